@@ -1,0 +1,16 @@
+"""x"""
+
+out_dir = "out/tiny/jepa"
+init_from = "out/tiny/base"
+overwrite = True
+block_size = 64
+task = "toy"
+forget_task = "sums"
+batch_size = 32
+max_steps = 30
+diffusion_t = "uniform"
+lr = 2e-3
+min_lr_ratio = 0.02
+warmup_ratio = 0.1
+beta2 = 0.95
+weight_decay = 0.01

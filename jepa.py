@@ -1,0 +1,151 @@
+"""What DLLM-JEPA adds to the fine-tuning of a masked-diffusion model (arXiv 2606.00091).
+
+Two views of one clean row x0 are made by masking it lightly and heavily. The online model reads the light
+one and predicts, besides the masked tokens, the *embedding* that a slow copy of itself gives the heavy one:
+
+    context view, t_ctx = 0.2        target view, t_tgt = 0.7
+            |                                |
+    online model (gradient)          EMA copy, fp32, no head (no gradient)
+            |        \\                       |
+            |         pool -> z_ctx          pool -> z_tgt
+            |                  |             |
+      masked tokens        predictor -> z_hat
+            |                        |       |
+       L_diffusion    +   lambda * (1 - cos(z_tgt, z_hat))
+
+One pass with gradient (3F) and one without (F): 4F a step, against 3F for plain diffusion fine-tuning and
+6F for LLM-JEPA, which back-propagates through both views. After training only the online model is kept.
+"""
+import copy
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from model import Linear, diffusion_loss, forward_process, uniform
+
+
+class DLLMJEPA(nn.Module):
+    """The joint objective as one module, whose forward is the step (so DDP wraps it as it is).
+
+    Defaults are the paper's where it states them; n_pred_layer and lambda_jepa are chosen per task there
+    from {1..5} and {0.5, 1, 2}.
+    """
+
+    def __init__(self, model, lambda_jepa: float = 1.0, t_ctx: float = 0.2, t_tgt: float = 0.7,
+                 n_pred_layer: int = 2, ema_decay: float = 0.996, mask_scope: str = "response",
+                 diffusion_t: str = "context", loss_form: str = "masked_mean", seed: int = 0):
+        super().__init__()
+        self.model = model
+        self.lambda_jepa, self.t_ctx, self.t_tgt, self.ema_decay = lambda_jepa, t_ctx, t_tgt, ema_decay
+        self.mask_scope, self.diffusion_t, self.loss_form = mask_scope, diffusion_t, loss_form
+        if lambda_jepa > 0:
+            self.predictor = Predictor(model.config.n_embd, n_pred_layer, seed)
+            self.target = make_target(model)
+
+    def forward(self, x0, maskable, is_real, generator):
+        """(B, T) ids and masks -> loss (), parts {name: ()}; one pass with gradient, one without.
+
+        maskable: the answer. is_real: all but padding. generator: one, or a list of one per row
+        (`row_generators`). The context masks are drawn first, so they are the same with lambda = 0.
+        """
+        config = self.model.config
+        if self.mask_scope == "all":            # all but the first token: Dream cannot predict it, and
+            maskable = is_real.clone()          # something stays visible to pool over
+            maskable[:, 0] = False
+        t_ctx = self.draw_t_ctx(x0, generator)                                    # (B,)
+        xt_ctx, is_masked_ctx = forward_process(x0, t_ctx, maskable, config.mask_id, generator,
+                                                at_least_one=self.loss_form == "masked_mean")
+        h = self.model.encode(xt_ctx, is_real)                                    # the pass with gradient
+        logits = self.model.unembed(h, where=is_masked_ctx)                       # (N, V), masked rows only
+        diffusion = diffusion_loss(logits, x0, is_masked_ctx, maskable, t_ctx, self.loss_form)
+        if self.lambda_jepa == 0:               # plain diffusion fine-tuning, to the last bit
+            return diffusion, {"diffusion": diffusion.detach()}
+
+        # end-of-text that fills short answers is trained, but as an embedding it is padding
+        is_content = is_real & (x0 != config.eos_id)
+        with torch.no_grad():
+            t_tgt = torch.full_like(t_ctx, self.t_tgt)
+            xt_tgt, is_masked_tgt = forward_process(x0, t_tgt, maskable, config.mask_id, generator)
+            z_tgt = pool(self.target.encode(xt_tgt, is_real), is_content & ~is_masked_tgt)
+        z_hat = self.predictor(pool(h, is_content & ~is_masked_ctx))
+        jepa = cosine_distance(z_hat, z_tgt)
+        return diffusion + self.lambda_jepa * jepa, {
+            "diffusion": diffusion.detach(), "jepa": jepa.detach(), "jepa_floor": constant_floor(z_tgt)}
+
+    def draw_t_ctx(self, x0, generator):
+        """The context rate of each row (B,): t_ctx, or for diffusion_t = "uniform" drawn from U(0, 1)."""
+        if self.diffusion_t == "context":
+            return torch.full((x0.shape[0],), self.t_ctx, device=x0.device)
+        u = uniform((x0.shape[0], 1), generator, x0.device)[:, 0]
+        return 1e-3 + (1 - 1e-3) * u            # LLaDA's floor: 1 / t stays below 1000
+
+    @torch.no_grad()
+    def update_target(self):
+        """After each optimizer step."""
+        if self.lambda_jepa > 0:
+            ema_update(self.target, self.model, self.ema_decay)
+
+
+def pool(h, where):
+    """Mean of the states at the chosen positions, then LayerNorm without weights: h (B, T, C) -> z (B, C).
+
+    In fp32. A row where nothing is chosen gives the zero vector.
+    """
+    where = where[..., None]                                                      # (B, T, 1)
+    mean = (h.float() * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)
+    return F.layer_norm(mean, mean.shape[-1:])
+
+
+def cosine_distance(z_hat, z_tgt):
+    """1 - cos, averaged over rows, in fp32: (B, C), (B, C) -> ()."""
+    return (1 - F.cosine_similarity(z_hat.float(), z_tgt.float(), dim=-1)).mean()
+
+
+def constant_floor(z_tgt):
+    """The loss of the best predictor that ignores its input: 1 - |mean unit target|. A JEPA loss that is
+    not below it has learnt nothing about the single example (arXiv 2606.00091 does not report it)."""
+    return 1 - F.normalize(z_tgt, dim=-1).mean(dim=0).norm()
+
+
+class Predictor(nn.Module):
+    """z_ctx (B, C) -> z_hat (B, C): k transformer blocks over a sequence of one, and a LayerNorm.
+
+    Over one position softmax is 1 whatever query and key say, so attention *is* its value path and we
+    keep only that; the block is otherwise the usual pre-norm one with a 4C GELU MLP. k = 0 is "no
+    predictor". Width C, random init: the paper; MLP width and final norm: not stated there.
+    """
+
+    def __init__(self, width: int, n_layer: int, seed: int = 0):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({"attn_norm": nn.LayerNorm(width), "v_proj": Linear(width, width),
+                           "o_proj": Linear(width, width), "mlp_norm": nn.LayerNorm(width),
+                           "up_proj": Linear(width, 4 * width), "down_proj": Linear(4 * width, width)})
+            for _ in range(n_layer))
+        self.norm = nn.LayerNorm(width) if n_layer else nn.Identity()
+        generator = torch.Generator().manual_seed(seed)     # its own: the model's init does not move
+        for module in self.modules():
+            if isinstance(module, Linear):
+                nn.init.normal_(module.weight, std=module.in_features ** -0.5, generator=generator)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, z):
+        for block in self.blocks:
+            z = z + block["o_proj"](block["v_proj"](block["attn_norm"](z)))
+            z = z + block["down_proj"](F.gelu(block["up_proj"](block["mlp_norm"](z))))
+        return self.norm(z)
+
+
+def make_target(model):
+    """A frozen fp32 copy of the model without its head: bf16 could not hold the small steps of the EMA."""
+    target = copy.deepcopy(model, memo={id(model.head): None})
+    return target.float().requires_grad_(False)
+
+
+@torch.no_grad()
+def ema_update(target, model, decay: float):
+    """target <- decay * target + (1 - decay) * model, in fp32, paired by name."""
+    online = dict(model.named_parameters())
+    for name, p in target.named_parameters():
+        p.lerp_(online[name].float(), 1 - decay)

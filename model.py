@@ -1,0 +1,406 @@
+"""The masked-diffusion language model: network, corruption, loss, checkpoints.
+
+A masked-diffusion model reads a text in which some tokens stand as [MASK] and says, for every masked
+position at once, which token stood there. It is an ordinary transformer with two differences to GPT:
+attention looks both ways, and there is no causal shift (LLaDA) or an inherited one (Dream).
+
+    corrupt   xt_i = [MASK] with probability t, else x0_i           forward_process
+    learn     -log p(x0_i | xt), averaged over the masked i         diffusion_loss
+    generate  start from all [MASK] and reveal a few at a time      sample.py
+
+One class covers LLaDA (arXiv 2502.09992) and Dream (arXiv 2508.15487); `ModelConfig` holds what differs.
+Sizes in comments: B rows, T tokens, C width, V vocabulary, H heads, D width of a head.
+"""
+import hashlib
+import json
+import math
+import os
+import re
+from dataclasses import asdict, dataclass, fields, replace
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+
+@dataclass
+class ModelConfig:
+    vocab_size: int              # rows of the embedding; may exceed what the tokenizer can produce
+    mask_id: int                 # the id that stands for [MASK]
+    eos_id: int                  # end of text; short answers are filled with it
+    block_size: int = 4096       # longest sequence, in tokens
+    n_layer: int = 32
+    n_head: int = 32
+    n_kv_head: int = 32          # fewer than n_head: each serves a group of query heads (GQA)
+    n_embd: int = 4096
+    n_hidden: int = 12288        # width of the MLP
+    norm_eps: float = 1e-5
+    rope_theta: float = 500_000.0
+    qkv_bias: bool = False
+    shift: bool = False          # Dream: the state at position i scores token i+1, as in the AR model it grew from
+
+    def __post_init__(self):
+        if self.n_embd % self.n_head or self.n_head % self.n_kv_head:
+            raise ValueError(f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}, "
+                             f"and n_head of n_kv_head={self.n_kv_head}")
+        if not 0 <= self.mask_id < self.vocab_size or not 0 <= self.eos_id < self.vocab_size:
+            raise ValueError(f"mask_id={self.mask_id} and eos_id={self.eos_id} must lie below "
+                             f"vocab_size={self.vocab_size}")
+
+
+PRESETS = {
+    # learns word problems in minutes on two CPU cores; vocabulary and ids come from the tokenizer
+    "tiny": dict(block_size=512, n_layer=4, n_head=4, n_kv_head=4, n_embd=128, n_hidden=352),
+    # 8,015,581,184 parameters
+    "llada-8b": dict(vocab_size=126464, mask_id=126336, eos_id=126081),
+    # 7,615,616,512 parameters; the config file says 131072 positions, its authors say 2048 work
+    "dream-7b": dict(vocab_size=152064, mask_id=151666, eos_id=151643, block_size=2048, n_layer=28,
+                     n_head=28, n_kv_head=4, n_embd=3584, n_hidden=18944, norm_eps=1e-6,
+                     rope_theta=1_000_000.0, qkv_bias=True, shift=True),
+}
+
+
+# ----------------------------------------------------------------------------------------------
+# the network
+
+
+class Linear(nn.Linear):
+    """Keeps its weights as stored (fp32 in training) and multiplies in the dtype of its input."""
+
+    def forward(self, x):
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight; mean square and division in fp32 whatever the input's dtype."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x):
+        x32 = x.float()
+        x32 = x32 * torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + self.eps)
+        return x32.to(x.dtype) * self.weight.to(x.dtype)
+
+
+def rope_table(T: int, head_dim: int, theta: float, device):
+    """cos and sin of the angles position * theta^(-2j / head_dim), each (T, head_dim / 2), in fp32."""
+    freq = theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    angle = torch.arange(T, device=device, dtype=torch.float32)[:, None] * freq
+    return angle.cos(), angle.sin()
+
+
+def rotate(x, cos, sin):
+    """Rotate-half RoPE: dimension j pairs with j + D/2. x (B, H, T, D), in fp32 as LLaDA does."""
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+
+
+class Block(nn.Module):
+    """One transformer layer: x += attention(norm(x)), then x += mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        C, self.head_dim = config.n_embd, config.n_embd // config.n_head
+        kv, bias = config.n_kv_head * self.head_dim, config.qkv_bias
+        self.attn_norm = RMSNorm(C, config.norm_eps)
+        self.q_proj = Linear(C, C, bias=bias)
+        self.k_proj = Linear(C, kv, bias=bias)
+        self.v_proj = Linear(C, kv, bias=bias)
+        self.o_proj = Linear(C, C, bias=False)
+        self.mlp_norm = RMSNorm(C, config.norm_eps)
+        self.gate_proj = Linear(C, config.n_hidden, bias=False)
+        self.up_proj = Linear(C, config.n_hidden, bias=False)
+        self.down_proj = Linear(config.n_hidden, C, bias=False)
+
+    def forward(self, x, cos, sin, attend):
+        B, T, C = x.shape
+        y = self.attn_norm(x)
+        q, k, v = (proj(y).view(B, T, -1, self.head_dim).transpose(1, 2)      # (B, H, T, D)
+                   for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=attend,         # no causal mask: both ways
+                                           enable_gqa=q.shape[1] != k.shape[1])
+        x = x + self.o_proj(y.transpose(1, 2).reshape(B, T, C))
+        y = self.mlp_norm(x)
+        return x + self.down_proj(F.silu(self.gate_proj(y)) * self.up_proj(y))
+
+
+class DLLM(nn.Module):
+    """Bidirectional transformer over partly masked text.
+
+    `encode` and `unembed` are apart, so that one pass gives both logits and embeddings, and a pass
+    that needs no logits (the JEPA target) never pays for the head.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.compute_dtype = torch.float32      # of the activations; bf16 where the device has it
+        self.embed = nn.Embedding(config.vocab_size, config.n_embd)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = RMSNorm(config.n_embd, config.norm_eps)
+        self.head = Linear(config.n_embd, config.vocab_size, bias=False)
+
+    def encode(self, xt, is_real=None):
+        """(B, T) ids -> (B, T, C) states after the final norm; every position sees every real one.
+
+        is_real (B, T) is False on padding: no position attends to it, so its content changes nothing.
+        Raises ValueError when T exceeds block_size.
+        """
+        T = xt.shape[1]
+        if T > self.config.block_size:
+            raise ValueError(f"a sequence of {T} tokens is longer than block_size={self.config.block_size}")
+        cos, sin = rope_table(T, self.blocks[0].head_dim, self.config.rope_theta, xt.device)
+        attend = None if is_real is None else is_real[:, None, None, :]       # keys only, (B, 1, 1, T)
+        x = self.embed(xt).to(self.compute_dtype)
+        for block in self.blocks:
+            x = block(x, cos, sin, attend)
+        return self.norm(x)
+
+    def unembed(self, h, where=None):
+        """(B, T, C) -> fp32 logits (B, T, V); the row at position i scores the token at position i.
+
+        `where` picks rows, so that the others cost nothing: (B, T) bool with N True, or a pair of index
+        tensors as in h[rows, columns]; the logits are then (N, V), or have the index tensors' shape.
+        """
+        if self.config.shift:               # state i-1 scores token i; position 0 has no scorer
+            h = torch.cat([h[:, :1], h[:, :-1]], dim=1)
+        if where is not None:
+            h = h[where]
+        return self.head(h).float()
+
+    def forward(self, xt, is_real=None):
+        """(B, T) ids -> fp32 logits (B, T, V)."""
+        return self.unembed(self.encode(xt, is_real))
+
+    @torch.no_grad()
+    def init_weights(self, generator):
+        """From scratch: std 1/sqrt(fan-in), smaller on what writes to the residual stream (as LLaDA);
+        embedding 0.5 and head 0.02 were found to learn arithmetic faster at the tiny size (dev/LOG.md)."""
+        def normal_(p, std):
+            p.copy_(torch.randn(p.shape, generator=generator) * std)
+        normal_(self.embed.weight, 0.5)
+        normal_(self.head.weight, 0.02)
+        for block in self.blocks:
+            for name, module in block.named_children():
+                if isinstance(module, Linear):
+                    depth = 2 * len(self.blocks) if name in ("o_proj", "down_proj") else 1
+                    normal_(module.weight, (module.in_features * depth) ** -0.5)
+                    if module.bias is not None:
+                        module.bias.zero_()
+        return self
+
+    # ------------------------------------------------------------------------------------------
+    # in and out of files
+
+    def save(self, folder):
+        """Writes model.safetensors and config.json into a folder that exists; no pickle anywhere."""
+        save_file({name: p.detach().contiguous() for name, p in self.state_dict().items()},
+                  os.path.join(folder, "model.safetensors"))
+        with open(os.path.join(folder, "config.json"), "w") as file:
+            json.dump({"model_type": MODEL_TYPE, **asdict(self.config)}, file, indent=1)
+
+    @classmethod
+    def from_checkpoint(cls, folder):
+        """A model that `save` wrote, in fp32 or as stored, on the CPU.
+
+        `folder` is a checkpoint or an out_dir, whose newest checkpoint is then meant. Raises ValueError
+        or FileNotFoundError in one sentence when the folder is foreign, truncated or does not fit.
+        """
+        folder = newest_checkpoint(folder)
+        config = read_config(folder)
+        if config.get("model_type") != MODEL_TYPE:
+            raise ValueError(f"{folder} holds a {config.get('model_type', 'nameless')!r} model, not a checkpoint "
+                             f"of this project; published weights go through DLLM.from_pretrained")
+        known = {field.name for field in fields(ModelConfig)}
+        try:
+            model = cls(ModelConfig(**{key: value for key, value in config.items() if key in known}))
+        except TypeError as error:
+            raise ValueError(f"{folder}/config.json does not describe a model: {error}") from None
+        weights = read_safetensors(os.path.join(folder, "model.safetensors"))
+        check_names_and_shapes(weights, model.state_dict(), f"{folder}/model.safetensors")
+        model.load_state_dict(weights)
+        return model
+
+    @classmethod
+    def from_pretrained(cls, name_or_dir):
+        """A checkpoint of ours, or (not yet) a published one: `GSAI-ML/LLaDA-8B-Base`, `Dream-org/...`."""
+        if not os.path.isdir(name_or_dir):
+            raise FileNotFoundError(f"there are no weights at {name_or_dir!r}: it is not a folder here, and "
+                                    f"downloading published weights is not supported yet")
+        folder = newest_checkpoint(name_or_dir)
+        if read_config(folder).get("model_type") in RENAME:
+            raise ValueError(f"{folder} holds published weights, and loading these is not supported yet")
+        return cls.from_checkpoint(folder)
+
+
+MODEL_TYPE = "dllm-jepa"
+
+# Published names -> ours; {} is the layer. The one place that knows how others call things.
+RENAME = {
+    "llada": {
+        "model.transformer.wte.weight": "embed.weight",
+        "model.transformer.blocks.{}.attn_norm.weight": "blocks.{}.attn_norm.weight",
+        "model.transformer.blocks.{}.q_proj.weight": "blocks.{}.q_proj.weight",
+        "model.transformer.blocks.{}.k_proj.weight": "blocks.{}.k_proj.weight",
+        "model.transformer.blocks.{}.v_proj.weight": "blocks.{}.v_proj.weight",
+        "model.transformer.blocks.{}.attn_out.weight": "blocks.{}.o_proj.weight",
+        "model.transformer.blocks.{}.ff_norm.weight": "blocks.{}.mlp_norm.weight",
+        "model.transformer.blocks.{}.ff_proj.weight": "blocks.{}.gate_proj.weight",
+        "model.transformer.blocks.{}.up_proj.weight": "blocks.{}.up_proj.weight",
+        "model.transformer.blocks.{}.ff_out.weight": "blocks.{}.down_proj.weight",
+        "model.transformer.ln_f.weight": "norm.weight",
+        "model.transformer.ff_out.weight": "head.weight",
+    },
+    "Dream": {
+        "model.embed_tokens.weight": "embed.weight",
+        "model.layers.{}.input_layernorm.weight": "blocks.{}.attn_norm.weight",
+        "model.layers.{}.self_attn.q_proj.weight": "blocks.{}.q_proj.weight",
+        "model.layers.{}.self_attn.q_proj.bias": "blocks.{}.q_proj.bias",
+        "model.layers.{}.self_attn.k_proj.weight": "blocks.{}.k_proj.weight",
+        "model.layers.{}.self_attn.k_proj.bias": "blocks.{}.k_proj.bias",
+        "model.layers.{}.self_attn.v_proj.weight": "blocks.{}.v_proj.weight",
+        "model.layers.{}.self_attn.v_proj.bias": "blocks.{}.v_proj.bias",
+        "model.layers.{}.self_attn.o_proj.weight": "blocks.{}.o_proj.weight",
+        "model.layers.{}.post_attention_layernorm.weight": "blocks.{}.mlp_norm.weight",
+        "model.layers.{}.mlp.gate_proj.weight": "blocks.{}.gate_proj.weight",
+        "model.layers.{}.mlp.up_proj.weight": "blocks.{}.up_proj.weight",
+        "model.layers.{}.mlp.down_proj.weight": "blocks.{}.down_proj.weight",
+        "model.norm.weight": "norm.weight",
+        "lm_head.weight": "head.weight",
+    },
+}
+
+
+def rename(key: str, table: dict) -> str:
+    """Our name for a published one; KeyError if the table does not know it."""
+    layer = re.search(r"\d+", key)
+    return table[re.sub(r"\d+", "{}", key, count=1)].format(layer and layer[0])
+
+
+def newest_checkpoint(folder) -> str:
+    """The folder itself if it is a checkpoint, else its newest `step_*` that is complete."""
+    folder = str(folder)
+    if os.path.isfile(os.path.join(folder, "config.json")):
+        return folder
+    if os.path.isdir(folder):
+        steps = sorted(name for name in os.listdir(folder) if re.fullmatch(r"step_\d+", name))
+        if steps:
+            return os.path.join(folder, steps[-1])
+    raise FileNotFoundError(f"there is no checkpoint in {folder}")
+
+
+def read_config(folder) -> dict:
+    path = os.path.join(folder, "config.json")
+    try:
+        with open(path) as file:
+            return dict(json.load(file))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not a JSON object: {error}") from None
+
+
+def read_safetensors(path) -> dict:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {path}") from None
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from None
+
+
+def check_names_and_shapes(given: dict, wanted: dict, where: str):
+    """Raises ValueError naming the first tensor that is missing, unknown or of another shape."""
+    for name in wanted.keys() - given.keys():
+        raise ValueError(f"{where} lacks the tensor {name}")
+    for name in given.keys() - wanted.keys():
+        raise ValueError(f"{where} holds an unknown tensor {name}")
+    for name, tensor in wanted.items():
+        if given[name].shape != tensor.shape:
+            raise ValueError(f"{where}: {name} has shape {tuple(given[name].shape)}, "
+                             f"{tuple(tensor.shape)} would fit")
+
+
+# ----------------------------------------------------------------------------------------------
+# corruption and loss
+
+
+def row_generators(seed: int, step: int, example_ids, device="cpu") -> list[torch.Generator]:
+    """One generator a row, seeded by (seed, step, example id) and by nothing else: a row meets the same
+    masks on one process or on eight, in a batch of 64 or in 4 x 16, and after a restart."""
+    def hashed(example_id):
+        digest = hashlib.blake2b(f"{seed} {step} {example_id}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") >> 1        # manual_seed takes 63 bits
+    return [torch.Generator(device).manual_seed(hashed(i)) for i in example_ids]
+
+
+def uniform(shape, generator, device, dtype=torch.float32):
+    """U[0, 1) of the shape, from one generator, or row b from generator[b].
+
+    A row's numbers do not depend on its length or neighbours: the first T of a generator are the
+    same however many are drawn.
+    """
+    if isinstance(generator, torch.Generator):
+        return torch.rand(shape, generator=generator, device=generator.device, dtype=dtype).to(device)
+    return torch.stack([torch.rand(shape[1:], generator=g, device=g.device, dtype=dtype)
+                        for g in generator]).to(device)
+
+
+def forward_process(x0, t, maskable, mask_id: int, generator, at_least_one: bool = False):
+    """Replace each maskable token by [MASK] with probability t -> xt (B, T), is_masked (B, T).
+
+    x0 (B, T) ids, t (B,) in [0, 1], maskable (B, T) bool. `at_least_one` masks one token in rows where
+    chance masked none: without any, the paper's mean over masked tokens is 0 / 0 and the row teaches
+    nothing (the paper is silent about it; PAPER.md T11).
+    """
+    u = uniform(x0.shape, generator, x0.device)                               # (B, T)
+    u = u.masked_fill(~maskable, 2.0)                                         # above any t
+    is_masked = u < t[:, None]
+    if at_least_one:
+        is_masked = is_masked | (u == u.amin(dim=1, keepdim=True)) & maskable
+    return torch.where(is_masked, mask_id, x0), is_masked
+
+
+def diffusion_loss(logits, x0, is_masked, maskable, t, form: str = "masked_mean"):
+    """Cross-entropy at the N masked positions -> scalar. logits (N, V) fp32, in the order of x0[is_masked].
+
+    masked_mean   the paper: mean over a row's masked tokens, then over rows   (arXiv 2606.00091)
+    llada_sft     sum / t, divided by the answer length, then mean over rows   (arXiv 2502.09992, eq. 5)
+
+    The second bounds the negative log-likelihood per answer token; the first is the same with the drawn
+    number of masked tokens in place of its expectation t * length.
+    """
+    nll = torch.zeros(x0.shape, device=logits.device)                         # (B, T)
+    nll[is_masked] = F.cross_entropy(logits, x0[is_masked], reduction="none")
+    if form == "masked_mean":
+        return (nll.sum(dim=1) / is_masked.sum(dim=1)).mean()
+    if form == "llada_sft":
+        return (nll.sum(dim=1) / (t * maskable.sum(dim=1))).mean()
+    raise ValueError(f"there is no loss form {form!r}; choose masked_mean or llada_sft")
+
+
+# ----------------------------------------------------------------------------------------------
+# the machine
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` takes CUDA, then Apple's MPS, then the CPU. Raises ValueError for what is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={name!r} is not usable here: {str(error).splitlines()[0]}") from None
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bf16 on a GPU that computes in it, else fp32: on CPUs bf16 is rarely faster."""
+    if name == "auto":
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        name = "bfloat16" if has_bf16 else "float32"
+    return getattr(torch, name)

@@ -1,0 +1,112 @@
+"""What all tasks share: an Example, its prompt, rows of tokens, batches that are a pure function of the step.
+
+A row is a prompt and an answer, tokenized apart and joined. Only answers are masked and scored. Short
+answers are filled with end-of-text up to the longest of the (global) batch; the fill is seen, masked and
+trained like any token, as in LLaDA's SFT, because sampling starts from a whole region of masks and the
+model has to know how to end. What then still differs in length is padding, and padding is invisible.
+"""
+import gzip
+import json
+import random
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+
+class Example(NamedTuple):
+    prompt: str
+    answer: str
+    meta: dict          # at least "id", unique within the task
+
+
+class Row(NamedTuple):
+    example_id: int     # position in the task's list; masks are drawn from (seed, step, example_id)
+    prompt: list[int]
+    answer: list[int]   # without end-of-text
+
+
+def question_prompt(question: str) -> str:
+    return f"Question: {question}\nAnswer:"
+
+
+def few_shot(examples: list[Example], shots: list[Example]) -> list[Example]:
+    """Each prompt preceded by the shots with their answers, separated by blank lines."""
+    head = "".join(f"{shot.prompt}{shot.answer}\n\n" for shot in shots)
+    return [example._replace(prompt=head + example.prompt) for example in examples]
+
+
+def read_jsonl(path) -> list[dict]:
+    """The rows of a .jsonl or .jsonl.gz file. Raises ValueError that names the file and the bad line."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    rows = []
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    rows.append(json.loads(line))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {number}, is not JSON: {error.msg}") from None
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} cannot be read as {'gzipped ' * (path.suffix == '.gz')}UTF-8: {error}") from None
+    if not rows:
+        raise ValueError(f"{path} holds no rows")
+    return rows
+
+
+def tokenize(examples: list[Example], tok, block_size: int, name: str = "") -> list[Row]:
+    """Rows that fit block_size with one end-of-text; the others are dropped whole and counted aloud.
+
+    Never cut: a row without its end has lost its final answer. Raises ValueError if none is left.
+    """
+    rows = [Row(i, tok.encode(example.prompt), tok.encode(example.answer))
+            for i, example in enumerate(examples)]
+    fitting = [row for row in rows
+               if row.prompt and row.answer and len(row.prompt) + len(row.answer) < block_size]
+    if not fitting:
+        raise ValueError(f"none of {len(rows)} {name} rows fits block_size={block_size}; "
+                         f"the shortest needs {min(len(r.prompt) + len(r.answer) for r in rows) + 1} tokens")
+    if len(fitting) < len(rows):
+        print(f"{name}: dropped {len(rows) - len(fitting)} of {len(rows)} rows that do not fit "
+              f"block_size={block_size}")
+    return fitting
+
+
+def batch_at(step: int, rows: list[Row], batch_size: int, seed: int, part: int = 0, n_parts: int = 1):
+    """The batch of a step, or the part of it that one rank sees in one micro-step -> rows, fill.
+
+    Pure in (seed, step): epochs are shuffled one after the other and cut into batches, so that neither
+    the world size, nor accumulation, nor a restart changes what a step sees. `fill` is the length of the
+    longest answer of the whole batch, for `collate`.
+    """
+    batch = []
+    for position in range(step * batch_size, (step + 1) * batch_size):
+        epoch, i = divmod(position, len(rows))
+        batch.append(rows[order_of_epoch(len(rows), seed, epoch)[i]])
+    return batch[part::n_parts], max(len(row.answer) for row in batch) + 1
+
+
+@lru_cache(maxsize=2)
+def order_of_epoch(n: int, seed: int, epoch: int) -> list[int]:
+    order = list(range(n))
+    random.Random(f"order {seed} {epoch}").shuffle(order)
+    return order
+
+
+def collate(rows: list[Row], fill: int, block_size: int, eos_id: int, device="cpu"):
+    """-> x0 (B, T) ids, maskable (B, T) the answer with its fill, is_real (B, T) all but padding.
+
+    A row is [prompt | answer | end-of-text up to `fill`, as far as block_size allows | padding].
+    """
+    lengths = [min(len(row.prompt) + max(fill, len(row.answer) + 1), block_size) for row in rows]
+    x0 = torch.full((len(rows), max(lengths)), eos_id)
+    position = torch.arange(max(lengths))
+    for b, row in enumerate(rows):
+        ids = row.prompt + row.answer
+        x0[b, :len(ids)] = torch.tensor(ids)
+    is_real = position < torch.tensor(lengths)[:, None]
+    maskable = is_real & (position >= torch.tensor([len(row.prompt) for row in rows])[:, None])
+    return x0.to(device), maskable.to(device), is_real.to(device)

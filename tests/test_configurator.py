@@ -1,0 +1,466 @@
+"""Laws of the settings: who wins, what fits, and that a mistake is said and never executed."""
+
+import dataclasses
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+import configurator
+from configurator import configure
+
+REPO = Path(configurator.__file__).parent
+
+
+@dataclasses.dataclass
+class Settings:
+    """A class with one setting of every kind; # this is no comment."""
+
+    lr: float = 3e-4  # peak learning rate
+    max_steps: int = 300  # length: turns of the loop
+    compile: bool = False  # whether torch compiles the model
+    data: str = "a#b: c"  # name of the task, #1 by default
+    schedule: Literal["cosine", "constant"] = "cosine"  # shape of the decay
+    betas: tuple[float, ...] = (0.9, 0.95)  # memory of Adam
+    layers: tuple[int, ...] = (1, 2)  # which layers are probed
+    tasks: tuple[str, ...] = ("gsm8k",)  # what is evaluated
+
+    def __post_init__(self):
+        if self.max_steps < 0:
+            raise ValueError(f"max_steps={self.max_steps} must not be negative")
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """A function that writes config/name.py into an empty current directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").mkdir()
+
+    def write(name, text):
+        (tmp_path / "config" / name).write_text(text)
+        return f"config/{name}"
+
+    return write
+
+
+def mistake(argv, cls=Settings, kind=ValueError):
+    """The one sentence that these arguments stop with."""
+    with pytest.raises(kind) as caught:
+        configure(cls, argv)
+    assert type(caught.value) is kind
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def help_of(argv, capsys, cls=Settings, default=None):
+    """What is printed before these arguments end the program without complaint."""
+    with pytest.raises(SystemExit) as caught:
+        configure(cls, argv, default)
+    assert not caught.value.code  # 0, or None which means 0
+    return capsys.readouterr().out
+
+
+# ---- who wins ----
+
+
+def test_no_arguments_give_the_defaults_of_the_class():
+    assert configure(Settings, []) == Settings()
+
+
+def test_defaults_yield_to_the_first_file_then_the_second_then_the_command_line(config):
+    first = config("first.py", "lr = 0.1\nmax_steps = 1\ndata = 'first'")
+    second = config("second.py", "lr = 0.2\nmax_steps = 2")
+    cfg = configure(Settings, [first, "--lr=0.3", second])  # an option wins wherever it stands
+    assert cfg == Settings(lr=0.3, max_steps=2, data="first")
+
+
+def test_of_two_equal_options_the_last_one_counts():
+    assert configure(Settings, ["--lr=1", "--lr=2"]).lr == 2
+
+
+def test_default_file_is_read_only_if_no_other_is_given(config):
+    default = config("default.py", "lr = 0.1\nmax_steps = 1")
+    other = config("other.py", "lr = 0.2")
+    assert configure(Settings, ["--max_steps=2"], default) == Settings(lr=0.1, max_steps=2)
+    assert configure(Settings, [other], default) == Settings(lr=0.2)
+    assert configure(Settings, [other], default="config/missing.py") == Settings(lr=0.2)
+
+
+def test_argv_is_the_command_line_unless_given(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--lr=0.5"])
+    assert configure(Settings).lr == 0.5
+    assert configure(Settings, []).lr == Settings.lr
+
+
+def test_path_is_sought_in_the_current_directory_then_beside_the_configurator(tmp_path):
+    repo, elsewhere = tmp_path / "repo", tmp_path / "elsewhere"
+    write_script(repo)
+    (repo / "config").mkdir()
+    (elsewhere / "config").mkdir(parents=True)
+    (repo / "config" / "x.py").write_text("lr = 1.0")
+    assert run_script(repo, "config/x.py", cwd=elsewhere).stdout == "lr is 1.0\n"
+    (elsewhere / "config" / "x.py").write_text("lr = 2.0")
+    assert run_script(repo, "config/x.py", cwd=elsewhere).stdout == "lr is 2.0\n"
+
+
+# ---- what fits ----
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("--lr=1e-5", 1e-5),
+        ("--lr=3", 3.0),
+        ("--lr=-0.5", -0.5),
+        ("--max_steps=300", 300),
+        ("--max_steps=1_000", 1000),
+        ("--compile", True),
+        ("--compile=True", True),
+        ("--compile=true", True),
+        ("--compile=1", True),
+        ("--compile=False", False),
+        ("--compile=false", False),
+        ("--compile=0", False),
+        ("--data=300", "300"),
+        ("--data=a=b c", "a=b c"),
+        ("--data=", ""),
+        ("--schedule=constant", "constant"),
+        ("--betas=0.2,0.5", (0.2, 0.5)),
+        ("--betas=(0.2, 0.5)", (0.2, 0.5)),
+        ("--betas=1", (1.0,)),
+        ("--betas=(1,)", (1.0,)),
+        ("--betas=()", ()),
+        ("--layers=3,4", (3, 4)),
+        ("--tasks=gsm8k,mmlu", ("gsm8k", "mmlu")),
+        ("--tasks=('gsm8k', 'mmlu')", ("gsm8k", "mmlu")),
+    ],
+)
+def test_option_is_parsed_as_the_kind_of_its_field(option, value):
+    name = option[2:].partition("=")[0]
+    # After --compile, so that --compile=False has something to turn off.
+    parsed = getattr(configure(Settings, ["--compile", option]), name)
+    assert parsed == value and type(parsed) is type(value)
+    if isinstance(value, tuple):
+        assert list(map(type, parsed)) == list(map(type, value))
+
+
+@pytest.mark.parametrize(
+    "line, value",
+    [
+        ("lr = -3", -3.0),
+        ("lr = 1e-5", 1e-5),
+        ("max_steps = 1_000", 1000),
+        ("compile = True", True),
+        ("data = '300'", "300"),
+        ("schedule = 'constant'", "constant"),
+        ("betas = (0.2, -1)", (0.2, -1.0)),
+        ("betas = [1, 0.5]", (1.0, 0.5)),
+        ("layers = []", ()),
+        ("tasks = ('gsm8k', 'mmlu')", ("gsm8k", "mmlu")),
+    ],
+)
+def test_line_of_a_file_is_the_literal_it_shows(config, line, value):
+    path = config("x.py", f'"""What\nyou get."""\n\n# a comment\n{line}  # and another\n')
+    parsed = getattr(configure(Settings, [path]), line.split()[0])
+    assert parsed == value and type(parsed) is type(value)
+    if isinstance(value, tuple):
+        assert list(map(type, parsed)) == list(map(type, value))
+
+
+def test_hints_may_be_strings():
+    cls = dataclasses.make_dataclass("Lazy", [("lr", "float", 0.1), ("n", "int", 1)])
+    assert configure(cls, ["--lr=3", "--n=2"]) == cls(3.0, 2)
+
+
+# ---- what does not fit ----
+
+
+@pytest.mark.parametrize(
+    "option, words",
+    [
+        ("--lr=abc", "lr='abc' on the command line is not a float, e.g. --lr=0.0003"),
+        ("--lr=", "lr='' on the command line is not a float, e.g. --lr=0.0003"),
+        ("--max_steps=3.5", "max_steps='3.5' on the command line is not an int, e.g. --max_steps=300"),
+        ("--max_steps=True", "max_steps='True' on the command line is not an int"),
+        ("--compile=yes", "compile='yes' on the command line is not a bool, e.g. --compile=False"),
+        ("--compile=2", "compile='2' on the command line is not a bool"),
+        ("--schedule=cos", "schedule='cos' on the command line is not one of cosine, constant"),
+        ("--betas=0.2;0.5", "betas='0.2;0.5' on the command line is not a tuple[float, ...], e.g. "),
+        ("--betas=0.2,,0.5", "betas='0.2,,0.5' on the command line is not a tuple[float, ...]"),
+        ("--layers=1.5,2", "layers='1.5,2' on the command line is not a tuple[int, ...]"),
+    ],
+)
+def test_option_of_the_wrong_kind_says_what_would_fit(option, words):
+    assert words in mistake([option])
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("lr = 'abc'", "lr='abc' in config/x.py line 2 is not a float, e.g. lr = 0.0003"),
+        ("lr = '0.1'", "lr='0.1' in config/x.py line 2 is not a float"),
+        ("lr = True", "lr=True in config/x.py line 2 is not a float"),
+        ("lr = None", "lr=None in config/x.py line 2 is not a float"),
+        ("lr = 1" + 400 * "0", "in config/x.py line 2 is not a float"),
+        ("max_steps = True", "max_steps=True in config/x.py line 2 is not an int"),
+        ("max_steps = 3.0", "max_steps=3.0 in config/x.py line 2 is not an int"),
+        ("compile = 1", "compile=1 in config/x.py line 2 is not a bool"),
+        ("data = 3", "data=3 in config/x.py line 2 is not a string, e.g. data = 'a#b: c'"),
+        ("schedule = 'cos'", "schedule='cos' in config/x.py line 2 is not one of cosine, constant"),
+        ("betas = 0.9", "betas=0.9 in config/x.py line 2 is not a tuple[float, ...]"),
+        ("betas = (0.9, True)", "betas=(0.9, True) in config/x.py line 2 is not a tuple[float, ...]"),
+        ("layers = (1, 2.0)", "layers=(1, 2.0) in config/x.py line 2 is not a tuple[int, ...]"),
+        ("tasks = ('gsm8k')", "tasks='gsm8k' in config/x.py line 2 is not a tuple[str, ...]"),
+    ],
+)
+def test_literal_of_the_wrong_kind_names_file_and_line(config, line, words):
+    assert words in mistake([config("x.py", f"# a comment\n{line}\n")])
+
+
+def test_proposed_example_is_accepted():
+    for option in ("--lr=x", "--max_steps=x", "--compile=x", "--schedule=x", "--betas=x"):
+        proposed = shlex.split(mistake([option]).partition("e.g. ")[2])
+        assert configure(Settings, proposed) == Settings()
+
+
+def test_unknown_setting_names_its_place_and_the_nearest_name(config):
+    path = config("x.py", "lrr = 0.1")
+    assert mistake([path]) == "unknown setting 'lrr' in config/x.py line 1 (did you mean 'lr'?)"
+    unknown = "unknown setting 'max-steps' on the command line (did you mean 'max_steps'?)"
+    assert mistake(["--max-steps=3"]) == unknown
+    assert "did you mean 'compile'?" in mistake(["--compil"])  # as a flag too
+    assert "did you mean 'lr'?" in mistake(["--LR=3"])
+
+
+def test_unknown_setting_that_resembles_nothing_points_to_help():
+    sentence = mistake(["--zzz=3"])
+    assert "'zzz'" in sentence and "--help" in sentence and "did you mean" not in sentence
+
+
+def test_unknown_file_lists_those_that_exist(config, monkeypatch, tmp_path):
+    monkeypatch.setattr(configurator, "BASES", (Path(), tmp_path / "repo"))
+    config("one.py", "")
+    (tmp_path / "repo" / "config").mkdir(parents=True)
+    (tmp_path / "repo" / "config" / "two.py").write_text("")
+    (tmp_path / "train.py").write_text("")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "three.py").write_text("")
+    for path in ("config/on.py", "on.py", "confg/one.py", "config"):
+        sentence = mistake([path], kind=FileNotFoundError)
+        assert sentence == f"no config file {path}, there are config/one.py, config/two.py"
+    assert "old/three.py" in mistake(["old/one.py"], kind=FileNotFoundError)
+
+
+def test_unknown_file_where_there_are_none_says_so(config, monkeypatch):
+    monkeypatch.setattr(configurator, "BASES", (Path(),))
+    assert mistake(["x.py"], kind=FileNotFoundError) == "no config file x.py, there are none"
+
+
+def test_option_without_two_dashes_is_shown_with_them():
+    assert mistake(["lr=3"]) == "'lr=3' on the command line needs two dashes: --lr=3"
+    assert mistake(["-lr=3"]) == "'-lr=3' on the command line needs two dashes: --lr=3"
+
+
+def test_space_in_place_of_the_equals_sign_is_named_as_the_mistake():
+    for argv in (["--lr", "3"], ["--lr"], ["missing.py", "--lr", "3"]):
+        sentence = mistake(argv)
+        assert "--lr=value" in sentence and "space" in sentence
+
+
+def test_value_that_only_the_class_can_judge_keeps_its_own_sentence(config):
+    assert mistake(["--max_steps=-1"]) == "max_steps=-1 must not be negative"
+    assert mistake([config("x.py", "max_steps = -1")]) == "max_steps=-1 must not be negative"
+
+
+# ---- files are read, not executed ----
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "data = __import__('os').system('touch executed')",
+        "__import__('os').system('touch executed')",
+        "data = open('executed', 'w').name",
+        "data = [open(name, 'w') for name in ['executed']]",
+        "data = f\"{open('executed', 'w')}\"",
+        "@(lambda f: open('executed', 'w'))\ndef data(): pass",
+        "class data: open('executed', 'w')",
+        "if open('executed', 'w'): data = 'x'",
+        "import os",
+        "max_steps = 2 * 300",
+        "max_steps = max_steps",
+        "max_steps += 1",
+        "max_steps: int = 3",
+        "max_steps = layers = 3",
+        "max_steps, lr = 3, 0.1",
+        "max_steps.real = 3",
+        "del max_steps",
+        "data = {[]: 1}",
+        "'a second docstring'",
+    ],
+)
+def test_all_but_name_equals_literal_stops_and_is_not_executed(config, tmp_path, line):
+    path = config("x.py", f'"""What you get."""\nlr = 0.1\n{line}\n')
+    sentence = mistake([path])
+    # A decorated function counts from its `def`, one line further down.
+    where = "line 4" if line.startswith("@") else "line 3"
+    assert f"in config/x.py {where} is not `name = literal`" in sentence
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("line", ["max_steps = (", "max steps = 3", "  lr = 3", "lr = 3e", "lr = 'x"])
+def test_syntax_error_names_file_and_line(config, line):
+    sentence = mistake([config("x.py", f"# a comment\n{line}\n")])
+    assert sentence.startswith("syntax error in config/x.py line 2: ")
+
+
+def test_file_that_is_no_text_is_named(config, tmp_path):
+    for content in (b"\x80\x02}q\x00.", b"PK\x03\x04\x00\x00", b"data = '\xff'"):
+        (tmp_path / "ckpt.pt").write_bytes(content)
+        assert "ckpt.pt" in mistake(["ckpt.pt"])
+
+
+# ---- help ----
+
+
+def test_help_shows_the_script_and_every_setting_with_default_kind_and_comment(capsys):
+    text = help_of(["--help"], capsys)
+    assert text.startswith(__doc__.strip())
+    assert "usage: python " in text and "--key=value" in text
+    lines = {line.split("=")[0].strip(): line for line in text.splitlines() if "--" in line[:4]}
+    expected = {
+        "--lr": ("--lr=0.0003 ", "float", "  peak learning rate ("),
+        "--max_steps": ("--max_steps=300 ", "int", "  length: turns of the loop ("),
+        "--compile": ("--compile=False ", "bool", "  whether torch compiles the model ("),
+        "--data": ("--data='a#b: c' ", "string", "  name of the task, #1 by default ("),
+        "--schedule": ("--schedule=cosine ", "cosine, constant", "  shape of the decay ("),
+        "--betas": ("--betas='(0.9, 0.95)' ", "tuple[float, ...]", "  memory of Adam ("),
+        "--layers": ("--layers='(1, 2)' ", "tuple[int, ...]", "  which layers are probed ("),
+        "--tasks": ("", "tuple[str, ...]", "  what is evaluated ("),
+    }
+    assert list(lines) == list(expected)  # all of them, in the order of the class
+    for name, parts in expected.items():
+        assert all(part in lines[name] for part in parts), lines[name]
+
+
+def test_help_shows_the_values_of_the_files_beside_it(config, capsys):
+    path, default = config("x.py", "lr = 0.125"), config("default.py", "max_steps = 7")
+    assert "--lr=0.125 " in help_of([path, "-h"], capsys)
+    assert "--lr=0.125 " in help_of(["--help", path], capsys)
+    assert "--max_steps=7 " in help_of(["--help"], capsys, default=default)
+    assert "--max_steps=300 " in help_of(["--help", path], capsys, default=default)
+
+
+def test_what_help_shows_can_be_typed(config, capsys):
+    path = config("x.py", "betas = (1, 2.5)\ndata = 'it is \"#1\"; $HOME'\nlayers = ()\ntasks = ['a']")
+    lines = help_of(["--help", path], capsys).splitlines()
+    typed = [shlex.split(line)[0] for line in lines if line.startswith("  --")]
+    assert configure(Settings, typed) == configure(Settings, [path])
+
+
+def test_help_beside_a_mistake_is_still_help(capsys):
+    assert "peak learning rate" in help_of(["--lrr=3", "--lr", "-h"], capsys)
+
+
+def test_help_of_a_class_without_source_has_no_comments(capsys):
+    namespace = {"__name__": __name__, "dataclass": dataclasses.dataclass}
+    exec("@dataclass\nclass Sourceless:\n    lr: float = 0.25  # unseen", namespace)
+    text = help_of(["--help"], capsys, cls=namespace["Sourceless"])
+    assert "--lr=0.25 " in text and "float" in text and "unseen" not in text
+
+
+def test_help_of_a_class_inside_a_function_has_its_comments(capsys):
+    @dataclasses.dataclass
+    class Inner:
+        lr: float = 0.25  # seen from inside
+        n: int = 1
+
+    text = help_of(["--help"], capsys, cls=Inner)
+    assert "seen from inside" in text and "--n=1 " in text
+
+
+# ---- run ----
+
+
+SCRIPT = '''
+"""A script."""
+from dataclasses import dataclass
+from configurator import run
+
+@dataclass
+class Config:
+    lr: float = 0.1  # peak learning rate
+
+def main(cfg):
+    if cfg.lr < 0:
+        raise ValueError("lr must not be negative")
+    if cfg.lr > 100:
+        open("missing.txt")
+    if cfg.lr > 10:
+        raise RuntimeError("a bug")
+    print("lr is", cfg.lr)
+
+if __name__ == "__main__":
+    run(main, Config)
+'''
+
+
+def write_script(folder):
+    folder.mkdir(exist_ok=True)
+    (folder / "script.py").write_text(SCRIPT.lstrip())
+    shutil.copy(configurator.__file__, folder)
+
+
+def run_script(folder, *argv, cwd=None):
+    command = [sys.executable, str(folder / "script.py"), *argv]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(command, cwd=cwd or folder, env=env, capture_output=True, text=True)
+
+
+def test_run_calls_main_with_the_settings(tmp_path):
+    write_script(tmp_path)
+    done = run_script(tmp_path, "--lr=0.5")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "lr is 0.5\n", "")
+
+
+@pytest.mark.parametrize(
+    "arg, words",
+    [
+        ("--lrr=3", "unknown setting 'lrr' on the command line (did you mean 'lr'?)"),
+        ("config/missing.py", "no config file config/missing.py"),
+        ("--lr=-1", "lr must not be negative"),  # out of main
+        ("--lr=101", "No such file or directory: 'missing.txt'"),  # out of main
+    ],
+)
+def test_run_ends_a_mistake_with_one_line_and_exit_code_1(tmp_path, arg, words):
+    write_script(tmp_path)
+    done = run_script(tmp_path, arg)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert words in done.stderr and done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_run_leaves_a_bug_its_traceback(tmp_path):
+    write_script(tmp_path)
+    done = run_script(tmp_path, "--lr=11")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr and "RuntimeError: a bug" in done.stderr
+
+
+def test_help_of_a_script_is_its_docstring_with_exit_code_0(tmp_path):
+    write_script(tmp_path)
+    done = run_script(tmp_path, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("A script.\n\nusage: python ")
+    assert "peak learning rate" in done.stdout
+
+
+def test_nothing_happens_at_import():
+    command = [sys.executable, "-c", "import configurator", "--help", "--lr=3"]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,0 +1,382 @@
+"""Fine-tune a masked-diffusion language model, with or without JEPA; or train one from scratch.
+
+    python train.py                                  the embedded default: config/tiny.py, minutes on a laptop
+    python train.py config/gsm8k_bytes.py --lr=1e-3  any setting of the file, changed on the command line
+    torchrun --nproc_per_node=8 train.py config/llada8b_gsm8k.py
+
+One run reads one way from top to bottom: settings, device, data, model, optimizer, loop. A step is
+1 forward, 2 backward and optimizer, 3 EMA. Batches and masks depend on (seed, step, example id) only, so
+the number of processes, accumulation and restarts change nothing but the order of additions.
+"""
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from typing import Literal
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # idle threads sleep instead of spinning, which on a
+os.environ.setdefault("GOMP_SPINCOUNT", "0")            # busy machine is 9x faster; read when torch loads
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch.nn.parallel import DistributedDataParallel as DDP
+from tqdm import tqdm
+
+from configurator import run
+from jepa import DLLMJEPA
+from model import (PRESETS, DLLM, ModelConfig, check_names_and_shapes, diffusion_loss, forward_process,
+                   newest_checkpoint, pick_device, pick_dtype, read_safetensors, row_generators)
+from tasks.common import batch_at, collate, tokenize
+from tasks.tokenizer import load_tokenizer
+
+
+@dataclass
+class TrainConfig:
+    # the run
+    out_dir: str = "out/run"            # checkpoints, log.jsonl and settings.json go here
+    seed: int = 42                      # of the batches, the masks and every initial weight
+    resume: bool = False                # go on from the newest checkpoint in out_dir
+    overwrite: bool = False             # start anew although out_dir holds a run
+    compare: str = ""                   # a base to train first, by this config; then plain and JEPA arms, side by side
+    # what is trained
+    init_from: str = ""                 # a checkpoint, an out_dir or a published model; empty: from scratch
+    preset: Literal["tiny", "llada-8b", "dream-7b"] = "tiny"  # the shape, when from scratch
+    tokenizer: str = ""                 # bytes or toy; empty: the one of init_from
+    block_size: int = 256               # rows longer than this many tokens are dropped whole
+    # data
+    task: str = "toy"                   # a module of tasks/
+    data_dir: str = ""                  # a folder with {split}.jsonl or .jsonl.gz; empty: where the task has it from
+    forget_task: str = ""               # another task whose held-out loss is watched: what is forgotten
+    batch_size: int = 64                # rows per optimizer step, over all processes (the paper is silent)
+    micro_batch_size: int = 0           # rows per forward pass; smaller ones are accumulated; 0: as many as fit in one
+    max_steps: int = 0                  # optimizer steps; 0: epochs says
+    epochs: float = 2.0                 # passes over the data (paper)
+    # objective: see jepa.py
+    lambda_jepa: float = 1.0            # weight of the JEPA term (paper: 0.5, 1 or 2); 0: plain diffusion
+    t_ctx: float = 0.2                  # masking rate of the context view (paper)
+    t_tgt: float = 0.7                  # masking rate of the target view (paper)
+    n_pred_layer: int = 2               # blocks of the predictor (paper: 1..5); 0: none
+    ema_decay: float = 0.996            # of the target encoder, per optimizer step (paper)
+    mask_scope: Literal["response", "all"] = "response"  # what may be masked (the paper is silent; LLaDA's SFT)
+    diffusion_t: Literal["context", "uniform"] = "context"  # context rate: t_ctx (paper), or drawn from U(0,1)
+    loss_form: Literal["masked_mean", "llada_sft"] = "masked_mean"  # mean over masked tokens (paper), or LLaDA's 1/t
+    # optimizer: AdamW
+    lr: float = 1e-5                    # peak learning rate (paper: 1e-5 aggressive, 1.4e-6 Wide-t)
+    min_lr_ratio: float = 0.0           # the cosine ends at this share of lr
+    warmup_ratio: float = 0.03          # share of the steps with linear warm-up (the paper is silent)
+    beta2: float = 0.999                # second-moment decay; the first is 0.9 (the paper is silent)
+    weight_decay: float = 0.0           # on matrices only (the paper is silent)
+    grad_clip: float = 1.0              # largest norm of the gradient; 0: no clipping (the paper is silent)
+    # machine
+    device: str = "auto"                # cpu, cuda, mps; auto takes a GPU if there is one
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of activations; weights stay fp32; auto: bf16 on GPUs that have it
+    compile: bool = False               # torch.compile each block; pays on long runs
+    # watching
+    log_every: int = 10                 # steps between lines in log.jsonl
+    eval_every: int = 200               # steps between held-out losses; one more at step 0 and at the end
+    eval_rows: int = 256                # held-out rows to use
+    eval_t: tuple[float, ...] = (0.2, 0.5, 0.8, 1.0)  # masking rates of the held-out losses
+    save_every: int = 1000              # steps between checkpoints; one more at the end
+
+    def __post_init__(self):
+        for name in ("t_ctx", "t_tgt"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} is not a masking rate; it lies in (0, 1]")
+        if not 0 <= self.ema_decay <= 1:
+            raise ValueError(f"ema_decay={self.ema_decay} must lie in [0, 1]; the paper has 0.996")
+        for name in ("batch_size", "block_size", "log_every", "eval_every", "eval_rows", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("lambda_jepa", "n_pred_layer", "micro_batch_size", "max_steps", "lr"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+
+
+def main(cfg: TrainConfig):
+    # ---- device --------------------------------------------------------------------------------
+    # torchrun starts one process per GPU and sets these; without it we are rank 0 of 1
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = pick_device(cfg.device)
+    if world > 1:
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    micro_batch_size = cfg.micro_batch_size or max(1, cfg.batch_size // world)
+    n_micro, remainder = divmod(cfg.batch_size, micro_batch_size * world)   # micro-steps per rank
+    if remainder:
+        raise ValueError(f"batch_size={cfg.batch_size} must be a multiple of micro_batch_size={micro_batch_size} "
+                         f"x {world} processes")
+    start = find_checkpoint(cfg)                                            # a folder, or None
+
+    # ---- model and objective -------------------------------------------------------------------
+    if cfg.init_from or start:
+        folder = start or cfg.init_from
+        model, tok = DLLM.from_pretrained(folder), load_tokenizer(newest_checkpoint(folder))
+        if cfg.tokenizer and load_tokenizer(cfg.tokenizer) != tok:
+            raise ValueError(f"tokenizer={cfg.tokenizer!r} is not the vocabulary that {folder} was trained with "
+                             f"({tok.name!r}, {tok.n_vocab} tokens); leave it out")
+    else:
+        tok = load_tokenizer(cfg.tokenizer)
+        model = DLLM(ModelConfig(**{"vocab_size": tok.n_vocab, "mask_id": tok.mask_id, "eos_id": tok.eos_id,
+                                    **PRESETS[cfg.preset], "block_size": cfg.block_size}))
+        model.init_weights(torch.Generator().manual_seed(cfg.seed))
+    model.compute_dtype = pick_dtype(cfg.dtype, device)
+    objective = DLLMJEPA(model, cfg.lambda_jepa, cfg.t_ctx, cfg.t_tgt, cfg.n_pred_layer, cfg.ema_decay,
+                         cfg.mask_scope, cfg.diffusion_t, cfg.loss_form, cfg.seed).to(device)
+    if cfg.compile:
+        for block in [*model.blocks, *(objective.target.blocks if cfg.lambda_jepa else ())]:
+            block.compile(dynamic=True)
+
+    # ---- data ----------------------------------------------------------------------------------
+    block_size = min(cfg.block_size, model.config.block_size)
+    rows = load_rows(cfg.task, "train", cfg, tok, block_size)
+    held_out = {cfg.task: load_rows(cfg.task, "validation", cfg, tok, block_size)[:cfg.eval_rows]}
+    if cfg.forget_task:
+        held_out[cfg.forget_task] = load_rows(cfg.forget_task, "validation", cfg, tok,
+                                              block_size)[:cfg.eval_rows]
+    n_steps = cfg.max_steps or max(1, round(cfg.epochs * len(rows) / cfg.batch_size))
+
+    # ---- optimizer -----------------------------------------------------------------------------
+    named = {name: p for name, p in objective.named_parameters() if p.requires_grad}
+    matrices, others = [p for p in named.values() if p.ndim > 1], [p for p in named.values() if p.ndim < 2]
+    assert len(matrices) + len(others) == len(named)        # every trainable parameter in exactly one group
+    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": cfg.weight_decay},
+                                   {"params": others, "weight_decay": 0.0}],
+                                  lr=cfg.lr, betas=(0.9, cfg.beta2), fused=device.type != "mps")
+    step = resumed_at = load_train_state(start, objective, optimizer, named) if start else 0
+    wrapped = DDP(objective, device_ids=[device] if device.type == "cuda" else None) if world > 1 else objective
+
+    # ---- loop ----------------------------------------------------------------------------------
+    if rank == 0:
+        os.makedirs(cfg.out_dir, exist_ok=True)
+        remove_checkpoints(cfg.out_dir, keep=start)
+    log = Log(cfg, step, n_steps, rank, world)
+    log.say(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device} in {model.compute_dtype}, "
+            f"{len(rows):,} rows, {n_steps} steps of {cfg.batch_size} rows; the EMA remembers the start by "
+            f"{cfg.ema_decay ** n_steps:.0%} at the end" if cfg.lambda_jepa else "plain diffusion")
+    while True:
+        if step % cfg.eval_every == 0 or step == n_steps:
+            losses = {name: held_out_loss(model, some_rows, cfg, device, rank, world)
+                      for name, some_rows in held_out.items()}
+            log.held_out(step, losses)
+        if rank == 0 and step > resumed_at and (step % cfg.save_every == 0 or step == n_steps):
+            save_checkpoint(cfg, step, objective, optimizer, named, tok)
+        if step >= n_steps:
+            break
+
+        # 1 forward (and backward of each micro-batch, to free its memory)
+        began = time.perf_counter()
+        lr = lr_at(step, n_steps, cfg)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        total = {}
+        for micro in range(n_micro):
+            batch, fill = batch_at(step, rows, cfg.batch_size, cfg.seed, rank * n_micro + micro, world * n_micro)
+            x0, maskable, is_real = collate(batch, fill, block_size, tok.eos_id, device)
+            generators = row_generators(cfg.seed, step, [row.example_id for row in batch])
+            last = micro == n_micro - 1
+            with nullcontext() if world == 1 or last else wrapped.no_sync():    # sum gradients over ranks once
+                loss, parts = wrapped(x0, maskable, is_real, generators)
+                (loss / n_micro).backward()
+            for name, value in {"loss": loss.detach(), **parts}.items():
+                total[name] = total.get(name, 0) + value / n_micro
+
+        # 2 optimizer
+        grad_norm = torch.nn.utils.clip_grad_norm_(named.values(), cfg.grad_clip or math.inf)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+        # 3 EMA
+        objective.update_target()
+        step += 1
+        log.step(step, {**total, "grad_norm": grad_norm, "lr": lr}, began)
+
+    log.close()
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def find_checkpoint(cfg: TrainConfig):
+    """The folder to resume from, or None for a new run; never starts over what is there by accident."""
+    try:
+        found = newest_checkpoint(cfg.out_dir)
+    except FileNotFoundError:
+        if cfg.resume:
+            raise
+        return None
+    if not cfg.resume and not cfg.overwrite:
+        raise ValueError(f"{cfg.out_dir} holds a run already; add --resume to go on with it, --overwrite to "
+                         f"start anew, or choose another --out_dir")
+    return found if cfg.resume else None
+
+
+def load_rows(task: str, split: str, cfg: TrainConfig, tok, block_size: int):
+    try:
+        module = import_module(f"tasks.{task}")
+    except ModuleNotFoundError:
+        raise ValueError(f"there is no task {task!r}: tasks/ has no file {task}.py") from None
+    return tokenize(module.load(split, cfg.data_dir), tok, block_size, f"{task} {split}")
+
+
+@torch.no_grad()
+def held_out_loss(model, rows, cfg: TrainConfig, device, rank: int = 0, world: int = 1) -> dict:
+    """{t: mean over rows of the cross-entropy at masked answer tokens}, with the same masks every time."""
+    fill = max(len(row.answer) for row in rows) + 1
+    totals = torch.zeros(len(cfg.eval_t), dtype=torch.float64)
+    size = min(cfg.batch_size, 64)
+    for i in range(rank * size, len(rows), world * size):
+        some = rows[i:i + size]
+        x0, maskable, is_real = collate(some, fill, model.config.block_size, model.config.eos_id, device)
+        for k, rate in enumerate(cfg.eval_t):
+            t = torch.full((len(some),), rate, device=device)
+            generators = row_generators(0, 0, [row.example_id for row in some])
+            xt, is_masked = forward_process(x0, t, maskable, model.config.mask_id, generators, at_least_one=True)
+            logits = model.unembed(model.encode(xt, is_real), where=is_masked)
+            totals[k] += len(some) * diffusion_loss(logits, x0, is_masked, maskable, t).item()
+    totals = totals.to(device) if device.type != "mps" else totals
+    if world > 1:
+        dist.all_reduce(totals)
+    return {f"{rate:g}": round(total / len(rows), 5) for rate, total in zip(cfg.eval_t, totals.tolist())}
+
+
+def lr_at(step: int, n_steps: int, cfg: TrainConfig) -> float:
+    """Linear warm-up, then a cosine down to min_lr_ratio * lr at the last step."""
+    warmup = max(1, round(cfg.warmup_ratio * n_steps))
+    if step < warmup:
+        return cfg.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, n_steps - warmup)
+    return cfg.lr * (cfg.min_lr_ratio + (1 - cfg.min_lr_ratio) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+# ----------------------------------------------------------------------------------------------
+# checkpoints
+
+
+def save_checkpoint(cfg: TrainConfig, step: int, objective, optimizer, named: dict, tok):
+    """out_dir/step_*: the model (model.save, tokenizer) and what resuming needs beside it. No pickle.
+
+    Written aside and renamed when complete, and only then is the one before removed: a process killed at
+    any moment leaves a checkpoint that works.
+    """
+    aside = os.path.join(cfg.out_dir, "saving")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.makedirs(aside)
+    objective.model.save(aside)
+    tok.save(aside)
+    state = {f"adam.{key}.{name}": value for name, p in named.items() for key, value in optimizer.state[p].items()}
+    state |= {name: p for name, p in objective.state_dict().items() if not name.startswith("model.")}
+    save_file({name: value.detach().contiguous() for name, value in state.items()},
+              os.path.join(aside, "train_state.safetensors"))
+    with open(os.path.join(aside, "train_state.json"), "w") as file:
+        json.dump({"step": step, "settings": asdict(cfg)}, file, indent=1)
+
+    new = f"step_{step:07d}"
+    shutil.rmtree(os.path.join(cfg.out_dir, new), ignore_errors=True)
+    os.replace(aside, os.path.join(cfg.out_dir, new))
+    remove_checkpoints(cfg.out_dir, keep=os.path.join(cfg.out_dir, new))
+
+
+def remove_checkpoints(out_dir: str, keep=None):
+    for name in os.listdir(out_dir):
+        path = os.path.join(out_dir, name)
+        if name.startswith("step_") and path != keep:
+            shutil.rmtree(path)
+
+
+def load_train_state(folder: str, objective, optimizer, named: dict) -> int:
+    """Fills predictor, target and optimizer as they were; -> the step to go on from."""
+    where = os.path.join(folder, "train_state.safetensors")
+    state = read_safetensors(where)
+    rest = {name: value for name, value in state.items() if not name.startswith("adam.")}
+    check_names_and_shapes(rest, {name: p for name, p in objective.state_dict().items()
+                                  if not name.startswith("model.")}, where)
+    objective.load_state_dict(rest, strict=False)           # the model itself is loaded already
+    for name, p in named.items():
+        optimizer.state[p] = {key: state[f"adam.{key}.{name}"].to(p.device if key != "step" else "cpu")
+                              for key in ("step", "exp_avg", "exp_avg_sq")}
+    with open(os.path.join(folder, "train_state.json")) as file:
+        return json.load(file)["step"]
+
+
+# ----------------------------------------------------------------------------------------------
+# watching
+
+
+class Log:
+    """A progress bar with the numbers that matter, and the same numbers as lines of out_dir/log.jsonl."""
+
+    def __init__(self, cfg: TrainConfig, step: int, n_steps: int, rank: int, world: int):
+        self.cfg, self.n_steps, self.rank, self.world = cfg, n_steps, rank, world
+        self.seconds, self.steps = 0.0, 0
+        if rank > 0:
+            return
+        path = os.path.join(cfg.out_dir, "log.jsonl")
+        kept = []
+        if step and os.path.exists(path):                   # resumed: drop what came after the checkpoint
+            with open(path) as file:
+                kept = [line for line in file if line.endswith("\n") and json.loads(line)["step"] < step]
+        self.file = open(path, "w", buffering=1)
+        self.file.writelines(kept)
+        with open(os.path.join(cfg.out_dir, "settings.json"), "w") as file:
+            json.dump({**asdict(cfg), "commit": git_commit(), "torch": torch.__version__,
+                       "python": sys.version.split()[0]}, file, indent=1)
+        self.bar = tqdm(total=n_steps, initial=step, desc=cfg.out_dir, unit="step", mininterval=1.0)
+
+    def step(self, step: int, numbers: dict, began: float):
+        """After every step; reads tensors, and so waits for the device, only when a line is due."""
+        due = step % self.cfg.log_every == 0 or step == self.n_steps
+        if due:
+            values = torch.stack([torch.as_tensor(v, dtype=torch.float32).cpu() for v in numbers.values()])
+            if self.world > 1:                              # every rank's share of the batch counts
+                values = values.to(numbers["loss"].device)
+                dist.all_reduce(values)
+                values = values / self.world
+            numbers = dict(zip(numbers, values.tolist()))
+        self.seconds, self.steps = self.seconds + time.perf_counter() - began, self.steps + 1
+        if not due:
+            return
+        ms, self.seconds, self.steps = 1000 * self.seconds / self.steps, 0.0, 0
+        if not math.isfinite(numbers["loss"]):
+            raise ValueError(f"the loss is {numbers['loss']} at step {step}; the last checkpoint is kept, a lower "
+                             f"lr than {self.cfg.lr} may help")
+        if self.rank == 0:
+            self.bar.set_postfix({k: f"{numbers[k]:.4g}" for k in ("diffusion", "jepa", "lr") if k in numbers})
+            self.bar.update(step - self.bar.n)
+            self.write({"step": step, **{k: float(f"{v:.6g}") for k, v in numbers.items()}, "ms": round(ms, 2)})
+
+    def held_out(self, step: int, losses: dict):
+        if self.rank == 0:
+            text = "   ".join(f"{name} " + " ".join(f"{loss:.3f}@{t}" for t, loss in by_t.items())
+                              for name, by_t in losses.items())
+            self.say(f"step {step}: held-out loss at t   {text}")
+            self.write({"step": step, "held_out": losses})
+
+    def write(self, line: dict):
+        self.file.write(json.dumps(line) + "\n")
+
+    def say(self, text: str):
+        if self.rank == 0:
+            tqdm.write(text)
+
+    def close(self):
+        if self.rank == 0:
+            self.bar.close()
+            self.file.close()
+
+
+def git_commit() -> str:
+    here = os.path.dirname(os.path.abspath(__file__))
+    found = subprocess.run(["git", "-C", here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return found.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    run(main, TrainConfig, default="config/tiny.py")
