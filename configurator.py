@@ -1,7 +1,7 @@
 """
 Settings: the defaults of a dataclass < config files < the command line.
 
-    python train.py config/base.py config/small.py --lr=3e-5 --compile
+    python train.py config/tiny.py --lr=3e-5 --compile    (several files apply in order)
 
 A config file holds `name = literal` lines and is read, never executed. A typo stops the run.
 """

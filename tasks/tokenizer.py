@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tiktoken
 
-from tasks import sums, toy
+from tasks import toy
 
 FILE_NAME = "tokenizer.json"
 BYTES = [bytes([i]) for i in range(256)]
@@ -60,8 +60,8 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def toy_tokenizer() -> Tokenizer:
-    """The 256 bytes, the numbers 0..99, and every word of the toy problems and of the sums."""
-    texts = toy.all_texts() + ["Sums: 1+1-1*1/1=1\n#### 1"]
+    """The 256 bytes, the numbers 0..99, and every word of the toy problems and of the base corpus."""
+    texts = toy.all_texts() + ["Question:", "\nAnswer:", "Story:", "\nSum:", "Sum:", "\n#### "]
     words = {piece.encode() for text in texts for piece in re.findall(TOY_PATTERN, text)}
     numbers = {str(n).encode() for n in range(100)}
     return Tokenizer("toy", TOY_PATTERN, BYTES + sorted((words | numbers) - set(BYTES)))
