@@ -114,9 +114,10 @@ def convert(value, kind, is_text):
 def print_help(cls, settings):
     """Print what the script does, and each setting with its value, comment and kind."""
     comments = {}
-    with contextlib.suppress(OSError, TypeError):  # no source, no comments
-        tokens = generate_tokens(iter(inspect.getsourcelines(cls)[0]).__next__)
-        comments = {t.line.split(":")[0].strip(): t.string[1:] for t in tokens if t.type == COMMENT}
+    for parent in reversed(cls.__mro__[:-1]):  # settings may be inherited
+        with contextlib.suppress(OSError, TypeError):  # no source, no comments
+            tokens = generate_tokens(iter(inspect.getsourcelines(parent)[0]).__next__)
+            comments |= {t.line.split(":")[0].strip(): t.string[1:] for t in tokens if t.type == COMMENT}
     print((sys.modules[cls.__module__].__doc__ or "").strip())
     print(f"\nusage: python {sys.argv[0]} [config/x.py ...] [--key=value ...]\n")
     for name, kind in get_type_hints(cls).items():

@@ -17,7 +17,6 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from typing import Literal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # idle threads sleep instead of spinning, which on a
@@ -33,7 +32,7 @@ from configurator import run
 from jepa import DLLMJEPA
 from model import (PRESETS, DLLM, ModelConfig, check_names_and_shapes, diffusion_loss, forward_process,
                    newest_checkpoint, pick_device, pick_dtype, read_safetensors, row_generators)
-from tasks.common import batch_at, collate, tokenize
+from tasks.common import batch_at, collate, load_task, tokenize
 from tasks.tokenizer import load_tokenizer
 
 
@@ -49,10 +48,11 @@ class TrainConfig:
     init_from: str = ""                 # a checkpoint, an out_dir or a published model; empty: from scratch
     preset: Literal["tiny", "llada-8b", "dream-7b"] = "tiny"  # the shape, when from scratch
     tokenizer: str = ""                 # bytes or toy; empty: the one of init_from
-    block_size: int = 256               # rows longer than this many tokens are dropped whole
     # data
     task: str = "toy"                   # a module of tasks/
     data_dir: str = ""                  # a folder with {split}.jsonl or .jsonl.gz; empty: where the task has it from
+    keep_marks: bool = False            # gsm8k: leave the calculator's <<...>> in the answers
+    max_length: int = 256               # rows of more tokens are dropped whole and counted (paper, as reproduced)
     forget_task: str = ""               # another task whose held-out loss is watched: what is forgotten
     batch_size: int = 64                # rows per optimizer step, over all processes (the paper is silent)
     micro_batch_size: int = 0           # rows per forward pass; smaller ones are accumulated; 0: as many as fit in one
@@ -91,7 +91,7 @@ class TrainConfig:
                 raise ValueError(f"{name}={getattr(self, name)} is not a masking rate; it lies in (0, 1]")
         if not 0 <= self.ema_decay <= 1:
             raise ValueError(f"ema_decay={self.ema_decay} must lie in [0, 1]; the paper has 0.996")
-        for name in ("batch_size", "block_size", "log_every", "eval_every", "eval_rows", "save_every"):
+        for name in ("batch_size", "max_length", "log_every", "eval_every", "eval_rows", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("lambda_jepa", "n_pred_layer", "micro_batch_size", "max_steps", "lr"):
@@ -100,6 +100,10 @@ class TrainConfig:
 
 
 def main(cfg: TrainConfig):
+    if cfg.compare:                     # not one run but three, each a process of its own: base, plain arm, JEPA arm
+        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "analysis", "compare.py")
+        os.execv(sys.executable, [sys.executable, script, *sys.argv[1:]])
+
     # ---- device --------------------------------------------------------------------------------
     # torchrun starts one process per GPU and sets these; without it we are rank 0 of 1
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -126,7 +130,7 @@ def main(cfg: TrainConfig):
     else:
         tok = load_tokenizer(cfg.tokenizer)
         model = DLLM(ModelConfig(**{"vocab_size": tok.n_vocab, "mask_id": tok.mask_id, "eos_id": tok.eos_id,
-                                    **PRESETS[cfg.preset], "block_size": cfg.block_size}))
+                                    **PRESETS[cfg.preset]}))
         model.init_weights(torch.Generator().manual_seed(cfg.seed))
     model.compute_dtype = pick_dtype(cfg.dtype, device)
     objective = DLLMJEPA(model, cfg.lambda_jepa, cfg.t_ctx, cfg.t_tgt, cfg.n_pred_layer, cfg.ema_decay,
@@ -136,12 +140,16 @@ def main(cfg: TrainConfig):
             block.compile(dynamic=True)
 
     # ---- data ----------------------------------------------------------------------------------
-    block_size = min(cfg.block_size, model.config.block_size)
-    rows = load_rows(cfg.task, "train", cfg, tok, block_size)
-    held_out = {cfg.task: load_rows(cfg.task, "validation", cfg, tok, block_size)[:cfg.eval_rows]}
-    if cfg.forget_task:
-        held_out[cfg.forget_task] = load_rows(cfg.forget_task, "validation", cfg, tok,
-                                              block_size)[:cfg.eval_rows]
+    max_length = min(cfg.max_length, model.config.block_size)
+    def load_rows(task, split):
+        examples = load_task(task).load(split, cfg.data_dir, cfg.keep_marks)
+        rows = tokenize(examples, tok, max_length, f"{task} {split}")
+        if rank == 0 and len(rows) < len(examples):
+            print(f"{task} {split}: {len(examples) - len(rows)} of {len(examples)} rows are longer than "
+                  f"max_length={max_length} tokens and are left out")
+        return rows
+    rows = load_rows(cfg.task, "train")
+    held_out = {task: load_rows(task, "validation")[:cfg.eval_rows] for task in (cfg.task, cfg.forget_task) if task}
     n_steps = cfg.max_steps or max(1, round(cfg.epochs * len(rows) / cfg.batch_size))
 
     # ---- optimizer -----------------------------------------------------------------------------
@@ -159,12 +167,13 @@ def main(cfg: TrainConfig):
         os.makedirs(cfg.out_dir, exist_ok=True)
         remove_checkpoints(cfg.out_dir, keep=start)
     log = Log(cfg, step, n_steps, rank, world)
-    log.say(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device} in {model.compute_dtype}, "
-            f"{len(rows):,} rows, {n_steps} steps of {cfg.batch_size} rows; the EMA remembers the start by "
-            f"{cfg.ema_decay ** n_steps:.0%} at the end" if cfg.lambda_jepa else "plain diffusion")
+    log.say(f"{cfg.out_dir}: {sum(p.numel() for p in model.parameters()):,} parameters in {model.compute_dtype} on "
+            f"{world} x {device.type}, {n_steps} steps of {cfg.batch_size} out of {len(rows):,} rows, " +
+            (f"JEPA with lambda {cfg.lambda_jepa:g}; at the end the EMA is still {cfg.ema_decay ** n_steps:.0%} "
+             f"the start" if cfg.lambda_jepa else "plain diffusion"))
     while True:
         if step % cfg.eval_every == 0 or step == n_steps:
-            losses = {name: held_out_loss(model, some_rows, cfg, device, rank, world)
+            losses = {name: held_out_loss(model, some_rows, cfg, max_length, rank, world)
                       for name, some_rows in held_out.items()}
             log.held_out(step, losses)
         if rank == 0 and step > resumed_at and (step % cfg.save_every == 0 or step == n_steps):
@@ -180,7 +189,7 @@ def main(cfg: TrainConfig):
         total = {}
         for micro in range(n_micro):
             batch, fill = batch_at(step, rows, cfg.batch_size, cfg.seed, rank * n_micro + micro, world * n_micro)
-            x0, maskable, is_real = collate(batch, fill, block_size, tok.eos_id, device)
+            x0, maskable, is_real = collate(batch, fill, max_length, tok.eos_id, device)
             generators = row_generators(cfg.seed, step, [row.example_id for row in batch])
             last = micro == n_micro - 1
             with nullcontext() if world == 1 or last else wrapped.no_sync():    # sum gradients over ranks once
@@ -218,23 +227,15 @@ def find_checkpoint(cfg: TrainConfig):
     return found if cfg.resume else None
 
 
-def load_rows(task: str, split: str, cfg: TrainConfig, tok, block_size: int):
-    try:
-        module = import_module(f"tasks.{task}")
-    except ModuleNotFoundError:
-        raise ValueError(f"there is no task {task!r}: tasks/ has no file {task}.py") from None
-    return tokenize(module.load(split, cfg.data_dir), tok, block_size, f"{task} {split}")
-
-
 @torch.no_grad()
-def held_out_loss(model, rows, cfg: TrainConfig, device, rank: int = 0, world: int = 1) -> dict:
+def held_out_loss(model, rows, cfg: TrainConfig, max_length: int, rank: int = 0, world: int = 1) -> dict:
     """{t: mean over rows of the cross-entropy at masked answer tokens}, with the same masks every time."""
-    fill = max(len(row.answer) for row in rows) + 1
+    fill, device = max(len(row.answer) for row in rows) + 1, model.embed.weight.device
     totals = torch.zeros(len(cfg.eval_t), dtype=torch.float64)
     size = min(cfg.batch_size, 64)
     for i in range(rank * size, len(rows), world * size):
         some = rows[i:i + size]
-        x0, maskable, is_real = collate(some, fill, model.config.block_size, model.config.eos_id, device)
+        x0, maskable, is_real = collate(some, fill, max_length, model.config.eos_id, device)
         for k, rate in enumerate(cfg.eval_t):
             t = torch.full((len(some),), rate, device=device)
             generators = row_generators(0, 0, [row.example_id for row in some])
@@ -315,20 +316,22 @@ class Log:
 
     def __init__(self, cfg: TrainConfig, step: int, n_steps: int, rank: int, world: int):
         self.cfg, self.n_steps, self.rank, self.world = cfg, n_steps, rank, world
-        self.seconds, self.steps = 0.0, 0
+        self.seconds, self.steps, self.began = 0.0, 0, time.perf_counter()
         if rank > 0:
             return
         path = os.path.join(cfg.out_dir, "log.jsonl")
         kept = []
         if step and os.path.exists(path):                   # resumed: drop what came after the checkpoint
             with open(path) as file:
-                kept = [line for line in file if line.endswith("\n") and json.loads(line)["step"] < step]
+                kept = [line for line in file if line.endswith("\n")
+                        and json.loads(line)["step"] < step + ("ms" in line)]   # this step's held-out loss comes again
         self.file = open(path, "w", buffering=1)
         self.file.writelines(kept)
         with open(os.path.join(cfg.out_dir, "settings.json"), "w") as file:
             json.dump({**asdict(cfg), "commit": git_commit(), "torch": torch.__version__,
                        "python": sys.version.split()[0]}, file, indent=1)
-        self.bar = tqdm(total=n_steps, initial=step, desc=cfg.out_dir, unit="step", mininterval=1.0)
+        self.bar = tqdm(total=n_steps, initial=step, desc=cfg.out_dir, unit="step", 
+                        mininterval=0.5 if sys.stderr.isatty() else 15)
 
     def step(self, step: int, numbers: dict, began: float):
         """After every step; reads tensors, and so waits for the device, only when a line is due."""
@@ -350,7 +353,7 @@ class Log:
         if self.rank == 0:
             self.bar.set_postfix({k: f"{numbers[k]:.4g}" for k in ("diffusion", "jepa", "lr") if k in numbers})
             self.bar.update(step - self.bar.n)
-            self.write({"step": step, **{k: float(f"{v:.6g}") for k, v in numbers.items()}, "ms": round(ms, 2)})
+            self.write({"step": step, **{k: float(f"{v:.6g}") for k, v in numbers.items()}, "ms": round(ms, 2), "seconds": round(time.perf_counter() - self.began, 1)})
 
     def held_out(self, step: int, losses: dict):
         if self.rank == 0:

@@ -3,7 +3,7 @@
 out_dir = "out/tiny/jepa"
 init_from = "out/tiny/base"
 overwrite = True
-block_size = 64
+max_length = 64
 task = "toy"
 forget_task = "toy_base"
 batch_size = 32

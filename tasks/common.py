@@ -9,6 +9,7 @@ import gzip
 import json
 import random
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,15 @@ class Row(NamedTuple):
     example_id: int     # position in the task's list; masks are drawn from (seed, step, example_id)
     prompt: list[int]
     answer: list[int]   # without end-of-text
+
+
+def load_task(name: str):
+    """The module tasks/{name}.py. Raises ValueError naming the tasks there are."""
+    here = Path(__file__).parent
+    names = sorted(path.stem for path in here.glob("*.py") if "\ndef load(" in path.read_text())
+    if name not in names:
+        raise ValueError(f"there is no task {name!r}; choose from {', '.join(names)}")
+    return import_module(f"tasks.{name}")
 
 
 def question_prompt(question: str) -> str:
@@ -57,21 +67,18 @@ def read_jsonl(path) -> list[dict]:
     return rows
 
 
-def tokenize(examples: list[Example], tok, block_size: int, name: str = "") -> list[Row]:
-    """Rows that fit block_size with one end-of-text; the others are dropped whole and counted aloud.
+def tokenize(examples: list[Example], tok, max_length: int, name: str = "") -> list[Row]:
+    """Rows that fit max_length with one end-of-text; the others are dropped whole, for the caller to count.
 
     Never cut: a row without its end has lost its final answer. Raises ValueError if none is left.
     """
     rows = [Row(i, tok.encode(example.prompt), tok.encode(example.answer))
             for i, example in enumerate(examples)]
     fitting = [row for row in rows
-               if row.prompt and row.answer and len(row.prompt) + len(row.answer) < block_size]
+               if row.prompt and row.answer and len(row.prompt) + len(row.answer) < max_length]
     if not fitting:
-        raise ValueError(f"none of {len(rows)} {name} rows fits block_size={block_size}; "
+        raise ValueError(f"none of {len(rows)} {name} rows fits max_length={max_length}; "
                          f"the shortest needs {min(len(r.prompt) + len(r.answer) for r in rows) + 1} tokens")
-    if len(fitting) < len(rows):
-        print(f"{name}: dropped {len(rows) - len(fitting)} of {len(rows)} rows that do not fit "
-              f"block_size={block_size}")
     return fitting
 
 
@@ -96,12 +103,12 @@ def order_of_epoch(n: int, seed: int, epoch: int) -> list[int]:
     return order
 
 
-def collate(rows: list[Row], fill: int, block_size: int, eos_id: int, device="cpu"):
+def collate(rows: list[Row], fill: int, max_length: int, eos_id: int, device="cpu"):
     """-> x0 (B, T) ids, maskable (B, T) the answer with its fill, is_real (B, T) all but padding.
 
-    A row is [prompt | answer | end-of-text up to `fill`, as far as block_size allows | padding].
+    A row is [prompt | answer | end-of-text up to `fill`, as far as max_length allows | padding].
     """
-    lengths = [min(len(row.prompt) + max(fill, len(row.answer) + 1), block_size) for row in rows]
+    lengths = [min(len(row.prompt) + max(fill, len(row.answer) + 1), max_length) for row in rows]
     x0 = torch.full((len(rows), max(lengths)), eos_id)
     position = torch.arange(max(lengths))
     for b, row in enumerate(rows):
