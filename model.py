@@ -52,7 +52,7 @@ class ModelConfig:
 
 PRESETS = {
     # learns word problems in minutes on two CPU cores; vocabulary and ids come from the tokenizer
-    "tiny": dict(block_size=512, n_layer=4, n_head=4, n_kv_head=4, n_embd=128, n_hidden=352),
+    "tiny": dict(n_layer=4, n_head=4, n_kv_head=4, n_embd=128, n_hidden=352),
     # 8,015,581,184 parameters
     "llada-8b": dict(vocab_size=126464, mask_id=126336, eos_id=126081),
     # 7,615,616,512 parameters; the config file says 131072 positions, its authors say 2048 work
@@ -369,19 +369,27 @@ def forward_process(x0, t, maskable, mask_id: int, generator, at_least_one: bool
 def diffusion_loss(logits, x0, is_masked, maskable, t, form: str = "masked_mean"):
     """Cross-entropy at the N masked positions -> scalar. logits (N, V) fp32, in the order of x0[is_masked].
 
-    masked_mean   the paper: mean over a row's masked tokens, then over rows   (arXiv 2606.00091)
-    llada_sft     sum / t, divided by the answer length, then mean over rows   (arXiv 2502.09992, eq. 5)
+    A row's sum over its masked tokens is divided, before the mean over rows, by
 
-    The second bounds the negative log-likelihood per answer token; the first is the same with the drawn
-    number of masked tokens in place of its expectation t * length.
+    masked_mean   their number                  the paper                            (arXiv 2606.00091)
+    llada_sft     t * answer length             its expectation; an upper bound of the negative
+                                                log-likelihood per answer token      (arXiv 2502.09992, eq. 5)
+    unweighted    0.5 * answer length           its mean over t ~ U(0, 1): every masked token weighs the
+                                                same, so nearly empty rows, where sampling starts, weigh more
+
+    At a fixed t the first two agree in expectation.
     """
     nll = torch.zeros(x0.shape, device=logits.device)                         # (B, T)
     nll[is_masked] = F.cross_entropy(logits, x0[is_masked], reduction="none")
     if form == "masked_mean":
-        return (nll.sum(dim=1) / is_masked.sum(dim=1)).mean()
-    if form == "llada_sft":
-        return (nll.sum(dim=1) / (t * maskable.sum(dim=1))).mean()
-    raise ValueError(f"there is no loss form {form!r}; choose masked_mean or llada_sft")
+        divisor = is_masked.sum(dim=1)
+    elif form == "llada_sft":
+        divisor = t * maskable.sum(dim=1)
+    elif form == "unweighted":
+        divisor = 0.5 * maskable.sum(dim=1)
+    else:
+        raise ValueError(f"there is no loss form {form!r}; choose masked_mean, llada_sft or unweighted")
+    return (nll.sum(dim=1) / divisor).mean()
 
 
 # ----------------------------------------------------------------------------------------------

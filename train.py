@@ -66,7 +66,7 @@ class TrainConfig:
     ema_decay: float = 0.996            # of the target encoder, per optimizer step (paper)
     mask_scope: Literal["response", "all"] = "response"  # what may be masked (the paper is silent; LLaDA's SFT)
     diffusion_t: Literal["context", "uniform"] = "context"  # context rate: t_ctx (paper), or drawn from U(0,1)
-    loss_form: Literal["masked_mean", "llada_sft"] = "masked_mean"  # mean over masked tokens (paper), or LLaDA's 1/t
+    loss_form: Literal["masked_mean", "llada_sft", "unweighted"] = "masked_mean"  # see model.diffusion_loss; the first is the paper's
     # optimizer: AdamW
     lr: float = 1e-5                    # peak learning rate (paper: 1e-5 aggressive, 1.4e-6 Wide-t)
     min_lr_ratio: float = 0.0           # the cosine ends at this share of lr

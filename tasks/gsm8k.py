@@ -73,7 +73,14 @@ def extract(completion: str, strict: bool = False) -> str | None:
         found = (NUMBER.findall(head + tail) or [None])[-1]
     else:
         found = found and found[0]
-    return found and f"{Decimal(re.sub('[$,]', '', found)).normalize():f}"
+    return found and plain(Decimal(re.sub("[$,]", "", found)))
+
+
+def plain(number: Decimal) -> str:
+    """18.0 -> "18", -0 -> "0"; exact for any number of digits."""
+    text = f"{number:f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text == "-0" else text
 
 
 def score(completion: str, example: Example) -> bool:

@@ -61,7 +61,7 @@ def byte_tokenizer() -> Tokenizer:
 
 def toy_tokenizer() -> Tokenizer:
     """The 256 bytes, the numbers 0..99, and every word of the toy problems and of the base corpus."""
-    texts = toy.all_texts() + ["Question:", "\nAnswer:", "Story:", "\nSum:", "Sum:", "\n#### "]
+    texts = toy.all_texts() + ["Question:", "\nAnswer:", "Story:", "\nSum:", "Sums:", "\n#### "]
     words = {piece.encode() for text in texts for piece in re.findall(TOY_PATTERN, text)}
     numbers = {str(n).encode() for n in range(100)}
     return Tokenizer("toy", TOY_PATTERN, BYTES + sorted((words | numbers) - set(BYTES)))

@@ -1,9 +1,10 @@
 """What the tiny base model knows before it is tuned: to read a short story, and to calculate.
 
-    Story: Anna has 3 apples and buys 4 more.      Sum: 12-2=10
-    Sum: 3+4
+    Story: Anna has 3 apples and buys 4 more.      Sums: 12-2=10
+    Sum: 3+4                                       5*7=35
+                                                   48/2=24
 
-It has never seen a question, a result behind a story, two steps, or an answer line; fine-tuning on
+It has never seen a question, a result behind a story, a second step, or an answer line; fine-tuning on
 tasks/toy.py has to teach these. The held-out loss on this corpus afterwards says what tuning forgot.
 """
 import random
@@ -13,18 +14,19 @@ from tasks.common import Example
 
 
 def load(split: str, data_dir: str = "", keep_marks: bool = False, n: int = 0) -> list[Example]:
-    """n rows of a split, half stories and half sums; the stories are those of the split's own questions."""
+    """n rows of a split, about half stories and half sums, all from the split's own toy problems."""
     n = n or (20_000 if split == "train" else 1_000)
     rng = random.Random(f"toy_base {split}")
+    problems = toy.problems(split, n)
+    sums = [rng.choice(steps) for _, _, steps in problems]
     examples = []
-    for story, _, steps in toy.problems(split, n):
+    for i, (story, _, steps) in enumerate(problems):
         if len(steps) == 1:
-            sides = steps[0].split("=")
-            examples.append(("Story: " + story + "\nSum:", " " + sides[0]))
+            prompt, answer = f"Story: {story}\nSum:", steps[0].split("=")[0]
         else:
-            examples.append(("Sum:", " " + rng.choice(steps)))
-    return [Example(prompt, answer, {"id": f"toy_base/{split}/{i}", "gold": answer.strip()})
-            for i, (prompt, answer) in enumerate(examples)]
+            prompt, answer = "Sums:", "\n".join(rng.sample(sums, 3))
+        examples.append(Example(prompt, " " + answer, {"id": f"toy_base/{split}/{i}", "gold": answer}))
+    return examples
 
 
 def extract(completion: str) -> str:
