@@ -58,6 +58,8 @@ def read_jsonl(path) -> list[dict]:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     rows.append(json.loads(line))
+                    if not isinstance(rows[-1], dict):
+                        raise ValueError(f"{path}, line {number}, is not a JSON object")
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {number}, is not JSON: {error.msg}") from None
     except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:

@@ -1,0 +1,362 @@
+"""Laws of the loop: what changes nothing (batch split, world size, restarts) and what stops with a sentence."""
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train
+from configurator import configure, run
+from tasks import toy
+from train import TrainConfig, lr_at, main
+
+ROOT = Path(train.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """A GSM8K folder of 320 short rows of unequal length (256 of them are held out)."""
+    folder = tmp_path_factory.mktemp("gsm8k")
+    rows = [{"question": f"{story} {question}", "answer": "\n".join(steps) + "\n#### 1"}
+            for story, question, steps in toy.problems("train", 320)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def cfg(data_dir, tmp_path):
+    return TrainConfig(out_dir=str(tmp_path / "run"), tokenizer="toy", task="gsm8k", data_dir=str(data_dir),
+                       max_length=64, batch_size=8, max_steps=3, lr=1e-3, eval_rows=8, device="cpu",
+                       eval_t=(0.5,), log_every=1)
+
+
+def tensors(out_dir):
+    """Everything that a finished run left: weights, predictor, target, moments."""
+    [folder] = Path(out_dir).glob("step_*")
+    return {**load_file(folder / "model.safetensors"), **load_file(folder / "train_state.safetensors")}
+
+
+def lines(out_dir):
+    return [json.loads(line) for line in (Path(out_dir) / "log.jsonl").read_text().splitlines()]
+
+
+def without_clock(out_dir):
+    return [{k: v for k, v in line.items() if k not in ("ms", "seconds")} for line in lines(out_dir)]
+
+
+def torchrun(cfg, n=2):
+    options = [f"--{key}={value}" for key, value in vars(cfg).items()]
+    return subprocess.run([sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={n}",
+                           f"--master_port={29500 + os.getpid() % 2000}", "train.py", "config/tiny.py", *options],
+                          cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+
+
+# ----------------------------------------------------------------------------------------------
+# what changes nothing
+
+
+def assert_same_step(cfg, other):
+    """One step, seen through Adam's first moment, which is then 0.1 x the clipped gradient. (The weights
+    themselves are no measure: Adam's first step is the sign of the gradient, also where that is noise.)"""
+    a, b = tensors(cfg.out_dir), tensors(other.out_dir)
+    assert a.keys() == b.keys()
+    for name in a:
+        if name.startswith("adam.exp_avg."):
+            scale = a[name].abs().max().item()
+            torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5 * scale, msg=name)
+    [one], [two] = [[line for line in lines(c.out_dir) if "loss" in line] for c in (cfg, other)]
+    for key in ("loss", "diffusion", "jepa", "grad_norm"):      # with two ranks: the mean over them
+        assert one[key] == pytest.approx(two[key], rel=1e-5), key
+    for one, two in zip(lines(cfg.out_dir), lines(other.out_dir)):
+        if "held_out" in one and one["step"] == 0:
+            assert one["held_out"]["gsm8k"] == pytest.approx(two["held_out"]["gsm8k"], rel=1e-4)
+
+
+def test_one_batch_of_8_equals_2_times_4_accumulated(cfg, tmp_path):
+    cfg = replace(cfg, max_steps=1, lambda_jepa=2.0)
+    halves = replace(cfg, micro_batch_size=4, out_dir=str(tmp_path / "halves"))
+    main(cfg)
+    main(halves)
+    assert_same_step(cfg, halves)
+
+
+@pytest.mark.slow
+def test_one_batch_of_8_equals_two_processes_with_4(cfg, tmp_path):
+    cfg = replace(cfg, max_steps=1, lambda_jepa=2.0)
+    for name, micro_batch_size in (("two", 4), ("two times two", 2)):
+        two = replace(cfg, micro_batch_size=micro_batch_size, out_dir=str(tmp_path / name))
+        done = torchrun(two)
+        assert done.returncode == 0, done.stderr
+        main(replace(cfg, overwrite=True))
+        assert_same_step(cfg, two)
+
+
+def test_the_masks_are_the_same_for_any_world_size(cfg, data_dir, monkeypatch):
+    """What the objective is called with, row by row, in one part or in four, is the same."""
+    from model import forward_process, row_generators
+    from tasks.common import batch_at, collate, tokenize
+    from tasks import gsm8k
+    from tasks.tokenizer import load_tokenizer
+    tok = load_tokenizer("toy")
+    rows = tokenize(gsm8k.load("train", str(data_dir)), tok, 64)
+
+    def masked_texts(n_parts):
+        found = set()
+        for part in range(n_parts):
+            batch, fill = batch_at(5, rows, 8, seed=1, part=part, n_parts=n_parts)
+            x0, maskable, is_real = collate(batch, fill, 64, tok.eos_id)
+            generators = row_generators(1, 5, [row.example_id for row in batch])
+            xt, _ = forward_process(x0, torch.full((len(batch),), 0.5), maskable, tok.mask_id, generators)
+            found |= {tuple(ids[real].tolist()) for ids, real in zip(xt, is_real)}
+        return found
+
+    assert len(masked_texts(1)) == 8
+    assert masked_texts(1) == masked_texts(2) == masked_texts(4) == masked_texts(8)
+
+
+def test_train_6_equals_train_3_and_resume_3_bit_for_bit(cfg, tmp_path, monkeypatch):
+    cfg = replace(cfg, max_steps=6, save_every=3)
+    main(cfg)
+
+    broken = replace(cfg, out_dir=str(tmp_path / "broken"))
+    step = train.Log.step
+
+    def interrupt(self, n, *rest):          # after the checkpoint of step 3, and some steps further
+        step(self, n, *rest)
+        if n == 5:
+            raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Log, "step", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            main(broken)
+    assert [path.name for path in Path(broken.out_dir).glob("step_*")] == ["step_0000003"]
+    main(replace(broken, resume=True))
+
+    whole, resumed = tensors(cfg.out_dir), tensors(broken.out_dir)
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert without_clock(cfg.out_dir) == without_clock(broken.out_dir)
+
+
+def test_lambda_0_leaves_no_trace_of_jepa(cfg):
+    main(replace(cfg, lambda_jepa=0.0))
+    assert not any("target" in name or "predictor" in name for name in tensors(cfg.out_dir))
+    assert all("jepa" not in line for line in lines(cfg.out_dir))
+
+
+def test_the_predictor_and_the_target_move_and_every_parameter_is_trained(cfg):
+    main(replace(cfg, max_steps=1, weight_decay=0.0))
+    before = tensors(cfg.out_dir)
+    main(replace(cfg, overwrite=True))
+    after = tensors(cfg.out_dir)
+    trained = {name.removeprefix("adam.exp_avg.") for name in after if name.startswith("adam.exp_avg.")}
+    assert {f"model.{name}" for name in after if not name.startswith(("adam", "predictor", "target"))} <= trained
+    for name in ("predictor.blocks.0.up_proj.weight", "predictor.blocks.1.o_proj.weight",
+                 "target.blocks.0.q_proj.weight", "blocks.0.q_proj.weight", "head.weight"):
+        assert not torch.equal(before[name], after[name]), name
+
+
+def test_compile_changes_nothing_but_round_off(cfg, tmp_path, monkeypatch):
+    blocks = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **kw: blocks.append(self))
+    main(replace(cfg, compile=True))
+    assert len(blocks) == 8                 # each block of the model and of the target
+
+
+# ----------------------------------------------------------------------------------------------
+# the schedule and the log
+
+
+def test_the_learning_rate_warms_up_and_falls_to_its_floor():
+    cfg = TrainConfig(lr=1.0, warmup_ratio=0.1, min_lr_ratio=0.02)
+    rates = [lr_at(step, 100, cfg) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == rates[9] == 1.0
+    assert all(a >= b for a, b in zip(rates[9:], rates[10:])) and rates[100] == pytest.approx(0.02)
+
+
+def test_the_log_has_the_numbers_that_matter(cfg):
+    main(cfg)
+    steps = [line for line in lines(cfg.out_dir) if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3]
+    for line in steps:
+        assert {"loss", "diffusion", "jepa", "jepa_floor", "lr", "grad_norm", "ms", "seconds"} <= line.keys()
+        assert line["loss"] == pytest.approx(line["diffusion"] + line["jepa"], rel=1e-4)
+    assert [line["step"] for line in lines(cfg.out_dir) if "held_out" in line] == [0, 3]
+    settings = json.loads((Path(cfg.out_dir) / "settings.json").read_text())
+    assert settings["lr"] == cfg.lr and settings["torch"] == torch.__version__ and settings["commit"]
+
+
+def test_rows_that_do_not_fit_are_counted_aloud(cfg, capsys):
+    main(replace(cfg, max_length=28, max_steps=1))
+    assert "longer than max_length=28 tokens and are left out" in capsys.readouterr().out
+
+
+# ----------------------------------------------------------------------------------------------
+# accidents
+
+
+def test_kill_9_in_the_middle_of_a_save_leaves_the_older_checkpoint_usable(cfg, tmp_path):
+    cfg = replace(cfg, max_steps=6, save_every=3)
+    script = tmp_path / "killed.py"
+    script.write_text(f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import train
+real, calls = train.save_file, []
+def save_file(tensors, path):
+    real(tensors, path)
+    calls.append(path)
+    if len(calls) == 2:                     # the second save: half a file, then the end
+        with open(path, "r+b") as file:
+            file.truncate(os.path.getsize(path) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+train.save_file = save_file
+train.main(train.TrainConfig(**{vars(cfg)!r}))
+""")
+    done = subprocess.run([sys.executable, script], capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    assert [path.name for path in Path(cfg.out_dir).glob("step_*")] == ["step_0000003"]
+    main(replace(cfg, resume=True))         # goes on from step 3 and finishes
+    uninterrupted = replace(cfg, out_dir=str(tmp_path / "whole"))
+    main(uninterrupted)
+    whole, resumed = tensors(uninterrupted.out_dir), tensors(cfg.out_dir)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def sentence_of(monkeypatch, cfg=None, *options):
+    """What `python train.py ...` says as it stops, run in this process."""
+    given = [] if cfg is None else [f"--{key}={value}" for key, value in vars(cfg).items()]
+    monkeypatch.setattr(sys, "argv", ["train.py", *given, *options])
+    with pytest.raises(SystemExit) as stop:
+        run(main, TrainConfig)
+    assert isinstance(stop.value.code, str) and "\n" not in stop.value.code     # stderr, exit code 1
+    return stop.value.code
+
+
+@pytest.mark.parametrize("option, words", [
+    ("--lrr=1", "did you mean 'lr'"),
+    ("--lr=fast", "is not a float"),
+    ("--batch_size=0", "at least 1"),
+    ("--t_ctx=1.5", "masking rate"),
+    ("--t_tgt=0", "masking rate"),
+    ("--ema_decay=2", "[0, 1]"),
+    ("--mask_scope=answer", "response, all"),
+    ("--task=gsm9k", "choose from"),
+    ("--tokenizer=words", "bytes, toy"),
+    ("--data_dir=nowhere", "nowhere"),
+    ("--init_from=nowhere", "nowhere"),
+    ("--micro_batch_size=3", "multiple of micro_batch_size=3"),
+    ("--max_length=4", "fits max_length=4"),
+    ("--device=cuda:77", "cuda:77"),
+    ("--resume=True", "no checkpoint"),
+    ("config/none.py", "config/tiny.py"),
+])
+def test_a_bad_setting_stops_with_one_sentence(cfg, monkeypatch, option, words):
+    assert words in sentence_of(monkeypatch, cfg, option)
+
+
+@pytest.mark.parametrize("content, words", [
+    ("", "no rows"), ('{"question": "a", "answer": "b"}\n{"question": ', "line 2"), ('{"q": 1}\n', "row 1"),
+    ("[1, 2]\n", "line 1"), ("\xff", "UTF-8")])
+def test_bad_data_stops_with_one_sentence(cfg, monkeypatch, tmp_path, content, words):
+    (tmp_path / "train.jsonl").write_bytes(content.encode("latin-1"))
+    assert words in sentence_of(monkeypatch, cfg, f"--data_dir={tmp_path}")
+
+
+def fingerprint(folder):
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+
+
+def test_a_run_is_never_started_over_by_accident(cfg, monkeypatch):
+    main(cfg)
+    before = fingerprint(cfg.out_dir)
+    assert "--resume" in sentence_of(monkeypatch, cfg)
+    assert fingerprint(cfg.out_dir) == before
+    main(replace(cfg, overwrite=True))      # but may be, on purpose
+
+
+@pytest.mark.parametrize("damage, words", [
+    ("truncate", "truncated"), ("foreign", "llama"), ("no config", "no checkpoint"), ("other shape", "shape"),
+    ("no tokenizer", "tokenizer")])
+def test_a_damaged_checkpoint_stops_with_one_sentence(cfg, monkeypatch, damage, words):
+    main(cfg)
+    folder = Path(cfg.out_dir) / "step_0000003"
+    config = json.loads((folder / "config.json").read_text())
+    if damage == "truncate":
+        with open(folder / "model.safetensors", "r+b") as file:
+            file.truncate(1000)
+    elif damage == "foreign":
+        (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    elif damage == "no config":
+        folder.rename(folder.with_name("elsewhere"))
+    elif damage == "other shape":
+        (folder / "config.json").write_text(json.dumps({**config, "n_hidden": 64}))
+    else:
+        (folder / "tokenizer.json").unlink()
+    before = fingerprint(cfg.out_dir)
+    other = replace(cfg, out_dir=cfg.out_dir + "2", init_from=cfg.out_dir, tokenizer="")
+    assert words in sentence_of(monkeypatch, other)
+    assert words in sentence_of(monkeypatch, cfg, "--resume")
+    assert fingerprint(cfg.out_dir) == before
+
+
+def test_another_vocabulary_than_the_checkpoints_stops_with_one_sentence(cfg, monkeypatch, tmp_path):
+    main(cfg)
+    other = replace(cfg, out_dir=str(tmp_path / "other"), init_from=cfg.out_dir, tokenizer="bytes")
+    assert "vocabulary" in sentence_of(monkeypatch, other)
+
+
+def test_weights_that_are_not_there_are_named(monkeypatch, tmp_path):
+    for name in ("llada8b_gsm8k", "llada8b_gsm8k_wide_t"):
+        said = sentence_of(monkeypatch, None, f"config/{name}.py", f"--out_dir={tmp_path}")
+        assert "GSAI-ML/LLaDA-8B-Base" in said and "weights" in said
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(cfg, monkeypatch):
+    assert "the loss is" in sentence_of(monkeypatch, cfg, "--lr=1e30", "--grad_clip=0", "--max_steps=20")
+
+
+# ----------------------------------------------------------------------------------------------
+# the whole path
+
+
+@pytest.mark.slow
+def test_the_whole_path_base_two_arms_and_a_table(tmp_path):
+    base = tmp_path / "base.py"
+    base.write_text((ROOT / "config/tiny_base.py").read_text() + "\nmax_steps = 30\n")
+    done = subprocess.run([sys.executable, "train.py", f"--compare={base}", f"--out_dir={tmp_path}/out",
+                           "--max_steps=30", "--seed=7"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert list(summary["arms"]) == ["base", "plain", "jepa"] and summary["seed"] == 7
+    for arm in summary["arms"].values():
+        assert 0 <= arm["accuracy"] <= 1 and arm["n"] >= 500
+        assert arm["stderr"] == pytest.approx((arm["accuracy"] * (1 - arm["accuracy"]) / arm["n"]) ** 0.5)
+        assert len(arm["held_out_loss"]) == 4 and len(arm["base_corpus_loss"]) == 4
+    assert summary["arms"]["plain"]["held_out_loss"]["1"] < summary["arms"]["base"]["held_out_loss"]["1"]
+    assert summary["step_time_ratio"] > 1
+    assert "JEPA / plain" in done.stdout
+    # the arms differ in lambda alone, and start from the same base
+    plain, jepa = [json.loads((tmp_path / f"out/{name}/settings.json").read_text()) for name in ("plain", "jepa")]
+    assert {key for key in plain if plain[key] != jepa[key]} == {"lambda_jepa", "out_dir"}
+    first = [lines(tmp_path / "out" / name)[0] for name in ("plain", "jepa")]
+    assert first[0] == first[1] and first[0]["step"] == 0
+
+
+@pytest.mark.slow
+def test_held_out_loss_falls_on_the_real_gsm8k_rows(tmp_path):
+    if not (ROOT / "../shared/data/gsm8k").is_dir():
+        pytest.skip("needs the GSM8K rows in ../shared/data/gsm8k")
+    cfg = configure(TrainConfig, ["config/gsm8k_bytes.py", f"--out_dir={tmp_path}/run", "--max_steps=30",
+                                  "--eval_rows=16", "--batch_size=4", "--eval_every=30"])
+    main(replace(cfg, data_dir=str(ROOT / cfg.data_dir)))
+    first, last = [line["held_out"]["gsm8k"] for line in lines(cfg.out_dir) if "held_out" in line]
+    assert all(last[t] < first[t] - 0.5 for t in first)
