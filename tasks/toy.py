@@ -16,6 +16,7 @@ from tasks.common import Example, question_prompt
 from tasks.gsm8k import extract, has_format, score     # the answer format is GSM8K's, so is the metric
 
 NAMES = "Anna Ben Carl Dora Emma Finn Gina Hugo Ida Jack Kim Leo".split()
+LARGEST = 7             # numbers in a story are drawn from 2 .. LARGEST
 THINGS = "apples books cards coins eggs nuts pens shells stamps stones".split()
 
 # a story, a question, and the steps: `1` stands for the result of step one
@@ -71,7 +72,7 @@ def draw_problem(rng: random.Random) -> tuple[str, str, list[str]]:
     thing = rng.choice(THINGS)
     steps = []
     while not steps:
-        numbers = {"a": rng.randint(2, 10), "b": rng.randint(2, 10), "c": rng.randint(2, 10), "2": 2}
+        numbers = {name: rng.randint(2, LARGEST) for name in "abc"} | {"2": 2}
         if plan.startswith("a/"):               # only what divides can be shared: make `a` a multiple
             numbers["a"] *= numbers[plan[2]]
         steps = work_out(plan, numbers)
