@@ -53,21 +53,22 @@ class DLLMJEPA(nn.Module):
         if self.mask_scope == "all":            # all but the first token: Dream cannot predict it, and
             maskable = is_real.clone()          # something stays visible to pool over
             maskable[:, 0] = False
-        t_ctx = self.draw_t_ctx(x0, generator)                                    # (B,)
+        t_ctx = self.draw_t_ctx(x0, generator)                              # (B,)
         xt_ctx, is_masked_ctx = forward_process(x0, t_ctx, maskable, config.mask_id, generator,
                                                 at_least_one=self.loss_form == "masked_mean")
-        h = self.model.encode(xt_ctx, is_real)                                    # the pass with gradient
-        logits = self.model.unembed(h, where=is_masked_ctx)                       # (N, V), masked rows only
+        if self.lambda_jepa > 0:                # first: its memory is free again for the next pass
+            # end-of-text that fills short answers is trained, but as an embedding it is padding
+            is_content = is_real & (x0 != config.eos_id)
+            t_tgt = torch.full_like(t_ctx, self.t_tgt)
+            xt_tgt, is_masked_tgt = forward_process(x0, t_tgt, maskable, config.mask_id, generator)
+            with torch.no_grad():
+                z_tgt = pool(self.target.encode(xt_tgt, is_real), is_content & ~is_masked_tgt)
+
+        h = self.model.encode(xt_ctx, is_real)                              # the pass with gradient
+        logits = self.model.unembed(h, where=is_masked_ctx)                 # (N, V), masked rows only
         diffusion = diffusion_loss(logits, x0, is_masked_ctx, maskable, t_ctx, self.loss_form)
         if self.lambda_jepa == 0:               # plain diffusion fine-tuning, to the last bit
             return diffusion, {"diffusion": diffusion.detach()}
-
-        # end-of-text that fills short answers is trained, but as an embedding it is padding
-        is_content = is_real & (x0 != config.eos_id)
-        with torch.no_grad():
-            t_tgt = torch.full_like(t_ctx, self.t_tgt)
-            xt_tgt, is_masked_tgt = forward_process(x0, t_tgt, maskable, config.mask_id, generator)
-            z_tgt = pool(self.target.encode(xt_tgt, is_real), is_content & ~is_masked_tgt)
         z_hat = self.predictor(pool(h, is_content & ~is_masked_ctx))
         jepa = cosine_distance(z_hat, z_tgt)
         return diffusion + self.lambda_jepa * jepa, {

@@ -1,0 +1,394 @@
+"""Laws of the joint objective: what it adds, what it leaves alone, where gradients go, what it costs."""
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from jepa import (DLLMJEPA, Predictor, constant_floor, cosine_distance, ema_update, make_target, pool)
+from model import DLLM, ModelConfig, diffusion_loss, forward_process, row_generators, uniform
+from tasks.common import Row, collate
+
+torch.set_num_threads(1)    # the models are so small that threads only get in each other's way
+
+CONFIG = ModelConfig(vocab_size=32, mask_id=31, eos_id=30, block_size=256, n_layer=2, n_head=4, n_kv_head=4,
+                     n_embd=32, n_hidden=64)
+IDS = range(100, 108)       # of the eight examples
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def make_model(config=CONFIG, seed=0):
+    return DLLM(config).init_weights(seeded(seed))
+
+
+def eight_rows():
+    """Examples of 3 to 10 prompt and 2 to 9 answer tokens, so that all eight have another length."""
+    ids = torch.randint(30, (8, 20), generator=seeded(1)).tolist()
+    return [Row(IDS[b], ids[b][:3 + b], ids[b][10:19 - b]) for b in range(8)]
+
+
+def as_batch(rows, fill=6):
+    """-> x0, maskable, is_real; answers are filled with end-of-text to 6, then comes padding."""
+    return collate(rows, fill, 32, CONFIG.eos_id)
+
+
+def long_batch(B, prompt=3, answer=60):
+    """-> x0, maskable, is_real: rows long enough to see a masking rate in each."""
+    return as_batch([Row(b, [1] * prompt, [2] * answer) for b in range(B)])[:3]
+
+
+def step(objective, batch, ids=IDS, seed=0):
+    """One forward and backward with the row generators of a step -> loss, parts, gradients by name."""
+    objective.zero_grad()
+    loss, parts = objective(*batch, row_generators(seed, 0, ids))
+    loss.backward()
+    return loss, parts, {n: p.grad.clone() for n, p in objective.named_parameters() if p.grad is not None}
+
+
+def views(objective, batch, generator):
+    """The masks (B, T) of the context view and of the target view in one forward."""
+    seen = []
+
+    def watch(network):
+        encode = type(network).encode.__get__(network)
+
+        def watched(xt, is_real=None):
+            seen.append(xt == CONFIG.mask_id)
+            return encode(xt, is_real)
+        network.encode = watched
+    watch(objective.model)
+    watch(objective.target)
+    objective(*batch, generator)
+    context, target = seen
+    return context, target
+
+
+# ---- lambda = 0 ----
+
+
+@pytest.mark.parametrize("diffusion_t", ["context", "uniform"])
+@pytest.mark.parametrize("loss_form", ["masked_mean", "llada_sft"])
+@pytest.mark.parametrize("shift", [False, True])
+def test_lambda_zero_is_plain_diffusion_fine_tuning_to_the_last_bit(loss_form, diffusion_t, shift):
+    x0, maskable, is_real = batch = as_batch(eight_rows())
+    model = make_model(replace(CONFIG, shift=shift))
+    objective = DLLMJEPA(make_model(model.config), 0.0, t_ctx=0.3, loss_form=loss_form, diffusion_t=diffusion_t)
+    loss, parts, grads = step(objective, batch, seed=3)
+
+    generators = row_generators(3, 0, IDS)
+    t = torch.full((8,), 0.3)
+    if diffusion_t == "uniform":
+        t = 1e-3 + (1 - 1e-3) * uniform((8, 1), generators, "cpu")[:, 0]
+    xt, is_masked = forward_process(x0, t, maskable, 31, generators, at_least_one=loss_form == "masked_mean")
+    logits = model.unembed(model.encode(xt, is_real), is_masked)
+    by_hand = diffusion_loss(logits, x0, is_masked, maskable, t, loss_form)
+    by_hand.backward()
+
+    assert torch.equal(loss, by_hand) and torch.equal(parts["diffusion"], by_hand) and len(parts) == 1
+    assert grads.keys() == {f"model.{name}" for name, _ in model.named_parameters()}
+    assert all(torch.equal(grads[f"model.{name}"], p.grad) for name, p in model.named_parameters())
+
+
+def test_lambda_zero_makes_neither_target_nor_predictor():
+    objective = DLLMJEPA(make_model(), lambda_jepa=0.0)
+    before = {name: p.clone() for name, p in objective.state_dict().items()}
+    assert before.keys() == {f"model.{name}" for name in objective.model.state_dict()}
+    assert not hasattr(objective, "target") and not hasattr(objective, "predictor")
+    objective.update_target()
+    assert all(torch.equal(p, before[name]) for name, p in objective.state_dict().items())
+
+
+@pytest.mark.parametrize("diffusion_t", ["context", "uniform"])
+@pytest.mark.parametrize("mask_scope", ["response", "all"])
+@pytest.mark.parametrize("generators", [lambda: seeded(5), lambda: row_generators(0, 0, IDS)], ids=["one", "rows"])
+def test_the_context_masks_and_the_diffusion_loss_do_not_depend_on_lambda(diffusion_t, mask_scope, generators):
+    batch, losses = as_batch(eight_rows()), []
+    for lambda_jepa in (0.0, 1.0):
+        objective = DLLMJEPA(make_model(), lambda_jepa, diffusion_t=diffusion_t, mask_scope=mask_scope)
+        losses.append(objective(*batch, generators())[1]["diffusion"])
+    assert torch.equal(*losses)
+
+
+# ---- the objective ----
+
+
+@pytest.mark.parametrize("diffusion_t", ["context", "uniform"])
+@pytest.mark.parametrize("shift", [False, True])
+def test_the_loss_is_diffusion_plus_lambda_times_the_distance_of_the_two_views(shift, diffusion_t):
+    x0, maskable, is_real = batch = as_batch(eight_rows())
+    config = replace(CONFIG, shift=shift)
+    model, other = make_model(config), make_model(config, seed=9)
+    objective = DLLMJEPA(make_model(config), 0.7, t_ctx=0.3, t_tgt=0.6, diffusion_t=diffusion_t)
+    ema_update(objective.target, other, 0.5)                    # a target that is not the model
+    target = make_model(config)
+    ema_update(target, other, 0.5)
+    context, heavy = views(objective, batch, row_generators(0, 0, IDS))
+    loss, parts, grads = step(objective, batch)
+
+    t = torch.full((8,), 0.3)
+    if diffusion_t == "uniform":
+        t = 1e-3 + (1 - 1e-3) * uniform((8, 1), row_generators(0, 0, IDS), "cpu")[:, 0]
+    h = model.encode(torch.where(context, 31, x0), is_real)
+    diffusion = diffusion_loss(model.unembed(h, context), x0, context, maskable, t)
+    is_content = is_real & (x0 != 30)
+    z_tgt = pool(target.encode(torch.where(heavy, 31, x0), is_real), is_content & ~heavy).detach()
+    z_hat = objective.predictor(pool(h, is_content & ~context))
+    distance = 1 - F.cosine_similarity(z_hat, z_tgt).mean()
+    (diffusion + 0.7 * distance).backward()
+
+    torch.testing.assert_close(loss, diffusion + 0.7 * distance)
+    torch.testing.assert_close(parts["diffusion"], diffusion.detach())
+    torch.testing.assert_close(parts["jepa"], distance.detach())
+    torch.testing.assert_close(parts["jepa_floor"], constant_floor(z_tgt))
+    assert 0.01 < distance < 2                                  # of a size that the comparison can see
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(grads[f"model.{name}"], p.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_no_gradient_reaches_the_target_and_all_else_gets_some():
+    objective = DLLMJEPA(make_model(), lambda_jepa=1.0)
+    _, _, grads = step(objective, as_batch(eight_rows()))
+    assert grads.keys() == {name for name, _ in objective.named_parameters() if not name.startswith("target.")}
+    assert all(grad.abs().max() > 0 for grad in grads.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_target_is_a_frozen_fp32_copy_without_head(dtype):
+    model = make_model().to(dtype)
+    target = make_target(model)
+    assert target.head is None and model.head is not None
+    ours = {name: p for name, p in model.named_parameters() if not name.startswith("head.")}
+    assert dict(target.named_parameters()).keys() == ours.keys()
+    for name, p in target.named_parameters():
+        assert p.dtype == torch.float32 and not p.requires_grad
+        assert torch.equal(p, ours[name].float()) and p.data_ptr() != ours[name].data_ptr()
+        assert ours[name].dtype == dtype and ours[name].requires_grad
+
+
+def test_an_optimizer_step_moves_model_and_predictor_and_the_update_the_target():
+    objective = DLLMJEPA(make_model(), lambda_jepa=1.0, ema_decay=0.9)
+    before = {name: p.clone() for name, p in objective.named_parameters()}
+    optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=1e-3)
+    step(objective, as_batch(eight_rows()))
+    optimizer.step()
+    for name, p in objective.named_parameters():
+        assert torch.equal(p, before[name]) == name.startswith("target."), name
+    objective.update_target()
+    for name, p in objective.target.named_parameters():
+        online = objective.model.get_parameter(name)
+        expected = 0.9 * before[f"target.{name}"] + 0.1 * online
+        torch.testing.assert_close(p, expected, atol=1e-7, rtol=1e-6)
+        assert not torch.equal(p, before[f"target.{name}"]) and not torch.equal(p, online)
+
+
+@pytest.mark.parametrize("n_layer", [1, 3])
+def test_the_predictor_depends_on_its_seed_alone_and_leaves_the_model_as_it_was(n_layer):
+    torch.manual_seed(1)
+    one = DLLMJEPA(make_model(seed=4), n_pred_layer=n_layer, seed=7)
+    torch.manual_seed(2)
+    same = DLLMJEPA(make_model(seed=5), n_pred_layer=n_layer, seed=7).predictor.state_dict()
+    other = DLLMJEPA(make_model(seed=4), n_pred_layer=n_layer, seed=8).predictor.state_dict()
+    for name, p in one.predictor.state_dict().items():
+        assert torch.equal(p, same[name])
+        assert torch.equal(p, other[name]) == (p.ndim == 1), name       # biases and norms start constant
+    assert all(torch.equal(p, one.model.state_dict()[name]) for name, p in make_model(seed=4).state_dict().items())
+
+
+# ---- the views ----
+
+
+@pytest.mark.parametrize("mask_scope", ["response", "all"])
+def test_both_views_mask_just_what_the_scope_allows(mask_scope):
+    """The prompt is never masked in scope "response"; the first token and padding never at all."""
+    x0, maskable, is_real = batch = as_batch(eight_rows())
+    objective = DLLMJEPA(make_model(replace(CONFIG, n_layer=1)), t_ctx=0.3, mask_scope=mask_scope)
+    allowed = maskable if mask_scope == "response" else is_real & (torch.arange(x0.shape[1]) > 0)
+    ever = torch.zeros(2, *x0.shape, dtype=torch.bool)
+    for seed in range(60):
+        ever |= torch.stack(views(objective, batch, seeded(seed)))
+    assert torch.equal(ever[0], allowed) and torch.equal(ever[1], allowed)
+    assert not torch.equal(maskable, allowed) or mask_scope == "response"
+    assert torch.equal(maskable, as_batch(eight_rows())[1])     # the caller's mask is left as it was
+
+
+def test_the_views_have_the_rates_t_ctx_and_t_tgt_and_independent_masks():
+    x0, maskable, is_real = batch = wide_batch(B=200)
+    objective = DLLMJEPA(make_model(replace(CONFIG, n_layer=1)), t_ctx=0.2, t_tgt=0.7)
+    context, target = views(objective, batch, seeded())
+    n = maskable.sum()
+    for is_masked, t in (context, 0.2), (target, 0.7), (context & target, 0.2 * 0.7):
+        assert (is_masked.sum() / n - t).abs() < 4 * (t * (1 - t) / n) ** 0.5
+
+
+def test_diffusion_t_uniform_spreads_the_context_rate_over_0_to_1_and_leaves_the_target_rate():
+    x0, maskable, is_real = batch = wide_batch(B=400)
+    objective = DLLMJEPA(make_model(replace(CONFIG, n_layer=1)), t_tgt=0.7, diffusion_t="uniform")
+    context, target = views(objective, batch, seeded())
+    rate = context.sum(dim=1) / maskable.sum(dim=1)
+    quarters = torch.histc(rate, 4, 0, 1)
+    assert (quarters - 100).abs().max() < 4 * (400 * 0.25 * 0.75) ** 0.5
+    n = maskable.sum()
+    assert (target.sum() / n - 0.7).abs() < 4 * (0.7 * 0.3 / n) ** 0.5
+
+
+def wide_batch(B, prompt=3, answer=50):
+    """-> x0, maskable, is_real: rows long enough to tell the masking rate of each."""
+    return collate([Row(b, [1] * prompt, [2] * answer) for b in range(B)], 0, 256, CONFIG.eos_id)
+
+
+@pytest.mark.parametrize("diffusion_t", ["context", "uniform"])
+def test_both_views_of_a_row_stay_the_same_when_its_batch_is_padded_longer(diffusion_t):
+    rows = eight_rows()
+    objective = DLLMJEPA(make_model(replace(CONFIG, n_layer=1)), diffusion_t=diffusion_t)
+    together = views(objective, as_batch(rows), row_generators(0, 0, IDS))
+    for b, row in enumerate(rows):
+        batch = as_batch([row])
+        alone = views(objective, batch, row_generators(0, 0, IDS[b:b + 1]))
+        for whole, part in zip(together, alone):
+            assert torch.equal(whole[b, :batch[0].shape[1]], part[0])
+
+
+def test_a_batch_of_eight_unequal_rows_is_the_mean_of_two_batches_of_four():
+    rows, objective = eight_rows(), DLLMJEPA(make_model(), lambda_jepa=1.0)
+    loss, parts, whole = step(objective, as_batch(rows))
+    halves = [step(objective, as_batch(rows[i:i + 4]), IDS[i:i + 4]) for i in (0, 4)]
+    torch.testing.assert_close((halves[0][0] + halves[1][0]) / 2, loss)
+    for name in ("diffusion", "jepa"):
+        torch.testing.assert_close((halves[0][1][name] + halves[1][1][name]) / 2, parts[name])
+    for name, grad in whole.items():
+        mean = (halves[0][2][name] + halves[1][2][name]) / 2
+        assert (mean - grad).norm() < 1e-5 * grad.norm() + 1e-7, name
+
+
+# ---- pooling and distance ----
+
+
+def test_pool_is_the_layer_normed_mean_over_the_chosen_positions():
+    h = torch.randn(4, 6, 16, generator=seeded())
+    where = torch.rand(4, 6, generator=seeded()) < 0.5
+    where[:, 0] = torch.tensor([True, True, True, False])
+    for b in range(4):
+        mean = torch.stack([h[b, i] for i in range(6) if where[b, i]]).mean(dim=0)
+        expected = (mean - mean.mean()) / (mean.var(correction=0) + 1e-5).sqrt()
+        torch.testing.assert_close(pool(h, where)[b], expected)
+    assert where.sum(dim=1).unique().numel() > 1
+
+
+def test_pool_sums_bf16_in_fp32():
+    h, where = torch.randn(2, 300, 16, generator=seeded()).bfloat16() + 8, torch.ones(2, 300, dtype=torch.bool)
+    assert pool(h, where).dtype == torch.float32
+    torch.testing.assert_close(pool(h, where), pool(h.float(), where))
+
+
+def test_an_empty_choice_pools_to_zeros_with_finite_gradients():
+    h = torch.randn(2, 5, 16, generator=seeded(), requires_grad=True)
+    where = torch.tensor([[False] * 5, [True] * 5])
+    z = pool(h, where)
+    assert torch.equal(z[0], torch.zeros(16))
+    cosine_distance(z, torch.randn(2, 16, generator=seeded())).backward()
+    assert h.grad.isfinite().all() and torch.equal(h.grad[0], torch.zeros(5, 16)) and h.grad[1].any()
+
+
+@pytest.mark.parametrize("mask_scope", ["response", "all"])
+@pytest.mark.parametrize("side", ["model", "target"])
+def test_only_visible_content_enters_the_embeddings(side, mask_scope):
+    """States at masks, in the padding and at end-of-text may be anything; all others count."""
+    x0, maskable, is_real = batch = as_batch(eight_rows())
+    objective = DLLMJEPA(make_model(), mask_scope=mask_scope)
+    network, encode = getattr(objective, side), getattr(objective, side).encode
+
+    def jepa_loss(disturbed):
+        def encode_disturbed(xt, is_real):
+            ignored = (xt == 31) | (x0 == 30) | ~is_real
+            noise = torch.randn(*xt.shape, 32, generator=seeded(2))
+            return encode(xt, is_real) + noise * disturbed(ignored)[..., None]
+        network.encode = encode_disturbed
+        return objective(*batch, seeded(5))[1]["jepa"]
+
+    undisturbed = jepa_loss(torch.zeros_like)
+    assert torch.equal(jepa_loss(lambda ignored: ignored), undisturbed)
+    for i in range(x0.shape[1]):
+        at_i = torch.arange(x0.shape[1]) == i
+        context, target = views_of(objective, batch, seeded(5))
+
+
+def test_with_parameter_free_layer_norm_the_cosine_is_pearsons_correlation():
+    h, where = torch.randn(2, 4, 16, generator=seeded()) + 0.5, torch.ones(2, 4, dtype=torch.bool)
+    z = pool(h, where)
+    correlation = torch.corrcoef(h.mean(dim=1))[0, 1]
+    torch.testing.assert_close(1 - cosine_distance(z[:1], z[1:]), correlation)
+
+
+def test_cosine_distance_is_0_for_equal_2_for_opposite_and_a_mean_over_rows():
+    z, other = torch.randn(2, 5, 16, generator=seeded())
+    torch.testing.assert_close(cosine_distance(z, 3 * z), torch.tensor(0.0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(cosine_distance(z, -z), torch.tensor(2.0))
+    rows = [1 - z[b] @ other[b] / (z[b].norm() * other[b].norm()) for b in range(5)]
+    torch.testing.assert_close(cosine_distance(z, other), sum(rows) / 5)
+
+
+def test_cosine_distance_of_bf16_is_computed_in_fp32():
+    z, other = torch.randn(2, 5, 256, generator=seeded()).bfloat16()
+    distance = cosine_distance(z, other)
+    assert distance.dtype == torch.float32
+    assert torch.equal(distance, cosine_distance(z.float(), other.float()))
+
+
+def test_constant_floor_is_the_loss_of_the_best_constant_prediction():
+    z_tgt = torch.randn(16, 8, generator=seeded()) + 0.7        # with a common direction, of unequal lengths
+    z_tgt = z_tgt * torch.linspace(0.1, 3, 16)[:, None]
+    guess = torch.randn(8, generator=seeded(1), requires_grad=True)
+    optimizer = torch.optim.Adam([guess], lr=0.05)
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss = cosine_distance(guess.expand(16, 8), z_tgt)
+        loss.backward()
+        optimizer.step()
+    torch.testing.assert_close(constant_floor(z_tgt), loss.detach(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(constant_floor(z_tgt[:1]), torch.tensor(0.0), atol=1e-6, rtol=0)
+
+
+# ---- the predictor ----
+
+
+def random_predictor(width, n_layer):
+    """All weights random, biases and norms too."""
+    predictor, generator = Predictor(width, n_layer), seeded()
+    for p in predictor.parameters():
+        p.data = p.data + 0.3 * torch.randn(p.shape, generator=generator)
+    return predictor
+
+
+def test_a_predictor_without_layers_is_the_identity():
+    z = torch.randn(3, 16, generator=seeded())
+    assert torch.equal(Predictor(16, 0)(z), z) and not list(Predictor(16, 0).parameters())
+
+
+def test_the_predictor_acts_on_each_row_alone():
+    predictor, z = random_predictor(16, 3), torch.randn(4, 16, generator=seeded())
+    changed = z.clone()
+    changed[[0, 1, 3]] += 1
+    assert torch.equal(predictor(z)[2], predictor(changed)[2])
+    assert not torch.equal(predictor(z)[1], predictor(changed)[1])
+
+
+def test_the_predictor_is_a_pre_norm_transformer_over_one_position_whatever_its_queries_and_keys():
+    C, H = 16, 4
+    predictor, generator = random_predictor(C, 2), seeded(1)
+    z = torch.randn(5, C, generator=generator)
+    x = z[:, None]                                                              # (B, 1, C)
+    for block in predictor.blocks:
+        y = block["attn_norm"](x)
+        q, k = (y @ torch.randn(C, C, generator=generator) for _ in range(2))
+        heads = zip(q.split(C // H, -1), k.split(C // H, -1), block["v_proj"](y).split(C // H, -1))
+        y = [torch.softmax(q @ k.mT / (C // H) ** 0.5, dim=-1) @ v for q, k, v in heads]
+        x = x + block["o_proj"](torch.cat(y, dim=-1))
+        y = block["mlp_norm"](x)
+        x = x + block["down_proj"](F.gelu(block["up_proj"](y)))
+    torch.testing.assert_close(predictor(z), predictor.norm(x)[:, 0])
+    assert predictor.blocks[0]["up_proj"].weight.shape == (4 * C, C)
+    assert len(predictor.blocks) == 2

@@ -1,0 +1,578 @@
+"""Laws of the network, the corruption, the loss and the files, on models of a few thousand weights."""
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from model import (DLLM, PRESETS, RENAME, Linear, ModelConfig, RMSNorm, diffusion_loss, forward_process,
+                   newest_checkpoint, pick_device, rename, rope_table, rotate, row_generators, uniform)
+
+torch.set_num_threads(1)    # the models are so small that threads only get in each other's way
+
+LLADA = ModelConfig(vocab_size=40, mask_id=39, eos_id=38, block_size=16, n_layer=2, n_head=4, n_kv_head=4,
+                    n_embd=32, n_hidden=48)
+DREAM = replace(LLADA, n_kv_head=2, norm_eps=1e-6, rope_theta=1_000_000.0, qkv_bias=True, shift=True)
+both = pytest.mark.parametrize("config", [LLADA, DREAM], ids=["LLaDA", "Dream"])
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def random_model(config, seed=0):
+    """All weights random, norms and biases too: a norm of ones or a bias of zeros could go unused unseen."""
+    model, generator = DLLM(config), seeded(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            noise = torch.randn(p.shape, generator=generator)
+            p.copy_(1 + 0.3 * noise if "norm" in name else noise * p.shape[-1] ** -0.5)
+    return model.requires_grad_(False)
+
+
+def random_ids(*shape, seed=1):
+    return torch.randint(38, shape, generator=seeded(seed))     # below end-of-text and mask
+
+
+def one_line(caught):
+    """The message of an error that a user is to read: a single line."""
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+# ---- who sees whom ----
+
+
+@both
+def test_what_stands_in_the_padding_changes_nothing(config):
+    model = random_model(config)
+    is_real = torch.arange(10) < torch.tensor([[10], [7], [3]])
+    one = random_ids(3, 10)
+    other = torch.where(is_real, one, config.mask_id)
+    assert not torch.equal(one, other)
+    assert torch.equal(model.encode(one, is_real)[is_real], model.encode(other, is_real)[is_real])
+    assert torch.equal(model(one, is_real)[is_real], model(other, is_real)[is_real])
+
+
+@both
+def test_a_padded_text_has_the_states_and_logits_of_the_text_alone(config):
+    model = random_model(config)
+    text, padding = random_ids(1, 6), torch.full((1, 4), config.eos_id)
+    is_real = torch.arange(10)[None] < 6
+    alone, padded = model.encode(text), model.encode(torch.cat([text, padding], dim=1), is_real)
+    torch.testing.assert_close(padded[:, :6], alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.unembed(padded)[:, :6], model.unembed(alone), atol=1e-5, rtol=0)
+    left = model.encode(torch.cat([padding, text], dim=1), is_real.flip(1))     # positions are relative
+    torch.testing.assert_close(left[:, 4:], alone, atol=1e-5, rtol=0)
+
+
+@both
+def test_a_row_does_not_depend_on_its_neighbours(config):
+    model = random_model(config)
+    one, other = random_ids(3, 8), random_ids(3, 8, seed=2)
+    other[1] = one[1]
+    assert torch.equal(model.encode(one)[1], model.encode(other)[1])
+
+
+def test_every_position_attends_to_every_position():
+    model = random_model(replace(LLADA, n_layer=1))             # one layer: directly, not through others
+    text = random_ids(1, 6)
+    for i in range(6):
+        changed = text.clone()
+        changed[0, i] = (text[0, i] + 1) % 38
+        moved = (model.encode(changed) - model.encode(text)).abs().amax(dim=-1)
+        assert (moved > 1e-4).all(), f"token {i} is not seen everywhere"
+
+
+def test_a_sequence_longer_than_block_size_is_refused_in_one_line():
+    model = random_model(LLADA)
+    model.encode(random_ids(1, LLADA.block_size))
+    with pytest.raises(ValueError) as caught:
+        model.encode(random_ids(1, LLADA.block_size + 1))
+    assert "17" in one_line(caught) and "block_size=16" in one_line(caught)
+
+
+@pytest.mark.parametrize("wrong", [dict(n_embd=33), dict(n_kv_head=3), dict(mask_id=40), dict(eos_id=-1)])
+def test_sizes_that_do_not_fit_are_refused_in_one_line(wrong):
+    with pytest.raises(ValueError) as caught:
+        replace(LLADA, **wrong)
+    [(name, value)] = wrong.items()
+    assert name in one_line(caught) and str(value) in one_line(caught) or name == "n_kv_head"
+
+
+# ---- the parts ----
+
+
+def naive_logits(model, ids):
+    """The forward pass of one text, spelled out position by position and head by head, in float64."""
+    config = model.config
+    weights = {name: p.double() for name, p in model.state_dict().items()}
+    D = config.n_embd // config.n_head
+
+    def linear(name, x):
+        return weights[f"{name}.weight"] @ x + weights.get(f"{name}.bias", 0.0)
+
+    def norm(name, x):
+        return x / torch.sqrt(x.square().mean() + config.norm_eps) * weights[f"{name}.weight"]
+
+    def turned(x, position):
+        turned = x.clone()
+        for j in range(D // 2):
+            angle = torch.tensor(position * config.rope_theta ** (-2 * j / D), dtype=torch.float64)
+            a, b = x[j], x[j + D // 2]
+            turned[j] = a * angle.cos() - b * angle.sin()
+            turned[j + D // 2] = b * angle.cos() + a * angle.sin()
+        return turned
+
+    def attention(layer, ys):
+        q, k, v = ([linear(f"{layer}.{name}", y).view(-1, D) for y in ys]
+                   for name in ("q_proj", "k_proj", "v_proj"))
+        for i in range(len(ys)):
+            heads = []
+            for head in range(config.n_head):
+                kv = head // (config.n_head // config.n_kv_head)
+                scores = torch.stack([turned(q[i][head], i) @ turned(k[j][kv], j) for j in range(len(ys))])
+                p = torch.exp(scores / D ** 0.5)
+                heads.append(sum(p[j] / p.sum() * v[j][kv] for j in range(len(ys))))
+            yield linear(f"{layer}.o_proj", torch.cat(heads))
+
+    def mlp(layer, y):
+        gate = linear(f"{layer}.gate_proj", y)
+        gate = gate / (1 + torch.exp(-gate))
+        return linear(f"{layer}.down_proj", gate * linear(f"{layer}.up_proj", y))
+
+    xs = [weights["embed.weight"][i] for i in ids]
+    for n in range(config.n_layer):
+        layer = f"blocks.{n}"
+        ys = [norm(f"{layer}.attn_norm", x) for x in xs]
+        xs = [x + y for x, y in zip(xs, attention(layer, ys))]
+        xs = [x + mlp(layer, norm(f"{layer}.mlp_norm", x)) for x in xs]
+    logits = [linear("head", norm("norm", x)) for x in xs]
+    return torch.stack([logits[0]] + logits[:-1] if config.shift else logits)
+
+
+@both
+def test_logits_match_a_naive_forward_pass_in_float64(config):
+    model, text = random_model(config), random_ids(1, 7)
+    torch.testing.assert_close(model(text)[0].double(), naive_logits(model, text[0]), atol=1e-5, rtol=0)
+
+
+def test_grouped_query_attention_repeats_each_kv_head_for_its_group():
+    grouped, full = random_model(DREAM), random_model(replace(DREAM, n_kv_head=4), seed=1)
+    weights = grouped.state_dict()
+    for name, p in weights.items():
+        if "k_proj" in name or "v_proj" in name:
+            heads = p.unflatten(0, (2, 8))                      # n_kv_head, D
+            weights[name] = heads.repeat_interleave(2, dim=0).flatten(0, 1)
+    full.load_state_dict(weights)
+    text = random_ids(2, 9)
+    torch.testing.assert_close(grouped(text), full(text), atol=1e-5, rtol=0)
+
+
+def test_qkv_bias_adds_a_bias_to_q_k_and_v_alone():
+    plain, biased = random_model(LLADA), DLLM(replace(LLADA, qkv_bias=True))
+    biases = set(biased.state_dict()) - set(plain.state_dict())
+    assert biases == {f"blocks.{n}.{x}_proj.bias" for n in range(2) for x in "qkv"}
+    zeros = {name: torch.zeros_like(biased.state_dict()[name]) for name in biases}
+    biased.load_state_dict({**plain.state_dict(), **zeros})
+    assert torch.equal(biased(random_ids(2, 5)), plain(random_ids(2, 5)))
+    q_proj = biased.blocks[0].q_proj
+    y = torch.randn(3, 32, generator=seeded())
+    unbiased = q_proj(y)
+    q_proj.bias.data.fill_(0.25)
+    torch.testing.assert_close(q_proj(y), unbiased + 0.25)
+
+
+def test_the_shift_scores_token_i_by_the_state_at_i_minus_1():
+    plain, shifted = random_model(LLADA), random_model(replace(LLADA, shift=True))
+    h = torch.randn(2, 7, 32, generator=seeded())
+    raw = h @ plain.head.weight.T
+    torch.testing.assert_close(plain.unembed(h), raw)
+    torch.testing.assert_close(shifted.unembed(h)[:, 1:], raw[:, :-1])
+
+
+@both
+def test_where_picks_rows_of_the_full_logits(config):
+    model = random_model(config)
+    h = torch.randn(3, 6, 32, generator=seeded())
+    logits = model.unembed(h)
+    where = torch.rand(3, 6, generator=seeded()) < 0.4
+    where[0, 0] = True
+    torch.testing.assert_close(model.unembed(h, where), logits[where])
+    rows, columns = torch.arange(3)[:, None], torch.tensor([[5, 0], [1, 2], [3, 3]])
+    picked = model.unembed(h, (rows, columns))
+    assert picked.shape == (3, 2, 40)
+    torch.testing.assert_close(picked, logits[rows, columns])
+
+
+def test_rope_makes_scores_depend_on_the_distance_alone():
+    T, D = 12, 8
+    cos, sin = rope_table(T, D, 10_000.0, "cpu")
+    q, k = torch.randn(2, D, generator=seeded())
+    scores = rotate(q.expand(1, 1, T, D), cos, sin)[0, 0] @ rotate(k.expand(1, 1, T, D), cos, sin)[0, 0].T
+    for distance in range(-T + 1, T):
+        same = scores.diagonal(distance)
+        torch.testing.assert_close(same, same[:1].expand_as(same), atol=1e-5, rtol=0)
+    assert scores[0].unique().numel() == T                      # and they do depend on it, with its sign
+    assert scores[:, 0].unique().numel() == T
+
+
+def test_rope_turns_the_complex_number_of_dimensions_j_and_j_plus_half():
+    T, D, theta = 9, 8, 500_000.0
+    x = torch.randn(2, 3, T, D, generator=seeded())
+    z = torch.complex(x[..., :4].double(), x[..., 4:].double())
+    angle = torch.arange(T)[:, None] * theta ** (-2 * torch.arange(4).double() / D)
+    z = z * torch.exp(1j * angle)
+    expected = torch.cat([z.real, z.imag], dim=-1).float()
+    torch.testing.assert_close(rotate(x, *rope_table(T, D, theta, "cpu")), expected, atol=1e-5, rtol=0)
+
+
+def test_rope_turns_bf16_in_fp32():
+    x, table = torch.randn(1, 1, 16, 64, generator=seeded()).bfloat16(), rope_table(16, 64, 500_000.0, "cpu")
+    assert all(part.dtype == torch.float32 for part in table)
+    assert torch.equal(rotate(x, *table), rotate(x.float(), *table).bfloat16())
+
+
+def test_rms_norm_is_x_over_its_root_mean_square_times_the_weight():
+    norm = RMSNorm(8, eps=0.1)                                  # an eps that cannot be overlooked
+    norm.weight.data = torch.randn(8, generator=seeded())
+    x = torch.randn(2, 3, 8, generator=seeded(1))
+    expected = x / (x.pow(2).mean(dim=-1, keepdim=True) + 0.1).sqrt() * norm.weight
+    torch.testing.assert_close(norm(x), expected)
+
+
+def test_rms_norm_of_bf16_is_computed_in_fp32():
+    norm = RMSNorm(4096, eps=1e-5)
+    x = torch.randn(4, 4096, generator=seeded()).bfloat16()
+    exact = x.double() / (x.double().pow(2).mean(dim=-1, keepdim=True) + 1e-5).sqrt()
+    assert norm(x).dtype == torch.bfloat16
+    # one rounding at the very end: half a unit in the last of 8 bits
+    assert ((norm(x).double() - exact).abs() <= 1.01 * 2 ** -8 * exact.abs()).all()
+
+
+def test_linear_multiplies_in_the_dtype_of_its_input_and_keeps_its_weights_in_fp32():
+    linear = Linear(6, 4)
+    x = torch.randn(3, 6, generator=seeded()).bfloat16()
+    y = linear(x)
+    assert torch.equal(y, F.linear(x, linear.weight.bfloat16(), linear.bias.bfloat16()))
+    y.sum().backward()
+    assert linear.weight.dtype == linear.weight.grad.dtype == torch.float32
+    assert linear(x.float()).dtype == torch.float32
+
+
+@both
+def test_bf16_activations_still_give_fp32_logits(config):
+    model, text = random_model(config), random_ids(2, 8)
+    exact = model(text)
+    model.compute_dtype = torch.bfloat16
+    assert model.encode(text).dtype == torch.bfloat16
+    assert model(text).dtype == torch.float32
+    assert (model(text) - exact).norm() < 0.03 * exact.norm()
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+@both
+def test_initial_weights_depend_on_the_generator_alone(config):
+    torch.manual_seed(1)
+    one = DLLM(config).init_weights(seeded(7)).state_dict()
+    torch.manual_seed(2)
+    same, other = DLLM(config).init_weights(seeded(7)), DLLM(config).init_weights(seeded(8))
+    assert all(torch.equal(one[name], p) for name, p in same.state_dict().items())
+    assert not torch.equal(one["embed.weight"], other.embed.weight)
+
+
+# ---- published models ----
+
+
+@pytest.mark.parametrize("preset, family, parameters, tensors, bf16_bytes", [
+    ("llada-8b", "llada", 8_015_581_184, 291, 16_031_162_368),
+    ("dream-7b", "Dream", 7_615_616_512, 339, 15_231_233_024)])
+def test_presets_have_the_published_sizes_and_names(preset, family, parameters, tensors, bf16_bytes):
+    with torch.device("meta"):                                  # shapes without memory
+        model = DLLM(ModelConfig(**PRESETS[preset]))
+    ours = model.bfloat16().state_dict()
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert len(ours) == tensors
+    assert sum(p.nbytes for p in ours.values()) == bf16_bytes
+    published = {key.format(n) for key in RENAME[family] for n in range(model.config.n_layer)}
+    assert len(published) == tensors
+    assert {rename(key, RENAME[family]) for key in published} == set(ours)
+
+
+@pytest.mark.parametrize("family, theirs, ours", [
+    ("llada", "model.transformer.blocks.17.attn_out.weight", "blocks.17.o_proj.weight"),
+    ("llada", "model.transformer.blocks.17.ff_norm.weight", "blocks.17.mlp_norm.weight"),
+    ("llada", "model.transformer.blocks.17.ff_proj.weight", "blocks.17.gate_proj.weight"),
+    ("llada", "model.transformer.blocks.17.up_proj.weight", "blocks.17.up_proj.weight"),
+    ("llada", "model.transformer.blocks.17.ff_out.weight", "blocks.17.down_proj.weight"),
+    ("llada", "model.transformer.ff_out.weight", "head.weight"),
+    ("llada", "model.transformer.wte.weight", "embed.weight"),
+    ("Dream", "model.layers.9.input_layernorm.weight", "blocks.9.attn_norm.weight"),
+    ("Dream", "model.layers.9.post_attention_layernorm.weight", "blocks.9.mlp_norm.weight"),
+    ("Dream", "model.layers.9.self_attn.q_proj.weight", "blocks.9.q_proj.weight"),
+    ("Dream", "model.layers.9.self_attn.k_proj.bias", "blocks.9.k_proj.bias"),
+    ("Dream", "model.layers.9.self_attn.v_proj.weight", "blocks.9.v_proj.weight"),
+    ("Dream", "model.layers.9.mlp.gate_proj.weight", "blocks.9.gate_proj.weight"),
+    ("Dream", "model.layers.9.mlp.up_proj.weight", "blocks.9.up_proj.weight"),
+    ("Dream", "lm_head.weight", "head.weight")])
+def test_a_published_tensor_has_the_role_its_name_says(family, theirs, ours):
+    # many have the same shape, so that sizes alone would not tell gate from up or key from value
+    assert rename(theirs, RENAME[family]) == ours
+
+
+@pytest.mark.parametrize("family", RENAME)
+@pytest.mark.parametrize("key", ["score.weight", "model.layers.3.self_attn.rotary_emb.inv_freq",
+                                 "model.transformer.blocks.3.ff_out.bias", "blocks.0.q_proj.weight", ""])
+def test_an_unknown_published_name_is_a_key_error(family, key):
+    with pytest.raises(KeyError):
+        rename(key, RENAME[family])
+
+
+# ---- corruption ----
+
+
+def a_batch(B=4, T=12, prompt=4, padding=2):
+    """-> x0, maskable: rows of [prompt | answer | padding], of which row b's answer is b tokens shorter."""
+    position = torch.arange(T)
+    maskable = (position >= prompt) & (position < T - padding - torch.arange(B)[:, None])
+    return random_ids(B, T), maskable
+
+
+def test_each_row_is_masked_at_its_own_rate():
+    T, t = 20_000, torch.tensor([0.02, 0.2, 0.5, 0.7, 0.98])
+    _, is_masked = forward_process(random_ids(5, T), t, torch.ones(5, T, dtype=torch.bool), 39, seeded())
+    four_sigma = 4 * (t * (1 - t) / T).sqrt()
+    assert ((is_masked.float().mean(dim=1) - t).abs() < four_sigma).all()
+
+
+@pytest.mark.parametrize("at_least_one", [False, True])
+def test_exactly_the_maskable_positions_are_ever_masked(at_least_one):
+    x0, maskable = a_batch()
+    generator, ever = seeded(), torch.zeros_like(maskable)
+    for _ in range(200):
+        xt, is_masked = forward_process(x0, torch.full((4,), 0.1), maskable, 39, generator, at_least_one)
+        ever |= is_masked
+        assert torch.equal(xt, torch.where(is_masked, 39, x0))
+    assert torch.equal(ever, maskable)
+
+
+def test_t_0_masks_nothing_and_t_1_everything_maskable():
+    x0, maskable = a_batch()
+    for seed in range(20):
+        assert not forward_process(x0, torch.zeros(4), maskable, 39, seeded(seed))[1].any()
+        assert torch.equal(forward_process(x0, torch.ones(4), maskable, 39, seeded(seed))[1], maskable)
+
+
+def test_at_least_one_masks_one_token_where_chance_masked_none_and_changes_no_other_row():
+    x0, maskable = a_batch(B=5, T=10, prompt=3, padding=2)
+    x0, maskable = x0.repeat(400, 1), maskable.repeat(400, 1)
+    maskable[0] = False                                         # nothing to mask: nothing is masked
+    t = torch.full((2000,), 0.1)
+    _, by_chance = forward_process(x0, t, maskable, 39, seeded(3))
+    _, is_masked = forward_process(x0, t, maskable, 39, seeded(3), at_least_one=True)
+    none = ~by_chance.any(dim=1)
+    assert none.any() and not none.all()
+    assert torch.equal(is_masked[~none], by_chance[~none])
+    assert (is_masked[none].sum(dim=1) == maskable[none].any(dim=1)).all()
+    assert not (is_masked & ~maskable).any()
+    assert torch.equal(is_masked[none].any(dim=0), maskable[none].any(dim=0))       # any of them may be it
+
+
+# ---- one generator a row ----
+
+
+def masks(example_ids, T=12, seed=0, step=0, t=0.5):
+    """The masks that rows with these ids get, in this order, when T positions are maskable."""
+    B = len(example_ids)
+    _, is_masked = forward_process(torch.zeros(B, T, dtype=torch.long), torch.full((B,), t),
+                                   torch.ones(B, T, dtype=torch.bool), 39,
+                                   row_generators(seed, step, example_ids))
+    return is_masked
+
+
+def test_a_row_meets_the_same_masks_in_any_order_and_split_of_the_batch():
+    whole = masks([4, 8, 15, 16, 23, 42], T=40)
+    assert torch.equal(masks([42, 23, 16, 15, 8, 4], T=40), whole.flip(0))
+    assert torch.equal(torch.cat([masks([4, 8], T=40), masks([15, 16, 23, 42], T=40)]), whole)
+    assert torch.equal(masks([16], T=40)[0], whole[3])
+
+
+def test_seed_step_and_example_id_each_give_other_masks():
+    # 1, 11 and 111 side by side: run together, their digits would make different triples equal
+    drawn = {tuple(masks([i], T=64, seed=seed, step=step)[0].tolist())
+             for seed in (1, 11, 111) for step in (1, 11, 111) for i in (1, 11, 111)}
+    assert len(drawn) == 27
+
+
+def test_the_masks_of_a_row_do_not_change_when_its_batch_is_padded_longer():
+    for T in (13, 20, 64):
+        assert torch.equal(masks([1, 2, 3], T=T)[:, :12], masks([1, 2, 3], T=12))
+
+
+def test_a_list_of_generators_draws_row_by_row():
+    rows = uniform((3, 20), [seeded(i) for i in range(3)], "cpu")
+    for i in range(3):
+        assert torch.equal(rows[i:i + 1], uniform((1, 20), seeded(i), "cpu"))
+    assert rows.dtype == torch.float32 and 0 <= rows.min() and rows.max() < 1
+
+
+# ---- the loss ----
+
+
+def loss_inputs(t=(0.9, 0.5, 0.3)):
+    """-> logits (B, T, V), x0, is_masked, maskable, t; answers of unequal length, masks in each row."""
+    x0, maskable = a_batch(B=len(t), T=20, prompt=3, padding=2)
+    maskable[0, 10:] = False
+    t = torch.tensor(t)
+    _, is_masked = forward_process(x0, t, maskable, 39, seeded(5), at_least_one=True)
+    return torch.randn(*x0.shape, 40, generator=seeded()), x0, is_masked, maskable, t
+
+
+@pytest.mark.parametrize("form", ["masked_mean", "llada_sft"])
+def test_the_loss_equals_a_naive_loop_over_rows_and_masked_tokens(form):
+    logits, x0, is_masked, maskable, t = loss_inputs()
+    assert is_masked.sum(dim=1).unique().numel() == maskable.sum(dim=1).unique().numel() == 3
+    total = 0.0
+    for b in range(3):
+        nll = [-logits[b, i].softmax(dim=0)[x0[b, i]].log() for i in range(20) if is_masked[b, i]]
+        weight = 1 / len(nll) if form == "masked_mean" else 1 / (t[b] * maskable[b].sum())
+        total += sum(nll) * weight / 3
+    torch.testing.assert_close(diffusion_loss(logits[is_masked], x0, is_masked, maskable, t, form), total)
+
+
+def test_both_forms_have_the_mean_over_answer_tokens_as_their_expectation():
+    logits, x0, _, maskable, t = loss_inputs(t=(0.4, 0.4, 0.4))
+    nll = F.cross_entropy(logits.transpose(1, 2), x0, reduction="none")
+    expected = ((nll * maskable).sum(dim=1) / maskable.sum(dim=1)).mean()
+    for form in ("masked_mean", "llada_sft"):
+        generator, drawn = seeded(), []
+        for _ in range(1500):
+            _, is_masked = forward_process(x0, t, maskable, 39, generator, at_least_one=form == "masked_mean")
+            drawn.append(diffusion_loss(logits[is_masked], x0, is_masked, maskable, t, form))
+        drawn = torch.stack(drawn)
+        assert (drawn.mean() - expected).abs() < 4 * drawn.std() / 1500 ** 0.5, form
+
+
+def test_masked_mean_is_the_default_and_an_unknown_form_is_refused_in_one_line():
+    logits, x0, *rest = loss_inputs()
+    default = diffusion_loss(logits[rest[0]], x0, *rest)
+    assert torch.equal(default, diffusion_loss(logits[rest[0]], x0, *rest, form="masked_mean"))
+    with pytest.raises(ValueError) as caught:
+        diffusion_loss(logits[rest[0]], x0, *rest, form="mean")
+    assert all(word in one_line(caught) for word in ("'mean'", "masked_mean", "llada_sft"))
+
+
+# ---- files ----
+
+
+@both
+def test_a_saved_model_comes_back_to_the_last_bit_and_without_pickle(config, tmp_path):
+    model = random_model(config)
+    model.save(tmp_path)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json"}
+    for load in (DLLM.from_checkpoint, DLLM.from_pretrained):
+        loaded = load(str(tmp_path))
+        assert loaded.config == config
+        assert loaded.state_dict().keys() == model.state_dict().keys()
+        assert all(torch.equal(p, model.state_dict()[name]) for name, p in loaded.state_dict().items())
+        assert torch.equal(loaded(random_ids(2, 5)), model(random_ids(2, 5)))
+
+
+def cut_weights(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def change_weights(folder, **changes):
+    weights = load_file(folder / "model.safetensors")
+    for name, tensor in changes.items():
+        weights[name.replace("__", ".")] = tensor
+    save_file({name: p for name, p in weights.items() if p is not None}, folder / "model.safetensors")
+
+
+def change_config(folder, **changes):
+    config = {**json.loads((folder / "config.json").read_text()), **changes}
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+
+
+SPOILT = {   # what happened to the folder, and the words that the message has to hold
+    "weights cut short": (cut_weights, ["model.safetensors"]),
+    "weights empty": (lambda folder: (folder / "model.safetensors").write_bytes(b""), ["model.safetensors"]),
+    "weights gone": (lambda folder: (folder / "model.safetensors").unlink(), ["model.safetensors"]),
+    "a tensor missing": (lambda folder: change_weights(folder, norm__weight=None),
+                         ["model.safetensors", "norm.weight"]),
+    "a tensor too many": (lambda folder: change_weights(folder, head__bias=torch.zeros(40)),
+                          ["model.safetensors", "head.bias"]),
+    "a wrong shape": (lambda folder: change_weights(folder, norm__weight=torch.zeros(33)),
+                      ["model.safetensors", "norm.weight", "33", "32"]),
+    "another config": (lambda folder: change_config(folder, n_hidden=64), ["model.safetensors", "48", "64"]),
+    "a foreign model": (lambda folder: change_config(folder, model_type="gpt2"), ["'gpt2'"]),
+    "a nameless model": (lambda folder: change_config(folder, model_type=None), []),
+    "a size missing": (lambda folder: change_config(folder, vocab_size=None), ["config.json", "vocab_size"]),
+    "a size that is text": (lambda folder: change_config(folder, n_embd="32"), ["config.json"]),
+    "sizes that do not fit": (lambda folder: change_config(folder, n_head=5), ["config.json", "n_head=5"]),
+    "config no JSON": (lambda folder: (folder / "config.json").write_text("n_layer = 2"), ["config.json"]),
+    "config no object": (lambda folder: (folder / "config.json").write_text("[1, 2]"), ["config.json"]),
+    "config no text": (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\x00"), ["config.json"]),
+    "empty folder": (lambda folder: [path.unlink() for path in folder.iterdir()], []),
+}
+
+
+@pytest.mark.parametrize("spoil, words", SPOILT.values(), ids=SPOILT)
+def test_a_spoilt_checkpoint_is_one_line_that_names_the_place(spoil, words, tmp_path):
+    random_model(LLADA).save(tmp_path)
+    spoil(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        DLLM.from_checkpoint(str(tmp_path))
+    assert all(word in one_line(caught) for word in [str(tmp_path), *words]), caught.value
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    for load in (DLLM.from_checkpoint, DLLM.from_pretrained):
+        with pytest.raises(FileNotFoundError) as caught:
+            load(str(tmp_path / "nowhere"))
+        assert "nowhere" in one_line(caught)
+
+
+def save_steps(tmp_path, *names):
+    """Checkpoints in folders of these names, each with weights of its own; -> the folders."""
+    folders = [tmp_path / name for name in names]
+    for seed, folder in enumerate(folders):
+        folder.mkdir()
+        random_model(LLADA, seed).save(folder)
+    return folders
+
+
+@pytest.mark.parametrize("names", [("step_0000300", "step_0000100", "step_0000200"), ("step_100", "step_99")])
+def test_the_newest_checkpoint_has_the_highest_step(names, tmp_path):
+    newest, *_ = save_steps(tmp_path, *names)
+    (tmp_path / "step_notes").mkdir()
+    (tmp_path / "saving").mkdir()
+    assert newest_checkpoint(tmp_path) == str(newest)
+    assert newest_checkpoint(newest) == str(newest)             # a checkpoint is its own newest
+    loaded = DLLM.from_checkpoint(tmp_path)
+    assert torch.equal(loaded.embed.weight, random_model(LLADA, seed=0).embed.weight)
+
+
+def test_a_step_folder_without_a_config_is_no_checkpoint(tmp_path):
+    complete, incomplete = save_steps(tmp_path, "step_0000100", "step_0000200")
+    (incomplete / "config.json").unlink()
+    assert newest_checkpoint(tmp_path) == str(complete)
+
+
+# ---- the machine ----
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "gpu", "cpus", "", "xla"])
+def test_a_device_that_is_not_there_is_refused_in_one_line(name):
+    with pytest.raises(ValueError) as caught:
+        pick_device(name)
+    assert repr(name) in one_line(caught)
+
+
+def test_a_device_that_is_there_is_taken():
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto").type in ("cpu", "cuda", "mps")

@@ -1,0 +1,657 @@
+"""Laws of the tasks: text survives its tokens, problems are right, the metric reads what people write."""
+import gzip
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks import gsm8k, toy, toy_base
+from tasks.common import (Example, Row, batch_at, collate, few_shot, load_task, question_prompt,
+                          read_jsonl, tokenize)
+from tasks.tokenizer import FILE_NAME, byte_tokenizer, load_tokenizer, toy_tokenizer
+
+ROOT = Path(gsm8k.__file__).parent.parent
+REAL = ROOT.parent / "shared" / "data" / "gsm8k"
+needs_real_rows = pytest.mark.skipif(not REAL.is_dir(), reason=f"the GSM8K rows are not at {REAL}")
+
+TOKENIZERS = {"bytes": byte_tokenizer(), "toy": toy_tokenizer()}
+each_tokenizer = pytest.mark.parametrize("tok", TOKENIZERS.values(), ids=TOKENIZERS)
+SPLITS = "train", "validation", "test"
+
+# what a user could write to fool a tokenizer, and what the toy's pattern treats in its own way
+SPELLS = ["<|mask|>", "<|endoftext|>", "<|", "|>", "\nAnswer:", "Sums:", "\n#### ", " has ", "7", "42", "100",
+          "\x00", "\x1b[2J", "\r\n", "e\u0301", "\u200d", "\U0001f469\u200d\U0001f680", "\ufeff", "\u0663"]
+texts = st.lists(st.text() | st.sampled_from(SPELLS)).map("".join)
+
+
+@pytest.fixture(scope="module")
+def problems():
+    """{split: the toy's examples}"""
+    return {split: toy.load(split) for split in SPLITS}
+
+
+@pytest.fixture(scope="module")
+def base():
+    return [example for split in SPLITS for example in toy_base.load(split)]
+
+
+def one_line(error) -> str:
+    """The sentence of an error, which must be one line."""
+    assert len(str(error.value).splitlines()) == 1
+    return str(error.value)
+
+
+def python(code: str, **env):
+    """A new process in the repository."""
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **env},
+                          capture_output=True, text=True)
+
+
+# ---- tokenizers ----
+
+
+@each_tokenizer
+@settings(deadline=None)                # the machine may be busy
+@given(text=texts)
+def test_every_text_comes_back_and_never_contains_our_own_ids(tok, text):
+    ids = tok.encode(text)
+    assert tok.decode(ids) == text
+    assert all(0 <= i < min(tok.eos_id, tok.mask_id) for i in ids)
+
+
+@each_tokenizer
+def test_text_that_looks_like_a_special_token_is_text(tok):
+    for text in ("<|mask|>", "<|endoftext|>", "a<|endoftext|>b"):
+        assert tok.decode(tok.encode(text)) == text
+        assert len(tok.encode(text)) > 1
+
+
+@each_tokenizer
+def test_the_special_ids_are_two_and_the_last_of_the_vocabulary(tok):
+    assert {tok.eos_id, tok.mask_id} == {tok.n_vocab - 1, tok.n_vocab - 2}
+
+
+@each_tokenizer
+def test_decode_stops_at_the_first_end_of_text_and_drops_masks(tok):
+    a, b = tok.encode("12"), tok.encode("3")
+    assert tok.decode(a + [tok.eos_id] + b + [tok.eos_id]) == "12"
+    assert tok.decode([tok.eos_id] + a) == ""
+    assert tok.decode(a + [tok.mask_id] + b) == "123"
+    assert tok.decode(torch.tensor(a + [tok.eos_id])) == "12"
+
+
+def test_decode_replaces_bytes_that_are_no_text():
+    assert TOKENIZERS["bytes"].decode([72, 255, 105]) == "H\ufffdi"
+
+
+@each_tokenizer
+def test_show_draws_each_mask_and_each_end_of_text(tok):
+    ids = [tok.mask_id, *tok.encode("5"), tok.mask_id, tok.eos_id, tok.eos_id]
+    assert tok.show(ids) == "\u25915\u2591\u00b7\u00b7"
+
+
+def test_every_number_is_the_same_token_wherever_it_stands_in_a_problem():
+    tok = TOKENIZERS["toy"]
+    plots = [(story, question) for story, question, _ in toy.ONE_STEP + toy.TWO_STEPS]
+    for number in range(100):
+        fill = dict(n="Anna", m="Ben", o="eggs", a=number, b=number, c=number)
+        rows = [question_prompt(f"{story} {question}".format(**fill)) for story, question in plots]
+        rows += [f"Story: {story}\nSum:".format(**fill) for story, _ in plots]
+        rows += [f" {number}{op}{number}={number}\n{number}{op}{number}={number}\n#### {number}"
+                 for op in "+-*/"]
+        for row in rows:
+            with_digit = [tok.pieces[i] for i in tok.encode(row) if re.search(rb"\d", tok.pieces[i])]
+            assert with_digit == [str(number).encode()] * len(re.findall(r"\d+", row)), row
+
+
+def test_every_word_of_the_problems_and_the_base_rows_is_one_token(problems, base):
+    tok = TOKENIZERS["toy"]
+    prompts = {e.prompt for split in SPLITS for e in problems[split]} | {e.prompt for e in base}
+    answers = {e.answer for split in SPLITS for e in problems[split]} | {e.answer for e in base}
+    used = Counter(i for text in prompts | answers for i in tok.encode(text))
+    words = [tok.pieces[i].decode() for i in used if re.search(rb"[A-Za-z]", tok.pieces[i])]
+    in_texts = {word for text in prompts | answers for word in re.findall(r"[A-Za-z]+", text)}
+    assert {re.sub(r"[^A-Za-z]", "", word) for word in words} == in_texts
+
+
+def test_a_vocabulary_has_no_piece_twice():
+    for tok in TOKENIZERS.values():
+        assert len(set(tok.pieces)) == len(tok.pieces)
+
+
+@each_tokenizer
+def test_a_saved_tokenizer_comes_back_equal(tok, tmp_path):
+    tok.save(tmp_path)
+    again = load_tokenizer(str(tmp_path))
+    assert again == tok
+    assert (again.name, again.eos_id, again.mask_id, again.n_vocab) == (tok.name, tok.eos_id, tok.mask_id,
+                                                                        tok.n_vocab)
+    text = "Anna has 12 eggs.\n#### 7 \u00e9 <|mask|>"
+    assert again.encode(text) == tok.encode(text)
+
+
+def test_the_two_tokenizers_are_known_by_name_and_differ():
+    assert load_tokenizer("bytes") == TOKENIZERS["bytes"]
+    assert load_tokenizer("toy") == TOKENIZERS["toy"]
+    assert TOKENIZERS["bytes"] != TOKENIZERS["toy"]
+
+
+def test_a_missing_tokenizer_is_named_in_one_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        load_tokenizer(str(tmp_path / "nowhere"))
+    assert "nowhere" in one_line(error)
+
+
+def truncated(tmp_path):
+    TOKENIZERS["toy"].save(tmp_path)
+    return (tmp_path / FILE_NAME).read_bytes()[:-100]
+
+
+FOREIGN = {
+    "empty": b"",
+    "not JSON": b"tokenizer",
+    "not UTF-8": b"\xff\xfe\x00",
+    "a list": b"[]",
+    "null": b"null",
+    "of the hub": b'{"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}}',
+    "no base64": b'{"name": "x", "pattern": ".", "pieces": ["a"]}',
+    "no pieces": b'{"name": "x", "pattern": ".", "pieces": []}',
+    "pieces null": b'{"name": "x", "pattern": ".", "pieces": null}',
+    "no pattern": b'{"name": "x", "pattern": "[", "pieces": ["AA=="]}',
+}
+
+
+@pytest.mark.parametrize("content", [*FOREIGN.values(), truncated], ids=[*FOREIGN, "truncated"])
+def test_a_file_that_is_no_tokenizer_of_ours_is_named_in_one_sentence(content, tmp_path):
+    content = content(tmp_path) if callable(content) else content
+    (tmp_path / FILE_NAME).write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        load_tokenizer(str(tmp_path))
+    assert str(tmp_path / FILE_NAME) in one_line(error)
+
+
+# ---- the toy ----
+
+
+def test_toy_splits_share_no_question_and_repeat_none(problems):
+    prompts = [example.prompt for split in SPLITS for example in problems[split]]
+    assert len(set(prompts)) == len(prompts)
+    ids = [example.meta["id"] for split in SPLITS for example in problems[split]]
+    assert len(set(ids)) == len(ids)
+    assert [len(problems[split]) for split in SPLITS] == [40_000, 1_000, 1_000]
+
+
+def test_the_first_toy_problems_are_the_same_whatever_is_asked_for(problems):
+    for split in SPLITS:
+        assert toy.load(split, n=50) == problems[split][:50]
+        assert toy.load(split, n=300) == problems[split][:300]
+
+
+def test_a_new_process_draws_the_same_problems_and_batches():
+    """Python salts the hashes of texts per process; nothing may depend on them."""
+    code = ("from tasks import toy, toy_base; from tasks.common import batch_at, Row\n"
+            "for split in ('train', 'validation', 'test'):\n"
+            "    print(toy.load(split, n=20), toy_base.load(split, n=20))\n"
+            "rows = [Row(i, [1], [2]) for i in range(50)]\n"
+            "print([row.example_id for row in batch_at(3, rows, 16, seed=7)[0]])")
+    first, second = (python(code, PYTHONHASHSEED=seed) for seed in ("1", "2"))
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == second.stdout
+    assert str(toy.load("test", n=20)) in first.stdout
+
+
+STEP = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
+# what the words of a story ask for
+OPERATION = {r"buys": "+", r"finds": "+", r"has \d+(?=\.| and )": "+", r"gave": "-", r"lost": "-",
+             r"fewer": "-", r"gives": "-", r"eats": "-", r"boxes": "*", r"sells": "*", r"bags": "/",
+             r"share": "/"}
+
+
+def is_right(left, op, right, result):
+    """Worked out without division, so that 7/2=3 is wrong."""
+    return {"+": left + right == result, "-": left - right == result, "*": left * right == result,
+            "/": right and result * right == left}[op]
+
+
+def test_every_toy_answer_is_arithmetically_right_and_ends_in_its_result(problems):
+    for example in (e for split in SPLITS for e in problems[split]):
+        assert example.answer.startswith(" ")
+        *steps, last = example.answer[1:].split("\n")
+        steps = [STEP.fullmatch(step).groups() for step in steps]
+        assert all(is_right(int(x), op, int(y), int(z)) for x, op, y, z in steps), example
+        assert last == f"#### {steps[-1][3]}" and example.meta["gold"] == steps[-1][3]
+        assert gsm8k.score(example.answer, example)
+
+
+def test_every_toy_answer_calculates_with_the_numbers_of_its_story_as_its_words_ask(problems):
+    for example in (e for split in SPLITS for e in problems[split]):
+        story = example.prompt[:example.prompt.rindex("How many")]
+        steps = STEP.findall(example.answer)
+        asked = re.findall("|".join(f"({word})" for word in OPERATION), story)
+        asked = [list(OPERATION.values())[next(i for i, hit in enumerate(hits) if hit)] for hits in asked]
+        assert [op for _, op, _, _ in steps] == asked, example
+        used = [steps[0][0]] + [y for _, _, y, _ in steps]
+        halves = ["2"] * ("share" in story)              # between two people
+        assert used == re.findall(r"\d+", story) + halves, example
+        assert all(after[0] == before[3] for before, after in zip(steps, steps[1:])), example
+
+
+def test_every_toy_number_is_below_100(problems, base):
+    for example in [e for split in SPLITS for e in problems[split]] + base:
+        assert all(int(n) < 100 for n in re.findall(r"\d+", example.prompt + example.answer)), example
+
+
+def test_half_of_the_toy_problems_take_two_steps(problems):
+    for split in SPLITS:
+        steps = Counter(len(STEP.findall(example.answer)) for example in problems[split])
+        assert set(steps) == {1, 2}
+        # repeated questions are dropped, and these have more often one step
+        assert 0.4 < steps[2] / len(problems[split]) < 0.65, (split, steps)
+
+
+def test_every_template_name_and_thing_occurs_in_every_split(problems):
+    for split in SPLITS:
+        prompts = "\n".join(example.prompt for example in problems[split])
+        for word in toy.NAMES + toy.THINGS:
+            assert re.search(rf"\b{word}\b", prompts), (split, word)
+        for story, question, _ in toy.ONE_STEP + toy.TWO_STEPS:
+            pattern = re.sub(r"\\{.\\}", r"\\w+", re.escape(f"{story} {question}"))
+            assert re.search(f"Question: {pattern}\n", prompts), (split, story)
+
+
+def test_two_people_of_a_toy_story_have_different_names(problems):
+    for example in problems["test"]:
+        story = example.prompt[:example.prompt.rindex("How many")]
+        names = [word for word in re.findall(r"[A-Z][a-z]+(?!:)\b", story) if word in toy.NAMES]
+        assert len(set(names)) == len(names) in (1, 2), example
+
+
+def test_the_base_corpus_has_no_question_no_answer_line_and_no_result_behind_a_story(base):
+    kinds = Counter(example.prompt.split(":")[0] for example in base)
+    assert set(kinds) == {"Story", "Sums"}
+    assert 0.35 < kinds["Story"] / len(base) < 0.6
+    for example in base:
+        text = example.prompt + example.answer
+        assert "?" not in text and "Question" not in text and "Answer" not in text and "####" not in text
+        if example.prompt.startswith("Story"):
+            assert re.fullmatch(r" \d+[-+*/]\d+", example.answer), example
+        else:
+            assert example.prompt == "Sums:"
+            steps = [STEP.fullmatch(step).groups() for step in example.answer[1:].split("\n")]
+            assert all(is_right(int(x), op, int(y), int(z)) for x, op, y, z in steps), example
+
+
+def test_the_base_corpus_tells_only_stories_of_its_own_split(problems):
+    """Otherwise the base model has read the stories that test asks about."""
+    for split in SPLITS:
+        stories = {e.prompt[len("Question: "):e.prompt.rindex(" How many")] for e in problems[split]}
+        for example in toy_base.load(split):
+            if example.prompt.startswith("Story"):
+                assert example.prompt[len("Story: "):-len("\nSum:")] in stories, example
+
+
+def test_the_base_corpus_scores_the_very_sum():
+    example = Example("Story: ..\nSum:", " 3+4", {"gold": "3+4"})
+    assert toy_base.score(" 3+4", example) and toy_base.score("3+4\n", example)
+    assert not toy_base.score("4+3", example) and not toy_base.score("3+4=7", example)
+
+
+@pytest.mark.parametrize("task", [toy, toy_base, gsm8k])
+def test_an_unknown_split_is_a_value_error_that_names_the_splits(task):
+    with pytest.raises(ValueError) as error:
+        task.load("dev")
+    assert "'dev'" in one_line(error) and all(split in str(error.value) for split in SPLITS)
+
+
+# ---- GSM8K: the metric ----
+
+UGLY = [  # completion, flexible, strict
+    ("#### 42", "42", "42"),
+    (" 3*4=12\n12-2=10\n#### 10", "10", "10"),
+    ("#### 1,234.", "1234", "1234"),
+    ("#### 192,000,000", "192000000", "192000000"),
+    ("#### -3", "-3", "-3"),
+    ("#### \u22123", "-3", "-3"),
+    ("#### $5.00", "5", "5"),
+    ("#### -$5", "-5", "-5"),
+    ("#### 18.0", "18", "18"),
+    ("#### 18.50", "18.5", "18.5"),
+    ("#### .5", "0.5", "0.5"),
+    ("#### 0.50", "0.5", "0.5"),
+    ("#### 100", "100", "100"),
+    ("#### 100.00", "100", "100"),
+    ("#### 0", "0", "0"),
+    ("#### -0.0", "0", "0"),
+    ("#### 007", "7", "7"),
+    ("#### 50%", "50", "50"),
+    ("#### 5 apples", "5", "5"),
+    ("####7", "7", "7"),
+    ("####\n7", "7", "7"),
+    ("#### 7\nand 8 more", "7", "7"),
+    ("#### 1\n#### 2", "2", "2"),
+    ("#### abc 7", "7", None),
+    ("6 is it #### none", "6", None),
+    ("#### 3\n#### none", "3", None),
+    ("10-3", "3", None),
+    ("10 - 3", "3", None),
+    ("(10)-3", "3", None),
+    ("-3", "-3", None),
+    ("\u22123", "-3", None),
+    ("x=-3", "-3", None),
+    ("it is (-3)", "-3", None),
+    ("it is -3.", "-3", None),
+    ("1,000 or 2,000.", "2000", None),
+    ("the answer is $12.50.", "12.5", None),
+    ("3*4=<<3*4=12>>", "4", None),
+    ("#### <<6+6=12>>12", "12", "12"),
+    ("<<3*4=12>>", None, None),
+    ("no number at all", None, None),
+    ("", None, None),
+    ("####", None, None),
+    ("$ , . -", None, None),
+    ("\u0663", None, None),
+    ("#### 5\n\nQuestion: has 9\nAnswer: 8\n#### 8", "5", "5"),
+    ("5\n\nQuestion: has 9\nAnswer: 8\n#### 8", "5", None),
+    ("Question: 5\n#### 5", None, None),
+    ("#### " + "1234567890" * 4, "1234567890" * 4, "1234567890" * 4),
+    ("#### " + "9" * 40, "9" * 40, "9" * 40),
+    ("#### 0." + "0" * 40 + "1", "0." + "0" * 40 + "1", "0." + "0" * 40 + "1"),
+]
+
+
+@pytest.mark.parametrize("completion, flexible, strict", UGLY, ids=[repr(row[0])[:30] for row in UGLY])
+def test_the_final_number_of_an_ugly_answer(completion, flexible, strict):
+    assert gsm8k.extract(completion) == flexible
+    assert gsm8k.extract(completion, strict=True) == strict
+    assert gsm8k.has_format(completion) == (strict is not None)
+
+
+@settings(deadline=None)
+@given(number=st.integers())
+def test_an_integer_comes_back_exactly_however_it_is_written(number):
+    for written in (f"{number}", f"{number:,}", f"{number}.0", f"{number}."):
+        assert gsm8k.extract(f"so\n#### {written}", strict=True) == str(number)
+        assert gsm8k.extract(f"it is {written}") == str(number)
+
+
+@settings(deadline=None)
+@given(text=st.text(alphabet="0123456789.,-$#<>=x \n\u2212") | st.text())
+def test_no_text_breaks_the_metric_and_a_strict_number_is_the_flexible_one(text):
+    strict, flexible = gsm8k.extract(text, strict=True), gsm8k.extract(text)
+    assert strict is None or strict == flexible
+    assert flexible is None or re.fullmatch(r"-?[0-9]+(\.[0-9]*[1-9])?", flexible)
+
+
+def test_score_compares_numbers_not_texts():
+    def right(completion, gold):
+        return gsm8k.score(completion, Example("", "", {"gold": gold}))
+    assert all(right(text, "18") for text in ("#### 18", "#### 18.0", "#### $18.00", "so 18", "1\n#### 18"))
+    assert right("#### 1,234", "1234") and right("#### -3", "-3")
+    assert not any(right(text, "18") for text in ("#### 19", "#### 118", "#### 1", "#### -18", "18\n#### 19",
+                                                  "#### 18.5", "", "eighteen"))
+    assert not right("#### 3", "-3")
+    assert right("", None) is False                      # no answer is never right
+
+
+# ---- GSM8K: the rows ----
+
+
+@needs_real_rows
+def test_gsm8k_splits_have_their_sizes_and_share_no_row():
+    train, validation, test = (gsm8k.load(split, str(REAL)) for split in SPLITS)
+    assert (len(train), len(validation)) == (7_217, 256)
+    ids = [example.meta["id"] for example in train + validation + test]
+    assert len(set(ids)) == len(ids)
+    rows = read_jsonl(REAL / "train.jsonl.gz")
+    assert rows[0]["question"].strip() in train[0].prompt        # in file order, held out at the end
+    assert rows[7_216]["question"].strip() in train[-1].prompt
+    assert rows[7_217]["question"].strip() in validation[0].prompt
+    assert rows[-1]["question"].strip() in validation[-1].prompt
+
+
+@needs_real_rows
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_gold_answer_scores_as_right_with_and_without_marks(split):
+    plain, marked = gsm8k.load(split, str(REAL)), gsm8k.load(split, str(REAL), keep_marks=True)
+    source = read_jsonl(REAL / f"{'test' if split == 'test' else 'train'}.jsonl.gz")
+    golds = {row["question"].strip(): row["answer"].split("#### ")[1].replace(",", "") for row in source}
+    for a, b in zip(plain, marked, strict=True):
+        assert a.meta == b.meta and a.prompt == b.prompt
+        assert a.meta["gold"] == golds[a.prompt[len("Question: "):-len("\nAnswer:")]]
+        assert all(gsm8k.score(e.answer, e) and gsm8k.has_format(e.answer) for e in (a, b))
+        assert "<<" not in a.answer and ">>" not in a.answer
+        assert re.sub("<<[^>]*>>", "", b.answer) == a.answer
+    assert sum("<<" in example.answer for example in marked) > 0.9 * len(marked)
+
+
+@needs_real_rows
+def test_a_wrong_number_scores_as_wrong_on_every_gold_row():
+    for example in gsm8k.load("test", str(REAL)):
+        wrong = int(example.meta["gold"]) + 1
+        assert not gsm8k.score(example.answer + f"\n#### {wrong}", example)
+
+
+def some_rows(n):
+    return [{"question": f"Has {i}?", "answer": f"{i}+1=<<{i}+1={i + 1}>>{i + 1}\n#### {i + 1:,}"}
+            for i in range(n)]
+
+
+def write(path, rows):
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_a_local_folder_gives_its_rows_in_order_the_last_256_held_out(end, tmp_path):
+    write(tmp_path / f"train.jsonl{end}", some_rows(260))
+    write(tmp_path / f"test.jsonl{end}", some_rows(1200)[300:])
+    train, validation, test = (gsm8k.load(split, str(tmp_path)) for split in SPLITS)
+    assert [e.prompt for e in train] == [f"Question: Has {i}?\nAnswer:" for i in range(4)]
+    assert train[3].answer == " 3+1=4\n#### 4"
+    assert gsm8k.load("train", str(tmp_path), keep_marks=True)[3].answer == " 3+1=<<3+1=4>>4\n#### 4"
+    assert [e.prompt for e in validation] == [f"Question: Has {i}?\nAnswer:" for i in range(4, 260)]
+    assert [e.meta["gold"] for e in test] == [str(i + 1) for i in range(300, 1200)]     # 1,200 is 1200
+
+
+def test_the_id_of_a_row_is_its_question_wherever_the_row_stands():
+    row = {"question": "Has 5?", "answer": "#### 5"}
+    assert gsm8k.to_example(row).meta["id"] == gsm8k.to_example({**row, "answer": "#### 6"}).meta["id"]
+    assert gsm8k.to_example(row).meta["id"] != gsm8k.to_example({**row, "question": "Has 6?"}).meta["id"]
+
+
+def test_blank_lines_are_no_rows(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"a": 1}\n\n  \n{"a": 2}')
+    assert read_jsonl(tmp_path / "x.jsonl") == [{"a": 1}, {"a": 2}]
+
+
+GOOD = "".join(json.dumps(row) + "\n" for row in some_rows(300)).encode()
+BROKEN = [  # file, content, what its sentence names
+    ("train.jsonl", b"", "train.jsonl"),
+    ("train.jsonl", b"\n\n", "train.jsonl"),
+    ("train.jsonl", GOOD + b"{bad\n", "line 301"),
+    ("train.jsonl", GOOD[:-20], "line 300"),
+    ("train.jsonl", b"\n" + GOOD + b"[1, 2]\n", "line 302"),
+    ("train.jsonl", GOOD + b"7\n", "line 301"),
+    ("train.jsonl", GOOD + b'{"question": "?"}\n', "row 301"),
+    ("train.jsonl", GOOD + b'{"answer": "#### 1"}\n', "row 301"),
+    ("train.jsonl", GOOD + b'{"question": "?", "answer": null}\n', "row 301"),
+    ("train.jsonl", GOOD + b'{"question": "?", "answer": 5}\n', "row 301"),
+    ("train.jsonl", GOOD + b'{"question": "caf\xe9"}\n', "train.jsonl"),
+    ("train.jsonl", gzip.compress(GOOD), "train.jsonl"),
+    ("train.jsonl", GOOD[:GOOD.index(b"\n")], "256"),            # nothing left to train on
+    ("train.jsonl.gz", b"", "train.jsonl.gz"),
+    ("train.jsonl.gz", GOOD, "train.jsonl.gz"),
+    ("train.jsonl.gz", gzip.compress(GOOD)[:-30], "train.jsonl.gz"),
+    ("train.jsonl.gz", gzip.compress(GOOD)[:-8] + bytes(8), "train.jsonl.gz"),
+    ("train.jsonl.gz", gzip.compress(GOOD)[:10] + b"\xff" * 99, "train.jsonl.gz"),
+    ("train.jsonl.gz", gzip.compress(GOOD + b"{bad\n"), "line 301"),
+    ("train.jsonl.gz", gzip.compress(GOOD + b"caf\xe9\n"), "train.jsonl.gz"),
+]
+BROKEN_IDS = ["empty", "blank", "malformed", "cut", "list", "number", "no answer", "no question", "null answer",
+              "number answer", "latin-1", "gzipped", "too few", "empty gz", "not gzipped", "truncated gz",
+              "checksum gz", "garbled gz", "malformed gz", "latin-1 gz"]
+
+
+@pytest.mark.parametrize("name, content, named", BROKEN, ids=BROKEN_IDS)
+def test_a_broken_file_is_one_sentence_that_says_where(name, content, named, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        gsm8k.load("train", str(tmp_path))
+    assert named in one_line(error)
+
+
+def test_a_missing_file_is_one_sentence_that_names_it(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(FileNotFoundError) as error:
+            gsm8k.load("test", str(folder))
+        assert str(folder / "test.jsonl") in one_line(error)
+
+
+@pytest.mark.slow
+def test_without_a_folder_and_a_network_one_sentence_mentions_data_dir(tmp_path):
+    done = python("import sys; from tasks import gsm8k\n"
+                  "try: gsm8k.load('test')\n"
+                  "except ValueError as error: sys.exit(str(error))",
+                  HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_HOME=str(tmp_path))
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1 and "--data_dir" in done.stderr, done.stderr
+
+
+# ---- what all tasks share ----
+
+
+def test_an_unknown_task_is_one_sentence_that_names_those_there_are():
+    with pytest.raises(ValueError) as error:
+        load_task("gsm8")
+    assert "'gsm8'" in one_line(error) and "gsm8k, toy, toy_base" in str(error.value)
+    with pytest.raises(ValueError):
+        load_task("common")                              # a module, but no task
+    assert load_task("toy") is toy and load_task("gsm8k") is gsm8k
+
+
+def test_few_shot_prompts_are_solved_examples_between_blank_lines():
+    shots = [Example("Question: a?\nAnswer:", " 1\n#### 1", {}), Example("Question: b?\nAnswer:", " 2", {})]
+    examples = [Example("Question: c?\nAnswer:", " 3", {"id": "c"}),
+                Example("Question: d?\nAnswer:", " 4", {})]
+    assert few_shot(examples, shots)[0] == Example(
+        "Question: a?\nAnswer: 1\n#### 1\n\nQuestion: b?\nAnswer: 2\n\nQuestion: c?\nAnswer:", " 3", {"id": "c"})
+    assert few_shot(examples, shots)[1].prompt.endswith("Answer: 2\n\nQuestion: d?\nAnswer:")
+    assert few_shot(examples, []) == examples
+
+
+def test_tokenize_drops_whole_rows_and_never_cuts():
+    tok = TOKENIZERS["bytes"]
+    examples = [Example("p" * n, "a" * m, {}) for n, m in ((3, 4), (3, 5), (9, 1), (1, 6), (0, 3), (3, 0))]
+    rows = tokenize(examples, tok, max_length=8)         # 7 tokens and an end-of-text
+    assert [row.example_id for row in rows] == [0, 3]
+    for row in rows:
+        assert tok.decode(row.prompt) == examples[row.example_id].prompt
+        assert tok.decode(row.answer) == examples[row.example_id].answer
+
+
+def test_tokenize_says_what_would_fit_when_nothing_does():
+    examples = [Example("12345", "678", {}), Example("123456", "789", {})]
+    with pytest.raises(ValueError) as error:
+        tokenize(examples, TOKENIZERS["bytes"], max_length=8, name="toy train")
+    assert all(word in one_line(error) for word in ("max_length=8", "2 toy train rows", "9 tokens"))
+    assert len(tokenize(examples, TOKENIZERS["bytes"], max_length=9)) == 1
+
+
+def rows_of(n, seed=0):
+    """n rows of unequal length; no token occurs twice."""
+    rng, token = random.Random(seed), iter(range(100, 100_000))
+    return [Row(i, [next(token) for _ in range(rng.randint(1, 9))],
+                [next(token) for _ in range(rng.randint(1, 9))]) for i in range(n)]
+
+
+@pytest.mark.parametrize("n, batch_size", [(12, 4), (7, 3), (10, 7), (5, 12), (6, 1), (1, 4)])
+def test_an_epoch_sees_each_row_once_also_when_batches_straddle_epochs(n, batch_size):
+    rows = rows_of(n)
+    seen = [row.example_id for step in range(4 * n) for row in batch_at(step, rows, batch_size, seed=5)[0]]
+    assert len(seen) == 4 * n * batch_size
+    for epoch in range(4 * batch_size):
+        assert sorted(seen[epoch * n:(epoch + 1) * n]) == list(range(n))
+
+
+def test_a_batch_depends_on_seed_and_step_alone():
+    rows = rows_of(20)
+    steps = list(range(12))
+    forwards = {step: batch_at(step, rows, 6, seed=1) for step in steps}
+    random.Random(0).shuffle(steps)
+    random.seed(99)
+    for step in steps:
+        batch_at(step, rows, 6, seed=2)                  # another run in between
+        assert batch_at(step, rows, 6, seed=1) == forwards[step]
+    batch_at(3, rows, 6, seed=1)[0].clear()              # what a caller does to its batch stays there
+    assert batch_at(3, rows, 6, seed=1) == forwards[3]
+
+
+def test_another_seed_and_another_epoch_are_another_order():
+    rows = rows_of(30)
+    orders = [[row.example_id for row in batch_at(epoch, rows, 30, seed)[0]]
+              for seed in range(3) for epoch in range(3)]
+    assert len({tuple(order) for order in orders}) == 9
+    assert list(range(30)) not in orders
+
+
+@pytest.mark.parametrize("n_parts", [1, 2, 3, 4, 8])
+def test_parts_are_disjoint_make_up_the_batch_and_agree_on_fill(n_parts):
+    rows = rows_of(40)
+    for step in range(5):
+        whole, fill = batch_at(step, rows, 24, seed=3)
+        parts = [batch_at(step, rows, 24, seed=3, part=part, n_parts=n_parts) for part in range(n_parts)]
+        ids = [row.example_id for part, _ in parts for row in part]
+        assert sorted(ids) == sorted(row.example_id for row in whole)
+        assert {len(part) for part, _ in parts} == {24 // n_parts}
+        assert {f for _, f in parts} == {fill} == {max(len(row.answer) for row in whole) + 1}
+
+
+EOS = 2
+
+
+@pytest.mark.parametrize("max_length", [19, 14, 30])
+@pytest.mark.parametrize("seed", range(5))
+def test_collate_lays_out_prompt_answer_end_of_text_and_padding(seed, max_length):
+    rows = [row for row in rows_of(12, seed) if len(row.prompt) + len(row.answer) < max_length]
+    fill = max(len(row.answer) for row in rows) + 1
+    x0, maskable, is_real = collate(rows, fill, max_length, EOS)
+    assert x0.dtype == torch.int64 and maskable.dtype == is_real.dtype == torch.bool
+    ends = []
+    for row, ids, in_answer, real in zip(rows, x0.tolist(), maskable.tolist(), is_real.tolist()):
+        n_eos = min(fill - len(row.answer), max_length - len(row.prompt) - len(row.answer))
+        end = len(row.prompt) + len(row.answer) + n_eos
+        assert n_eos >= 1 and ids[end - 1] == EOS        # the last real token of each row
+        assert ids[:end] == row.prompt + row.answer + [EOS] * n_eos
+        assert real == [i < end for i in range(len(ids))]
+        assert in_answer == [len(row.prompt) <= i < end for i in range(len(ids))]
+        ends.append(end)
+    assert x0.shape[1] == max(ends) <= max_length        # no column of padding only
+
+
+def test_every_row_gets_the_same_length_of_answer_unless_max_length_forbids():
+    rows = [Row(0, [5] * 3, [6]), Row(1, [5] * 6, [6] * 4), Row(2, [5] * 8, [6])]
+    _, maskable, is_real = collate(rows, 5, 11, EOS)
+    assert maskable.sum(dim=1).tolist() == [5, 5, 3]
+    assert is_real.sum(dim=1).tolist() == [8, 11, 11]
+
+
+def test_a_row_of_a_part_is_laid_out_as_in_the_whole_batch():
+    rows = rows_of(40)
+    whole, fill = batch_at(2, rows, 12, seed=1)
+    x0, maskable, is_real = collate(whole, fill, 19, EOS)
+    for part in range(3):
+        few, fill = batch_at(2, rows, 12, seed=1, part=part, n_parts=3)
+        y0, y_maskable, y_real = collate(few, fill, 19, EOS)
+        for b, row in enumerate(few):
+            i = whole.index(row)
+            assert y0[b][y_real[b]].tolist() == x0[i][is_real[i]].tolist()
+            assert y_maskable[b].sum() == maskable[i].sum()
