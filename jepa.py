@@ -1,7 +1,8 @@
 """What DLLM-JEPA adds to the fine-tuning of a masked-diffusion model (arXiv 2606.00091).
 
-Two views of one clean row x0 are made by masking it lightly and heavily. The online model reads the light
-one and predicts, besides the masked tokens, the *embedding* that a slow copy of itself gives the heavy one:
+Two views of one clean row x0 are made by masking it lightly and heavily. The online model reads the
+light one and predicts, besides the masked tokens, the *embedding* that a slow copy of itself gives the
+heavy one:
 
     context view, t_ctx = 0.2        target view, t_tgt = 0.7
             |                                |
@@ -13,8 +14,8 @@ one and predicts, besides the masked tokens, the *embedding* that a slow copy of
             |                        |       |
        L_diffusion    +   lambda * (1 - cos(z_tgt, z_hat))
 
-One pass with gradient (3F) and one without (F): 4F a step, against 3F for plain diffusion fine-tuning and
-6F for LLM-JEPA, which back-propagates through both views. After training only the online model is kept.
+One pass with gradient (3F) and one without (F): 4F a step, against 3F for plain diffusion fine-tuning
+and 6F for LLM-JEPA, which back-propagates through both views. Only the online model is kept.
 """
 import copy
 
@@ -37,8 +38,9 @@ class DLLMJEPA(nn.Module):
                  diffusion_t: str = "context", loss_form: str = "masked_mean", seed: int = 0):
         super().__init__()
         self.model = model
-        self.lambda_jepa, self.t_ctx, self.t_tgt, self.ema_decay = lambda_jepa, t_ctx, t_tgt, ema_decay
-        self.mask_scope, self.diffusion_t, self.loss_form = mask_scope, diffusion_t, loss_form
+        self.lambda_jepa, self.ema_decay = lambda_jepa, ema_decay
+        self.t_ctx, self.t_tgt, self.mask_scope = t_ctx, t_tgt, mask_scope
+        self.diffusion_t, self.loss_form = diffusion_t, loss_form
         if lambda_jepa > 0:
             self.predictor = Predictor(model.config.n_embd, n_pred_layer, seed)
             self.target = make_target(model)
@@ -47,7 +49,7 @@ class DLLMJEPA(nn.Module):
         """(B, T) ids and masks -> loss (), parts {name: ()}; one pass with gradient, one without.
 
         maskable: the answer. is_real: all but padding. generator: one, or a list of one per row
-        (`row_generators`). The context masks are drawn first, so they are the same with lambda = 0.
+        (`row_generators`). The context masks are drawn first: with lambda = 0 they are the same.
         """
         config = self.model.config
         if self.mask_scope == "all":            # all but the first token: Dream cannot predict it, and
@@ -60,7 +62,8 @@ class DLLMJEPA(nn.Module):
             # end-of-text that fills short answers is trained, but as an embedding it is padding
             is_content = is_real & (x0 != config.eos_id)
             t_tgt = torch.full_like(t_ctx, self.t_tgt)
-            xt_tgt, is_masked_tgt = forward_process(x0, t_tgt, maskable, config.mask_id, generator)
+            xt_tgt, is_masked_tgt = forward_process(x0, t_tgt, maskable, config.mask_id,
+                                                    for_target(generator))
             with torch.no_grad():
                 z_tgt = pool(self.target.encode(xt_tgt, is_real), is_content & ~is_masked_tgt)
 
@@ -72,10 +75,11 @@ class DLLMJEPA(nn.Module):
         z_hat = self.predictor(pool(h, is_content & ~is_masked_ctx))
         jepa = cosine_distance(z_hat, z_tgt)
         return diffusion + self.lambda_jepa * jepa, {
-            "diffusion": diffusion.detach(), "jepa": jepa.detach(), "jepa_floor": constant_floor(z_tgt)}
+            "diffusion": diffusion.detach(), "jepa": jepa.detach(),
+            "jepa_floor": constant_floor(z_tgt)}
 
     def draw_t_ctx(self, x0, generator):
-        """The context rate of each row (B,): t_ctx, or for diffusion_t = "uniform" drawn from U(0, 1)."""
+        """The context rate of each row (B,): t_ctx, or drawn from U(0, 1) if diffusion_t says so."""
         if self.diffusion_t == "context":
             return torch.full((x0.shape[0],), self.t_ctx, device=x0.device)
         u = uniform((x0.shape[0], 1), generator, x0.device)[:, 0]
@@ -88,12 +92,20 @@ class DLLMJEPA(nn.Module):
             ema_update(self.target, self.model, self.ema_decay)
 
 
+def for_target(generator):
+    """Generators for the other view, seeded from those of the context view. Going on with the same ones
+    would let its masks depend on how many numbers the first view took, that is, on the padding."""
+    if isinstance(generator, torch.Generator):
+        return generator
+    return [torch.Generator(g.device).manual_seed(g.initial_seed() ^ 1) for g in generator]
+
+
 def pool(h, where):
-    """Mean of the states at the chosen positions, then LayerNorm without weights: h (B, T, C) -> z (B, C).
+    """h (B, T, C) -> z (B, C): mean of the states where (B, T) says, then LayerNorm without weights.
 
     In fp32. A row where nothing is chosen gives the zero vector.
     """
-    where = where[..., None]                                                      # (B, T, 1)
+    where = where[..., None]                                                # (B, T, 1)
     mean = (h.float() * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)
     return F.layer_norm(mean, mean.shape[-1:])
 
@@ -104,17 +116,17 @@ def cosine_distance(z_hat, z_tgt):
 
 
 def constant_floor(z_tgt):
-    """The loss of the best predictor that ignores its input: 1 - |mean unit target|. A JEPA loss that is
-    not below it has learnt nothing about the single example (arXiv 2606.00091 does not report it)."""
+    """The loss of the best predictor that ignores its input: 1 - |mean unit target| of the batch. A
+    JEPA loss that is not below it says nothing about the single example. Not in the paper."""
     return 1 - F.normalize(z_tgt, dim=-1).mean(dim=0).norm()
 
 
 class Predictor(nn.Module):
     """z_ctx (B, C) -> z_hat (B, C): k transformer blocks over a sequence of one, and a LayerNorm.
 
-    Over one position softmax is 1 whatever query and key say, so attention *is* its value path and we
-    keep only that; the block is otherwise the usual pre-norm one with a 4C GELU MLP. k = 0 is "no
-    predictor". Width C, random init: the paper; MLP width and final norm: not stated there.
+    Over one position softmax is 1 whatever query and key say, so attention *is* its value path and
+    only that is kept; else a block is the usual pre-norm one with a 4C GELU MLP. k = 0 is the paper's
+    "no predictor". It states depth and width; MLP width, final norm and init are our choice.
     """
 
     def __init__(self, width: int, n_layer: int, seed: int = 0):
@@ -122,10 +134,11 @@ class Predictor(nn.Module):
         self.blocks = nn.ModuleList(
             nn.ModuleDict({"attn_norm": nn.LayerNorm(width), "v_proj": Linear(width, width),
                            "o_proj": Linear(width, width), "mlp_norm": nn.LayerNorm(width),
-                           "up_proj": Linear(width, 4 * width), "down_proj": Linear(4 * width, width)})
+                           "up_proj": Linear(width, 4 * width),
+                           "down_proj": Linear(4 * width, width)})
             for _ in range(n_layer))
         self.norm = nn.LayerNorm(width) if n_layer else nn.Identity()
-        generator = torch.Generator().manual_seed(seed)     # its own: the model's init does not move
+        generator = torch.Generator().manual_seed(seed)
         for module in self.modules():
             if isinstance(module, Linear):
                 nn.init.normal_(module.weight, std=module.in_features ** -0.5, generator=generator)
@@ -139,8 +152,8 @@ class Predictor(nn.Module):
 
 
 def make_target(model):
-    """A frozen fp32 copy of the model without its head: bf16 could not hold the small steps of the EMA."""
-    target = copy.deepcopy(model, memo={id(model.head): None})
+    """A frozen fp32 copy of the model; bf16 could not hold the small steps of the EMA."""
+    target = copy.deepcopy(model, memo={id(model.head): None})              # all but the head
     return target.float().requires_grad_(False)
 
 

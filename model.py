@@ -1,22 +1,21 @@
 """The masked-diffusion language model: network, corruption, loss, checkpoints.
 
-A masked-diffusion model reads a text in which some tokens stand as [MASK] and says, for every masked
-position at once, which token stood there. It is an ordinary transformer with two differences to GPT:
-attention looks both ways, and there is no causal shift (LLaDA) or an inherited one (Dream).
+A masked-diffusion model reads a text in which some tokens stand as [MASK] and says, for every
+masked position at once, which token stood there. It is an ordinary transformer but for two things:
+attention looks both ways, and position i scores token i, not i+1 (Dream has inherited the shift).
 
     corrupt   xt_i = [MASK] with probability t, else x0_i           forward_process
     learn     -log p(x0_i | xt), averaged over the masked i         diffusion_loss
     generate  start from all [MASK] and reveal a few at a time      sample.py
 
-One class covers LLaDA (arXiv 2502.09992) and Dream (arXiv 2508.15487); `ModelConfig` holds what differs.
-Sizes in comments: B rows, T tokens, C width, V vocabulary, H heads, D width of a head.
+One class covers LLaDA (arXiv 2502.09992) and Dream (arXiv 2508.15487); `ModelConfig` holds what
+differs. Sizes in comments: B rows, T tokens, C width, V vocabulary, H heads, D width of a head.
 """
 import hashlib
 import json
-import math
 import os
 import re
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 
 import torch
 import torch.nn as nn
@@ -39,7 +38,7 @@ class ModelConfig:
     norm_eps: float = 1e-5
     rope_theta: float = 500_000.0
     qkv_bias: bool = False
-    shift: bool = False          # Dream: the state at position i scores token i+1, as in the AR model it grew from
+    shift: bool = False          # Dream: state i scores token i+1, as in the AR model it grew from
 
     def __post_init__(self):
         if self.n_embd % self.n_head or self.n_head % self.n_kv_head:
@@ -121,10 +120,10 @@ class Block(nn.Module):
     def forward(self, x, cos, sin, attend):
         B, T, C = x.shape
         y = self.attn_norm(x)
-        q, k, v = (proj(y).view(B, T, -1, self.head_dim).transpose(1, 2)      # (B, H, T, D)
+        q, k, v = (proj(y).view(B, T, -1, self.head_dim).transpose(1, 2)    # (B, H, T, D)
                    for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=attend,         # no causal mask: both ways
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=attend,       # not causal: both ways
                                            enable_gqa=q.shape[1] != k.shape[1])
         x = x + self.o_proj(y.transpose(1, 2).reshape(B, T, C))
         y = self.mlp_norm(x)
@@ -150,14 +149,15 @@ class DLLM(nn.Module):
     def encode(self, xt, is_real=None):
         """(B, T) ids -> (B, T, C) states after the final norm; every position sees every real one.
 
-        is_real (B, T) is False on padding: no position attends to it, so its content changes nothing.
+        is_real (B, T) is False on padding: nothing attends to it, so its content changes nothing.
         Raises ValueError when T exceeds block_size.
         """
         T = xt.shape[1]
         if T > self.config.block_size:
-            raise ValueError(f"a sequence of {T} tokens is longer than block_size={self.config.block_size}")
+            raise ValueError(f"a sequence of {T} tokens is longer than "
+                             f"block_size={self.config.block_size}")
         cos, sin = rope_table(T, self.blocks[0].head_dim, self.config.rope_theta, xt.device)
-        attend = None if is_real is None else is_real[:, None, None, :]       # keys only, (B, 1, 1, T)
+        attend = None if is_real is None else is_real[:, None, None, :]     # keys only: (B, 1, 1, T)
         x = self.embed(xt).to(self.compute_dtype)
         for block in self.blocks:
             x = block(x, cos, sin, attend)
@@ -166,10 +166,10 @@ class DLLM(nn.Module):
     def unembed(self, h, where=None):
         """(B, T, C) -> fp32 logits (B, T, V); the row at position i scores the token at position i.
 
-        `where` picks rows, so that the others cost nothing: (B, T) bool with N True, or a pair of index
-        tensors as in h[rows, columns]; the logits are then (N, V), or have the index tensors' shape.
+        `where` picks positions, and the others cost nothing: (B, T) bool with N True -> (N, V), or a
+        pair of index tensors (rows, columns) as in h[rows, columns] -> their shape + (V,).
         """
-        if self.config.shift:               # state i-1 scores token i; position 0 has no scorer
+        if self.config.shift:                   # state i-1 scores token i; position 0 has no scorer
             h = torch.cat([h[:, :1], h[:, :-1]], dim=1)
         if where is not None:
             h = h[where]
@@ -181,8 +181,8 @@ class DLLM(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator):
-        """From scratch: std 1/sqrt(fan-in), smaller on what writes to the residual stream (as LLaDA);
-        embedding 0.5 and head 0.02 were found to learn arithmetic faster at the tiny size (dev/LOG.md)."""
+        """From scratch: std 1/sqrt(fan-in), less on what writes to the residual stream, as LLaDA.
+        Embedding 0.5 and head 0.02 are ours: wide inits learn arithmetic faster at the tiny size."""
         def normal_(p, std):
             p.copy_(torch.randn(p.shape, generator=generator) * std)
         normal_(self.embed.weight, 0.5)
@@ -200,7 +200,7 @@ class DLLM(nn.Module):
     # in and out of files
 
     def save(self, folder):
-        """Writes model.safetensors and config.json into a folder that exists; no pickle anywhere."""
+        """Writes model.safetensors and config.json into a folder that exists."""
         save_file({name: p.detach().contiguous() for name, p in self.state_dict().items()},
                   os.path.join(folder, "model.safetensors"))
         with open(os.path.join(folder, "config.json"), "w") as file:
@@ -208,20 +208,20 @@ class DLLM(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, folder):
-        """A model that `save` wrote, in fp32 or as stored, on the CPU.
+        """A model that `save` wrote, on the CPU in fp32.
 
-        `folder` is a checkpoint or an out_dir, whose newest checkpoint is then meant. Raises ValueError
-        or FileNotFoundError in one sentence when the folder is foreign, truncated or does not fit.
+        `folder` is a checkpoint, or an out_dir whose newest checkpoint is meant. Raises ValueError or
+        FileNotFoundError, one sentence, when it is foreign, truncated or does not fit.
         """
         folder = newest_checkpoint(folder)
         config = read_config(folder)
         if config.get("model_type") != MODEL_TYPE:
-            raise ValueError(f"{folder} holds a {config.get('model_type', 'nameless')!r} model, not a checkpoint "
-                             f"of this project; published weights go through DLLM.from_pretrained")
+            raise ValueError(f"{folder} holds a model of type {config.get('model_type')!r}, not a "
+                             f"checkpoint of this project")
         known = {field.name for field in fields(ModelConfig)}
         try:
-            model = cls(ModelConfig(**{key: value for key, value in config.items() if key in known}))
-        except TypeError as error:
+            model = cls(ModelConfig(**{key: config[key] for key in config if key in known}))
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{folder}/config.json does not describe a model: {error}") from None
         weights = read_safetensors(os.path.join(folder, "model.safetensors"))
         check_names_and_shapes(weights, model.state_dict(), f"{folder}/model.safetensors")
@@ -230,13 +230,14 @@ class DLLM(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name_or_dir):
-        """A checkpoint of ours, or (not yet) a published one: `GSAI-ML/LLaDA-8B-Base`, `Dream-org/...`."""
+        """One of our checkpoints; published weights (GSAI-ML/LLaDA-8B-Base, ...) are recognised and
+        refused: RENAME below knows their names, the loading itself is still to come."""
         if not os.path.isdir(name_or_dir):
-            raise FileNotFoundError(f"there are no weights at {name_or_dir!r}: it is not a folder here, and "
-                                    f"downloading published weights is not supported yet")
+            raise FileNotFoundError(f"there are no weights at {name_or_dir!r}: it is no folder here, "
+                                    f"and downloading published weights is not supported yet")
         folder = newest_checkpoint(name_or_dir)
         if read_config(folder).get("model_type") in RENAME:
-            raise ValueError(f"{folder} holds published weights, and loading these is not supported yet")
+            raise ValueError(f"{folder} holds published weights; loading them is not supported yet")
         return cls.from_checkpoint(folder)
 
 
@@ -285,15 +286,18 @@ def rename(key: str, table: dict) -> str:
 
 
 def newest_checkpoint(folder) -> str:
-    """The folder itself if it is a checkpoint, else its newest `step_*` that is complete."""
+    """The folder itself if it is a checkpoint, else its `step_*` with the highest number."""
+    is_checkpoint = lambda path: os.path.isfile(os.path.join(path, "config.json"))
     folder = str(folder)
-    if os.path.isfile(os.path.join(folder, "config.json")):
+    if is_checkpoint(folder):
         return folder
-    if os.path.isdir(folder):
-        steps = sorted(name for name in os.listdir(folder) if re.fullmatch(r"step_\d+", name))
-        if steps:
-            return os.path.join(folder, steps[-1])
-    raise FileNotFoundError(f"there is no checkpoint in {folder}")
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    steps = {int(name[5:]): os.path.join(folder, name)
+             for name in names if re.fullmatch(r"step_\d+", name)}
+    steps = {step: path for step, path in steps.items() if is_checkpoint(path)}
+    if not steps:
+        raise FileNotFoundError(f"there is no checkpoint in {folder}")
+    return steps[max(steps)]
 
 
 def read_config(folder) -> dict:
@@ -331,7 +335,7 @@ def check_names_and_shapes(given: dict, wanted: dict, where: str):
 
 
 def row_generators(seed: int, step: int, example_ids, device="cpu") -> list[torch.Generator]:
-    """One generator a row, seeded by (seed, step, example id) and by nothing else: a row meets the same
+    """One generator a row, seeded by (seed, step, example id) and nothing else: a row meets the same
     masks on one process or on eight, in a batch of 64 or in 4 x 16, and after a restart."""
     def hashed(example_id):
         digest = hashlib.blake2b(f"{seed} {step} {example_id}".encode(), digest_size=8).digest()
@@ -346,20 +350,22 @@ def uniform(shape, generator, device, dtype=torch.float32):
     same however many are drawn.
     """
     if isinstance(generator, torch.Generator):
-        return torch.rand(shape, generator=generator, device=generator.device, dtype=dtype).to(device)
-    return torch.stack([torch.rand(shape[1:], generator=g, device=g.device, dtype=dtype)
-                        for g in generator]).to(device)
+        u = torch.rand(shape, generator=generator, device=generator.device, dtype=dtype)
+    else:
+        u = torch.stack([torch.rand(shape[1:], generator=g, device=g.device, dtype=dtype)
+                         for g in generator])
+    return u.to(device)
 
 
 def forward_process(x0, t, maskable, mask_id: int, generator, at_least_one: bool = False):
     """Replace each maskable token by [MASK] with probability t -> xt (B, T), is_masked (B, T).
 
     x0 (B, T) ids, t (B,) in [0, 1], maskable (B, T) bool. `at_least_one` masks one token in rows where
-    chance masked none: without any, the paper's mean over masked tokens is 0 / 0 and the row teaches
-    nothing (the paper is silent about it; PAPER.md T11).
+    chance masked none: the paper's mean over masked tokens would be 0 / 0 there (it does not say what
+    it does about short answers at t = 0.2).
     """
-    u = uniform(x0.shape, generator, x0.device)                               # (B, T)
-    u = u.masked_fill(~maskable, 2.0)                                         # above any t
+    u = uniform(x0.shape, generator, x0.device)                             # (B, T)
+    u = u.masked_fill(~maskable, 2.0)                                       # above any t
     is_masked = u < t[:, None]
     if at_least_one:
         is_masked = is_masked | (u == u.amin(dim=1, keepdim=True)) & maskable
@@ -367,19 +373,17 @@ def forward_process(x0, t, maskable, mask_id: int, generator, at_least_one: bool
 
 
 def diffusion_loss(logits, x0, is_masked, maskable, t, form: str = "masked_mean"):
-    """Cross-entropy at the N masked positions -> scalar. logits (N, V) fp32, in the order of x0[is_masked].
+    """Cross-entropy at the N masked positions -> (). logits (N, V) fp32, in the order of x0[is_masked].
 
     A row's sum over its masked tokens is divided, before the mean over rows, by
 
-    masked_mean   their number                  the paper                            (arXiv 2606.00091)
-    llada_sft     t * answer length             its expectation; an upper bound of the negative
-                                                log-likelihood per answer token      (arXiv 2502.09992, eq. 5)
-    unweighted    0.5 * answer length           its mean over t ~ U(0, 1): every masked token weighs the
-                                                same, so nearly empty rows, where sampling starts, weigh more
-
-    At a fixed t the first two agree in expectation.
+    masked_mean   their number           the paper (arXiv 2606.00091)
+    llada_sft     t * answer length      what that is on average; over t ~ U(0, 1) it bounds the negative
+                                         log-likelihood per answer token (arXiv 2502.09992, eq. 5)
+    unweighted    0.5 * answer length    the mean of that over t ~ U(0, 1): every masked token weighs the
+                                         same, so nearly empty rows, where sampling starts, weigh more
     """
-    nll = torch.zeros(x0.shape, device=logits.device)                         # (B, T)
+    nll = torch.zeros(x0.shape, device=logits.device)                       # (B, T)
     nll[is_masked] = F.cross_entropy(logits, x0[is_masked], reduction="none")
     if form == "masked_mean":
         divisor = is_masked.sum(dim=1)
@@ -388,7 +392,8 @@ def diffusion_loss(logits, x0, is_masked, maskable, t, form: str = "masked_mean"
     elif form == "unweighted":
         divisor = 0.5 * maskable.sum(dim=1)
     else:
-        raise ValueError(f"there is no loss form {form!r}; choose masked_mean, llada_sft or unweighted")
+        raise ValueError(f"there is no loss form {form!r}; "
+                         f"choose masked_mean, llada_sft or unweighted")
     return (nll.sum(dim=1) / divisor).mean()
 
 
@@ -399,11 +404,13 @@ def diffusion_loss(logits, x0, is_masked, maskable, t, form: str = "masked_mean"
 def pick_device(name: str) -> torch.device:
     """`auto` takes CUDA, then Apple's MPS, then the CPU. Raises ValueError for what is not there."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        has_mps = torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={name!r} is not usable here: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"device={name!r} is not usable here: "
+                         f"{str(error).splitlines()[0]}") from None
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -296,12 +296,13 @@ def load_train_state(folder: str, objective, optimizer, named: dict) -> int:
     """Fills predictor, target and optimizer as they were; -> the step to go on from."""
     where = os.path.join(folder, "train_state.safetensors")
     state = read_safetensors(where)
-    rest = {name: value for name, value in state.items() if not name.startswith("adam.")}
-    check_names_and_shapes(rest, {name: p for name, p in objective.state_dict().items()
-                                  if not name.startswith("model.")}, where)
-    objective.load_state_dict(rest, strict=False)           # the model itself is loaded already
+    rest = {name: p for name, p in objective.state_dict().items() if not name.startswith("model.")}
+    moments = {f"adam.{key}.{name}": torch.tensor(0.0) if key == "step" else p
+               for name, p in named.items() for key in ("step", "exp_avg", "exp_avg_sq")}
+    check_names_and_shapes(state, {**rest, **moments}, where)
+    objective.load_state_dict({name: state[name] for name in rest}, strict=False)   # all but the model
     for name, p in named.items():
-        optimizer.state[p] = {key: state[f"adam.{key}.{name}"].to(p.device if key != "step" else "cpu")
+        optimizer.state[p] = {key: state[f"adam.{key}.{name}"].to(p.device)
                               for key in ("step", "exp_avg", "exp_avg_sq")}
     with open(os.path.join(folder, "train_state.json")) as file:
         return json.load(file)["step"]
@@ -335,7 +336,7 @@ class Log:
 
     def step(self, step: int, numbers: dict, began: float):
         """After every step; reads tensors, and so waits for the device, only when a line is due."""
-        due = step % self.cfg.log_every == 0 or step == self.n_steps
+        due = step % self.cfg.log_every == 0 or step % self.cfg.save_every == 0 or step == self.n_steps
         if due:
             values = torch.stack([torch.as_tensor(v, dtype=torch.float32).cpu() for v in numbers.values()])
             if self.world > 1:                              # every rank's share of the batch counts

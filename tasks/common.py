@@ -8,6 +8,7 @@ model has to know how to end. What then still differs in length is padding, and 
 import gzip
 import json
 import random
+import zlib
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -62,7 +63,7 @@ def read_jsonl(path) -> list[dict]:
                         raise ValueError(f"{path}, line {number}, is not a JSON object")
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {number}, is not JSON: {error.msg}") from None
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as {'gzipped ' * (path.suffix == '.gz')}UTF-8: {error}") from None
     if not rows:
         raise ValueError(f"{path} holds no rows")

@@ -1,4 +1,4 @@
-"""Laws of the tasks: text survives its tokens, problems are right, the metric reads what people write."""
+"""Laws of the tasks: text survives its tokens, problems are right, the metric reads any answer."""
 import gzip
 import json
 import os
@@ -28,8 +28,9 @@ each_tokenizer = pytest.mark.parametrize("tok", TOKENIZERS.values(), ids=TOKENIZ
 SPLITS = "train", "validation", "test"
 
 # what a user could write to fool a tokenizer, and what the toy's pattern treats in its own way
-SPELLS = ["<|mask|>", "<|endoftext|>", "<|", "|>", "\nAnswer:", "Sums:", "\n#### ", " has ", "7", "42", "100",
-          "\x00", "\x1b[2J", "\r\n", "e\u0301", "\u200d", "\U0001f469\u200d\U0001f680", "\ufeff", "\u0663"]
+SPELLS = ["<|mask|>", "<|endoftext|>", "<|", "|>", "\nAnswer:", "Sums:", "\n#### ", " has ", "7",
+          "42", "100", "\x00", "\x1b[2J", "\r\n", "e\u0301", "\u200d", "\U0001f469\u200d\U0001f680",
+          "\ufeff", "\u0663"]
 texts = st.lists(st.text() | st.sampled_from(SPELLS)).map("".join)
 
 
@@ -109,8 +110,10 @@ def test_every_number_is_the_same_token_wherever_it_stands_in_a_problem():
         rows += [f" {number}{op}{number}={number}\n{number}{op}{number}={number}\n#### {number}"
                  for op in "+-*/"]
         for row in rows:
-            with_digit = [tok.pieces[i] for i in tok.encode(row) if re.search(rb"\d", tok.pieces[i])]
-            assert with_digit == [str(number).encode()] * len(re.findall(r"\d+", row)), row
+            pieces = [tok.pieces[i] for i in tok.encode(row)]
+            n_numbers = len(re.findall(r"\d+", row))
+            with_digits = [piece for piece in pieces if re.search(rb"\d", piece)]
+            assert with_digits == n_numbers * [str(number).encode()], row
 
 
 def test_every_word_of_the_problems_and_the_base_rows_is_one_token(problems, base):
@@ -133,8 +136,8 @@ def test_a_saved_tokenizer_comes_back_equal(tok, tmp_path):
     tok.save(tmp_path)
     again = load_tokenizer(str(tmp_path))
     assert again == tok
-    assert (again.name, again.eos_id, again.mask_id, again.n_vocab) == (tok.name, tok.eos_id, tok.mask_id,
-                                                                        tok.n_vocab)
+    for name in ("name", "eos_id", "mask_id", "n_vocab"):
+        assert getattr(again, name) == getattr(tok, name)
     text = "Anna has 12 eggs.\n#### 7 \u00e9 <|mask|>"
     assert again.encode(text) == tok.encode(text)
 
@@ -236,8 +239,8 @@ def test_every_toy_answer_calculates_with_the_numbers_of_its_story_as_its_words_
     for example in (e for split in SPLITS for e in problems[split]):
         story = example.prompt[:example.prompt.rindex("How many")]
         steps = STEP.findall(example.answer)
-        asked = re.findall("|".join(f"({word})" for word in OPERATION), story)
-        asked = [list(OPERATION.values())[next(i for i, hit in enumerate(hits) if hit)] for hits in asked]
+        found = re.finditer("|".join(f"({words})" for words in OPERATION), story)
+        asked = [list(OPERATION.values())[match.lastindex - 1] for match in found]
         assert [op for _, op, _, _ in steps] == asked, example
         used = [steps[0][0]] + [y for _, _, y, _ in steps]
         halves = ["2"] * ("share" in story)              # between two people
@@ -247,7 +250,8 @@ def test_every_toy_answer_calculates_with_the_numbers_of_its_story_as_its_words_
 
 def test_every_toy_number_is_below_100(problems, base):
     for example in [e for split in SPLITS for e in problems[split]] + base:
-        assert all(int(n) < 100 for n in re.findall(r"\d+", example.prompt + example.answer)), example
+        numbers = re.findall(r"\d+", example.prompt + example.answer)
+        assert all(int(number) < 100 for number in numbers), example
 
 
 def test_half_of_the_toy_problems_take_two_steps(problems):
@@ -281,7 +285,7 @@ def test_the_base_corpus_has_no_question_no_answer_line_and_no_result_behind_a_s
     assert 0.35 < kinds["Story"] / len(base) < 0.6
     for example in base:
         text = example.prompt + example.answer
-        assert "?" not in text and "Question" not in text and "Answer" not in text and "####" not in text
+        assert not any(sign in text for sign in ("?", "Question", "Answer", "####")), example
         if example.prompt.startswith("Story"):
             assert re.fullmatch(r" \d+[-+*/]\d+", example.answer), example
         else:
@@ -293,7 +297,7 @@ def test_the_base_corpus_has_no_question_no_answer_line_and_no_result_behind_a_s
 def test_the_base_corpus_tells_only_stories_of_its_own_split(problems):
     """Otherwise the base model has read the stories that test asks about."""
     for split in SPLITS:
-        stories = {e.prompt[len("Question: "):e.prompt.rindex(" How many")] for e in problems[split]}
+        stories = {re.search("Question: (.*) How many", e.prompt)[1] for e in problems[split]}
         for example in toy_base.load(split):
             if example.prompt.startswith("Story"):
                 assert example.prompt[len("Story: "):-len("\nSum:")] in stories, example
@@ -368,7 +372,7 @@ UGLY = [  # completion, flexible, strict
 ]
 
 
-@pytest.mark.parametrize("completion, flexible, strict", UGLY, ids=[repr(row[0])[:30] for row in UGLY])
+@pytest.mark.parametrize("completion, flexible, strict", UGLY, ids=[repr(x)[:30] for x, *_ in UGLY])
 def test_the_final_number_of_an_ugly_answer(completion, flexible, strict):
     assert gsm8k.extract(completion) == flexible
     assert gsm8k.extract(completion, strict=True) == strict
@@ -394,10 +398,11 @@ def test_no_text_breaks_the_metric_and_a_strict_number_is_the_flexible_one(text)
 def test_score_compares_numbers_not_texts():
     def right(completion, gold):
         return gsm8k.score(completion, Example("", "", {"gold": gold}))
-    assert all(right(text, "18") for text in ("#### 18", "#### 18.0", "#### $18.00", "so 18", "1\n#### 18"))
+    for text in ("#### 18", "#### 18.0", "#### $18.00", "so 18", "1\n#### 18"):
+        assert right(text, "18") is True
+    for text in ("#### 19", "#### 118", "#### 1", "#### -18", "18\n#### 19", "#### 18.5", "", "no"):
+        assert right(text, "18") is False
     assert right("#### 1,234", "1234") and right("#### -3", "-3")
-    assert not any(right(text, "18") for text in ("#### 19", "#### 118", "#### 1", "#### -18", "18\n#### 19",
-                                                  "#### 18.5", "", "eighteen"))
     assert not right("#### 3", "-3")
     assert right("", None) is False                      # no answer is never right
 
@@ -412,10 +417,8 @@ def test_gsm8k_splits_have_their_sizes_and_share_no_row():
     ids = [example.meta["id"] for example in train + validation + test]
     assert len(set(ids)) == len(ids)
     rows = read_jsonl(REAL / "train.jsonl.gz")
-    assert rows[0]["question"].strip() in train[0].prompt        # in file order, held out at the end
-    assert rows[7_216]["question"].strip() in train[-1].prompt
-    assert rows[7_217]["question"].strip() in validation[0].prompt
-    assert rows[-1]["question"].strip() in validation[-1].prompt
+    for row, example in zip(rows, train + validation, strict=True):     # in file order
+        assert example.prompt == f"Question: {row['question'].strip()}\nAnswer:"
 
 
 @needs_real_rows
@@ -423,10 +426,11 @@ def test_gsm8k_splits_have_their_sizes_and_share_no_row():
 def test_every_gold_answer_scores_as_right_with_and_without_marks(split):
     plain, marked = gsm8k.load(split, str(REAL)), gsm8k.load(split, str(REAL), keep_marks=True)
     source = read_jsonl(REAL / f"{'test' if split == 'test' else 'train'}.jsonl.gz")
-    golds = {row["question"].strip(): row["answer"].split("#### ")[1].replace(",", "") for row in source}
+    final = {row["question"].strip(): row["answer"].split("#### ")[1] for row in source}
     for a, b in zip(plain, marked, strict=True):
         assert a.meta == b.meta and a.prompt == b.prompt
-        assert a.meta["gold"] == golds[a.prompt[len("Question: "):-len("\nAnswer:")]]
+        question = a.prompt.removeprefix("Question: ").removesuffix("\nAnswer:")
+        assert a.meta["gold"] == final[question].replace(",", "")
         assert all(gsm8k.score(e.answer, e) and gsm8k.has_format(e.answer) for e in (a, b))
         assert "<<" not in a.answer and ">>" not in a.answer
         assert re.sub("<<[^>]*>>", "", b.answer) == a.answer
@@ -457,15 +461,17 @@ def test_a_local_folder_gives_its_rows_in_order_the_last_256_held_out(end, tmp_p
     train, validation, test = (gsm8k.load(split, str(tmp_path)) for split in SPLITS)
     assert [e.prompt for e in train] == [f"Question: Has {i}?\nAnswer:" for i in range(4)]
     assert train[3].answer == " 3+1=4\n#### 4"
-    assert gsm8k.load("train", str(tmp_path), keep_marks=True)[3].answer == " 3+1=<<3+1=4>>4\n#### 4"
+    marked = gsm8k.load("train", str(tmp_path), keep_marks=True)
+    assert marked[3].answer == " 3+1=<<3+1=4>>4\n#### 4"
     assert [e.prompt for e in validation] == [f"Question: Has {i}?\nAnswer:" for i in range(4, 260)]
-    assert [e.meta["gold"] for e in test] == [str(i + 1) for i in range(300, 1200)]     # 1,200 is 1200
+    assert [e.meta["gold"] for e in test] == [str(i + 1) for i in range(300, 1200)]   # no 1,200
 
 
 def test_the_id_of_a_row_is_its_question_wherever_the_row_stands():
-    row = {"question": "Has 5?", "answer": "#### 5"}
-    assert gsm8k.to_example(row).meta["id"] == gsm8k.to_example({**row, "answer": "#### 6"}).meta["id"]
-    assert gsm8k.to_example(row).meta["id"] != gsm8k.to_example({**row, "question": "Has 6?"}).meta["id"]
+    def id_of(question, answer):
+        return gsm8k.to_example({"question": question, "answer": answer}).meta["id"]
+    assert id_of("Has 5?", "#### 5") == id_of("Has 5?", "#### 6")
+    assert id_of("Has 5?", "#### 5") != id_of("Has 6?", "#### 5")
 
 
 def test_blank_lines_are_no_rows(tmp_path):
@@ -474,34 +480,31 @@ def test_blank_lines_are_no_rows(tmp_path):
 
 
 GOOD = "".join(json.dumps(row) + "\n" for row in some_rows(300)).encode()
-BROKEN = [  # file, content, what its sentence names
-    ("train.jsonl", b"", "train.jsonl"),
-    ("train.jsonl", b"\n\n", "train.jsonl"),
-    ("train.jsonl", GOOD + b"{bad\n", "line 301"),
-    ("train.jsonl", GOOD[:-20], "line 300"),
-    ("train.jsonl", b"\n" + GOOD + b"[1, 2]\n", "line 302"),
-    ("train.jsonl", GOOD + b"7\n", "line 301"),
-    ("train.jsonl", GOOD + b'{"question": "?"}\n', "row 301"),
-    ("train.jsonl", GOOD + b'{"answer": "#### 1"}\n', "row 301"),
-    ("train.jsonl", GOOD + b'{"question": "?", "answer": null}\n', "row 301"),
-    ("train.jsonl", GOOD + b'{"question": "?", "answer": 5}\n', "row 301"),
-    ("train.jsonl", GOOD + b'{"question": "caf\xe9"}\n', "train.jsonl"),
-    ("train.jsonl", gzip.compress(GOOD), "train.jsonl"),
-    ("train.jsonl", GOOD[:GOOD.index(b"\n")], "256"),            # nothing left to train on
-    ("train.jsonl.gz", b"", "train.jsonl.gz"),
-    ("train.jsonl.gz", GOOD, "train.jsonl.gz"),
-    ("train.jsonl.gz", gzip.compress(GOOD)[:-30], "train.jsonl.gz"),
-    ("train.jsonl.gz", gzip.compress(GOOD)[:-8] + bytes(8), "train.jsonl.gz"),
-    ("train.jsonl.gz", gzip.compress(GOOD)[:10] + b"\xff" * 99, "train.jsonl.gz"),
-    ("train.jsonl.gz", gzip.compress(GOOD + b"{bad\n"), "line 301"),
-    ("train.jsonl.gz", gzip.compress(GOOD + b"caf\xe9\n"), "train.jsonl.gz"),
-]
-BROKEN_IDS = ["empty", "blank", "malformed", "cut", "list", "number", "no answer", "no question", "null answer",
-              "number answer", "latin-1", "gzipped", "too few", "empty gz", "not gzipped", "truncated gz",
-              "checksum gz", "garbled gz", "malformed gz", "latin-1 gz"]
+BROKEN = {  # file, content, what its sentence names
+    "empty": ("train.jsonl", b"", "train.jsonl"),
+    "blank": ("train.jsonl", b"\n\n", "train.jsonl"),
+    "malformed": ("train.jsonl", GOOD + b"{bad\n", "line 301"),
+    "cut": ("train.jsonl", GOOD[:-20], "line 300"),
+    "a list": ("train.jsonl", b"\n" + GOOD + b"[1, 2]\n", "line 302"),
+    "a number": ("train.jsonl", GOOD + b"7\n", "line 301"),
+    "no answer": ("train.jsonl", GOOD + b'{"question": "?"}\n', "row 301"),
+    "no question": ("train.jsonl", GOOD + b'{"answer": "#### 1"}\n', "row 301"),
+    "answer null": ("train.jsonl", GOOD + b'{"question": "?", "answer": null}\n', "row 301"),
+    "answer 5": ("train.jsonl", GOOD + b'{"question": "?", "answer": 5}\n', "row 301"),
+    "latin-1": ("train.jsonl", GOOD + b'{"question": "caf\xe9"}\n', "train.jsonl"),
+    "gzipped": ("train.jsonl", gzip.compress(GOOD), "train.jsonl"),
+    "too few": ("train.jsonl", GOOD[:GOOD.index(b"\n")], "256"),        # none is left to train on
+    "gz empty": ("train.jsonl.gz", b"", "train.jsonl.gz"),
+    "gz not gzipped": ("train.jsonl.gz", GOOD, "train.jsonl.gz"),
+    "gz truncated": ("train.jsonl.gz", gzip.compress(GOOD)[:-30], "train.jsonl.gz"),
+    "gz checksum": ("train.jsonl.gz", gzip.compress(GOOD)[:-8] + bytes(8), "train.jsonl.gz"),
+    "gz garbled": ("train.jsonl.gz", gzip.compress(GOOD)[:10] + b"\xff" * 99, "train.jsonl.gz"),
+    "gz malformed": ("train.jsonl.gz", gzip.compress(GOOD + b"{bad\n"), "line 301"),
+    "gz latin-1": ("train.jsonl.gz", gzip.compress(GOOD + b"caf\xe9\n"), "train.jsonl.gz"),
+}
 
 
-@pytest.mark.parametrize("name, content, named", BROKEN, ids=BROKEN_IDS)
+@pytest.mark.parametrize("name, content, named", BROKEN.values(), ids=BROKEN)
 def test_a_broken_file_is_one_sentence_that_says_where(name, content, named, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError) as error:
@@ -539,18 +542,19 @@ def test_an_unknown_task_is_one_sentence_that_names_those_there_are():
 
 
 def test_few_shot_prompts_are_solved_examples_between_blank_lines():
-    shots = [Example("Question: a?\nAnswer:", " 1\n#### 1", {}), Example("Question: b?\nAnswer:", " 2", {})]
-    examples = [Example("Question: c?\nAnswer:", " 3", {"id": "c"}),
-                Example("Question: d?\nAnswer:", " 4", {})]
-    assert few_shot(examples, shots)[0] == Example(
-        "Question: a?\nAnswer: 1\n#### 1\n\nQuestion: b?\nAnswer: 2\n\nQuestion: c?\nAnswer:", " 3", {"id": "c"})
-    assert few_shot(examples, shots)[1].prompt.endswith("Answer: 2\n\nQuestion: d?\nAnswer:")
+    a, b, c, d = [Example(question_prompt(f"{x}?"), f" {x}\n#### 1", {"id": x}) for x in "abcd"]
+    head = "Question: a?\nAnswer: a\n#### 1\n\nQuestion: b?\nAnswer: b\n#### 1\n\n"
+    shots, examples = [a, b], [c, d]
+    assert few_shot(examples, shots) == [
+        Example(head + "Question: c?\nAnswer:", " c\n#### 1", {"id": "c"}),
+        Example(head + "Question: d?\nAnswer:", " d\n#### 1", {"id": "d"})]
     assert few_shot(examples, []) == examples
 
 
 def test_tokenize_drops_whole_rows_and_never_cuts():
     tok = TOKENIZERS["bytes"]
-    examples = [Example("p" * n, "a" * m, {}) for n, m in ((3, 4), (3, 5), (9, 1), (1, 6), (0, 3), (3, 0))]
+    sizes = (3, 4), (3, 5), (9, 1), (1, 6), (0, 3), (3, 0)
+    examples = [Example("p" * n, "a" * m, {}) for n, m in sizes]
     rows = tokenize(examples, tok, max_length=8)         # 7 tokens and an end-of-text
     assert [row.example_id for row in rows] == [0, 3]
     for row in rows:
@@ -576,7 +580,8 @@ def rows_of(n, seed=0):
 @pytest.mark.parametrize("n, batch_size", [(12, 4), (7, 3), (10, 7), (5, 12), (6, 1), (1, 4)])
 def test_an_epoch_sees_each_row_once_also_when_batches_straddle_epochs(n, batch_size):
     rows = rows_of(n)
-    seen = [row.example_id for step in range(4 * n) for row in batch_at(step, rows, batch_size, seed=5)[0]]
+    batches = [batch_at(step, rows, batch_size, seed=5)[0] for step in range(4 * n)]
+    seen = [row.example_id for batch in batches for row in batch]
     assert len(seen) == 4 * n * batch_size
     for epoch in range(4 * batch_size):
         assert sorted(seen[epoch * n:(epoch + 1) * n]) == list(range(n))
@@ -591,7 +596,7 @@ def test_a_batch_depends_on_seed_and_step_alone():
     for step in steps:
         batch_at(step, rows, 6, seed=2)                  # another run in between
         assert batch_at(step, rows, 6, seed=1) == forwards[step]
-    batch_at(3, rows, 6, seed=1)[0].clear()              # what a caller does to its batch stays there
+    batch_at(3, rows, 6, seed=1)[0].clear()              # what a caller does to it stays there
     assert batch_at(3, rows, 6, seed=1) == forwards[3]
 
 
@@ -608,7 +613,7 @@ def test_parts_are_disjoint_make_up_the_batch_and_agree_on_fill(n_parts):
     rows = rows_of(40)
     for step in range(5):
         whole, fill = batch_at(step, rows, 24, seed=3)
-        parts = [batch_at(step, rows, 24, seed=3, part=part, n_parts=n_parts) for part in range(n_parts)]
+        parts = [batch_at(step, rows, 24, 3, part, n_parts) for part in range(n_parts)]
         ids = [row.example_id for part, _ in parts for row in part]
         assert sorted(ids) == sorted(row.example_id for row in whole)
         assert {len(part) for part, _ in parts} == {24 // n_parts}

@@ -1,0 +1,446 @@
+"""Laws of the sampler: no mask stays, nothing revealed changes, a batch and a reference agree."""
+import itertools
+import math
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+import sample
+from model import DLLM, ModelConfig
+from sample import SampleConfig, complete, draw, generate, load_model, reveal_schedule
+from tasks.common import question_prompt
+from tasks.tokenizer import byte_tokenizer, toy_tokenizer
+
+ROOT = Path(sample.__file__).parent
+VOCAB, EOS, MASK = 40, 38, 39
+PROMPTS = [[1], [2, 3, 4, 5, 6], [7] * 11, [8, 9]]
+SETTINGS = list(itertools.product((0.0, 1.0), ("low_confidence", "random")))
+SCHEDULES = (12, 12), (12, 5), (12, 1), (6, 12), (6, 8), (4, 3), (3, 8), (1, 12)    # of 12 tokens
+each_setting = pytest.mark.parametrize("temperature, remasking", SETTINGS)
+each_schedule = pytest.mark.parametrize("block_length, steps", SCHEDULES)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """For matrices as small as these a second thread costs more than it brings."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny(bias=None, seed=0, peaked=20.0, **config):
+    """A random model; `bias` {id: logit} is added to its logits, `peaked` scales these before."""
+    config = {**dict(vocab_size=VOCAB, mask_id=MASK, eos_id=EOS, block_size=64, n_layer=2, n_head=4,
+                     n_kv_head=2, n_embd=32, n_hidden=64), **config}
+    model = DLLM(ModelConfig(**config)).init_weights(torch.Generator().manual_seed(seed)).eval()
+    with torch.no_grad():
+        model.head.weight.mul_(peaked)
+    if bias:
+        offset = torch.zeros(config["vocab_size"])
+        for token, logit in bias.items():
+            offset[token] = logit
+        unembed = model.unembed
+        model.unembed = lambda h, where=None: unembed(h, where) + offset
+    return model
+
+
+def generators(n, seed=0):
+    return [torch.Generator().manual_seed(1000 * seed + b) for b in range(n)]
+
+
+def watch(model, prompt, *args, **kwargs):
+    """The answer at the start and after every pass: (steps + 1, B, gen_length)."""
+    states = []
+    generate(model, prompt, *args, on_step=lambda x: states.append(x.clone()), **kwargs)
+    return torch.stack(states)
+
+
+# ---- what comes out ----
+
+
+@each_setting
+def test_no_mask_and_no_forbidden_id_comes_out_though_the_model_loves_them(temperature, remasking):
+    model = tiny(bias={MASK: 100.0, 3: 50.0, 4: 50.0})
+    for steps in (2, 6, 12):
+        x = generate(model, PROMPTS, 12, 6, steps, temperature, remasking, generators(4),
+                     never=(3, 4))
+        assert x.shape == (4, 12)
+        assert not torch.isin(x, torch.tensor([MASK, 3, 4])).any()
+        assert ((x >= 0) & (x < VOCAB)).all()
+
+
+@each_setting
+def test_the_only_id_that_is_not_forbidden_is_what_comes_out(temperature, remasking):
+    model, never = tiny(bias={5: -50.0}), [i for i in range(VOCAB) if i not in (5, MASK)]
+    x = generate(model, PROMPTS, 8, 4, 4, temperature, remasking, generators(4), never=never)
+    assert (x == 5).all()
+
+
+@each_setting
+@each_schedule
+def test_blocks_finish_in_order_steps_keep_the_schedule_and_nothing_revealed_changes(
+        block_length, steps, temperature, remasking):
+    states = watch(tiny(), PROMPTS, 12, block_length, steps, temperature, remasking, generators(4))
+    assert len(states) == steps + 1
+    is_masked = states == MASK
+    assert is_masked[0].all() and not is_masked[-1].any()
+
+    per_block = steps // (12 // block_length)
+    for step in range(steps):
+        before, after = is_masked[step], is_masked[step + 1]
+        block, turn = divmod(step, per_block)
+        start, end = block * block_length, (block + 1) * block_length
+        n_reveal = reveal_schedule(block_length, per_block)[turn]
+        assert (before.sum(dim=1) - after.sum(dim=1) == n_reveal).all()       # in every row
+        assert not before[:, :start].any() and after[:, end:].all()
+        assert torch.equal(states[step][~before], states[step + 1][~before])
+
+
+def test_the_schedule_reveals_everything_and_the_first_steps_one_more_if_it_is_uneven():
+    for n, steps in itertools.product(range(1, 20), range(1, 20)):
+        schedule = reveal_schedule(n, steps)
+        assert len(schedule) == steps and sum(schedule) == n
+        assert schedule == [n // steps + 1] * (n % steps) + [n // steps] * (steps - n % steps)
+
+
+def test_steps_are_the_forward_passes():
+    model, passes = tiny(), []
+    encode = model.encode
+    model.encode = lambda *args: passes.append(1) or encode(*args)
+    for steps in (2, 4, 12):
+        passes.clear()
+        generate(model, PROMPTS, 12, 6, steps)
+        assert len(passes) == steps
+
+
+def test_a_prompt_of_masks_stays_as_it_is():
+    """Only the answer is generated; a mask that the user's text brings along is not."""
+    seen = []
+    model = tiny()
+    encode = model.encode
+    model.encode = lambda x, is_real: seen.append(x.clone()) or encode(x, is_real)
+    generate(model, [[1, MASK, 2]], 4, 4, 4)
+    assert all(x[0, :3].tolist() == [1, MASK, 2] for x in seen)
+
+
+# ---- a batch is its rows ----
+
+
+@each_setting
+@pytest.mark.parametrize("shift", [False, True])
+def test_rows_of_a_batch_come_out_as_they_would_alone(shift, temperature, remasking):
+    model = tiny(shift=shift)
+    for seed in range(4):
+        x = generate(model, PROMPTS, 12, 6, 8, temperature, remasking, generators(4, seed))
+        for b, prompt in enumerate(PROMPTS):
+            own = generators(4, seed)[b:b + 1]
+            alone = generate(model, [prompt], 12, 6, 8, temperature, remasking, own)
+            assert torch.equal(x[b:b + 1], alone), (seed, b)
+
+
+def test_a_tensor_of_prompts_is_the_list_of_its_rows():
+    model, prompt = tiny(), [[1, 2, 3], [4, 5, 6]]
+    as_tensor = generate(model, torch.tensor(prompt), 8, 4, 4)
+    assert torch.equal(as_tensor, generate(model, prompt, 8, 4, 4))
+
+
+def test_another_generator_is_another_sample_and_the_same_one_is_the_same():
+    model = tiny()
+    first, again, other = (generate(model, PROMPTS, 12, 12, 12, 1.0, generator=generators(4, seed))
+                           for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert (first != other).any(dim=1).all()
+
+
+# ---- against LLaDA's sampler, slowly ----
+
+
+@torch.no_grad()
+def reference(model, prompt, gen_length, block_length, steps, temperature, remasking, generator):
+    """LLaDA's generate.py for one row, token by token; the mask id is forbidden as in ours."""
+    x = list(prompt) + [MASK] * gen_length
+    per_block = steps // (gen_length // block_length)
+    for start in range(len(prompt), len(x), block_length):
+        positions = range(start, start + block_length)
+        for step in range(per_block):
+            logits = model(torch.tensor([x]))[0].double()
+            logits[:, MASK] = -math.inf
+            weight = logits.exp()
+            if temperature:
+                u = torch.rand(block_length, VOCAB, generator=generator, dtype=torch.float64)
+                weight[start:start + block_length] /= (-u.log()) ** temperature
+            proposal = {i: int(weight[i].argmax()) for i in positions}
+            confidence = {i: float(logits[i].softmax(dim=0)[proposal[i]]) for i in positions}
+            if remasking == "random":
+                order = torch.rand(block_length, generator=generator).tolist()
+                confidence = dict(zip(positions, order))
+            masked = [i for i in positions if x[i] == MASK]
+            n_reveal = block_length // per_block + (step < block_length % per_block)
+            for i in sorted(masked, key=lambda i: -confidence[i])[:n_reveal]:
+                x[i] = proposal[i]
+    return x[len(prompt):]
+
+
+@each_setting
+@each_schedule
+def test_the_sampler_is_the_reference_of_llada(block_length, steps, temperature, remasking):
+    for seed, shift in enumerate((False, True)):
+        model = tiny(seed=seed, shift=shift)
+        for prompt in PROMPTS:
+            args = 12, block_length, steps, temperature, remasking
+            ours = generate(model, [prompt], *args, generators(1, seed))[0].tolist()
+            assert ours == reference(model, prompt, *args, generators(1, seed)[0])
+
+
+def test_equally_sure_proposals_are_revealed_from_left_to_right():
+    model = tiny(peaked=0.0, bias={7: 1.0})          # the same logits everywhere
+    is_masked = watch(model, [[1], [2, 3]], 48, 48, 24, 0.0, "low_confidence") == MASK
+    for step in range(25):
+        assert (is_masked[step] == (torch.arange(48) >= 2 * step)).all()
+
+
+def test_the_order_of_random_remasking_is_uniform_whatever_the_logits_say():
+    """All 24 orders of a block of 4, over 2,400 rows that differ in their generator alone."""
+    n = 2400
+    states = watch(tiny(), [[1, 2]] * n, 4, 4, 4, 0.0, "random", generators(n))
+    when = (states == MASK).sum(dim=0)               # (n, 4): the pass that revealed a position
+    orders = Counter(map(tuple, when.tolist()))
+    assert set(orders) == set(itertools.permutations((1, 2, 3, 4)))
+    sigma = math.sqrt(n * (1 / 24) * (23 / 24))
+    assert all(abs(count - n / 24) < 4.5 * sigma for count in orders.values()), orders
+    surest = watch(tiny(), [[1, 2]] * 3, 4, 4, 4, 0.0, "low_confidence")
+    assert len(set(map(tuple, (surest == MASK).sum(dim=0).tolist()))) == 1
+
+
+# ---- temperature ----
+
+LOGITS = torch.tensor([4.0, 3.5, 2.0, 0.0, -2.3])    # at temperature 1 the last has 1e-3
+
+
+def assert_frequencies(tokens, p):
+    """Each token of the distribution p (V,) occurs as often as it should, within 4 sigma."""
+    n = tokens.numel()
+    counts = torch.bincount(tokens.flatten(), minlength=len(p)).double()
+    sigma = (n * p * (1 - p)).sqrt()
+    assert ((counts - n * p).abs() <= 4 * sigma + 1).all(), (counts / n, p)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_draws_follow_softmax_of_logits_over_temperature(temperature):
+    p = (LOGITS.double() / temperature).softmax(dim=0)
+    one = draw(LOGITS.expand(1, 20_000, 5), temperature, generators(1, 3))
+    assert one.shape == (1, 20_000)
+    assert_frequencies(one, p)
+    rows = draw(LOGITS.expand(2000, 10, 5), temperature, generators(2000, 4))    # a generator each
+    assert_frequencies(rows, p)
+    shared = draw(LOGITS.expand(20, 1000, 5), temperature, generators(1)[0])     # one for all rows
+    assert_frequencies(shared, p)
+
+
+def test_the_rare_token_is_as_rare_as_it_should_be():
+    p = LOGITS.double().softmax(dim=0)
+    assert 0.5e-3 < p[-1] < 2e-3
+    tokens = draw(LOGITS.expand(1, 300_000, 5), 1.0, generators(1, 5))
+    assert abs((tokens == 4).sum() - 300_000 * p[-1]) < 4 * math.sqrt(300_000 * p[-1])
+
+
+def test_temperature_zero_takes_the_likeliest_token_and_needs_no_generator():
+    logits = torch.randn(3, 7, 40, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(draw(logits, 0.0, None), logits.argmax(dim=-1))
+
+
+def test_an_impossible_token_is_never_drawn():
+    logits = LOGITS.clone()
+    logits[[0, 3]] = -torch.inf
+    tokens = draw(logits.expand(1, 20_000, 5), 3.0, generators(1))
+    assert set(tokens.flatten().tolist()) == {1, 2, 4}
+
+
+def test_noise_is_drawn_in_double_precision(monkeypatch):
+    """In single precision both numbers are 1, and the noise is infinite (arXiv 2409.02908)."""
+    def uniform(shape, generator, device, dtype=torch.float32):
+        return torch.tensor([[[1 - 2.0**-40, 1 - 2.0**-30]]], dtype=torch.float64).to(dtype)
+    monkeypatch.setattr(sample, "uniform", uniform)
+    assert draw(torch.tensor([[[-8.0, 0.0]]]), 1.0, None).item() == 1     # -8 + 40 log 2 < 30 log 2
+    assert draw(torch.tensor([[[-6.0, 0.0]]]), 1.0, None).item() == 0     # -6 + 40 log 2 > 30 log 2
+
+
+def test_generated_tokens_follow_the_distribution_without_the_mask_id():
+    model = tiny(peaked=0.0, bias={MASK: 9.0, 1: 4.0, 2: 3.0}, block_size=8192)
+    p = torch.zeros(VOCAB, dtype=torch.float64)
+    p[1], p[2], p[MASK] = 4.0, 3.0, -torch.inf
+    for temperature in (1.0, 2.0):
+        x = generate(model, [[1]] * 20, 100, 100, 1, temperature, generator=generators(20))
+        assert_frequencies(x, (p / temperature).softmax(dim=0))
+
+
+# ---- lengths that do not fit ----
+
+
+@pytest.mark.parametrize("gen_length, block_length, steps, named", [
+    (10, 4, 10, ("gen_length=10", "block_length=4")),
+    (4, 8, 4, ("gen_length=4", "block_length=8")),
+    (12, 4, 4, ("steps=4", "3 blocks")),
+    (12, 4, 2, ("steps=2", "3 blocks")),
+    (12, 12, 13, ("steps=13", "gen_length=12")),
+    (12, 4, 15, ("steps=15", "gen_length=12")),
+    (12, 4, 0, ("steps=0",)),
+    (12, 4, -3, ("steps=-3",)),
+    (60, 60, 60, ("prompt of 5 tokens", "gen_length=60", "block_size=64", "up to 4 ")),
+    (0, 4, 4, ("gen_length=0",)),
+    (12, 0, 12, ("block_length=0",)),
+    (12, -4, 3, ("block_length=-4",)),
+    (-12, -4, 3, ("gen_length=-12",)),
+])
+def test_lengths_that_do_not_fit_are_one_sentence_with_the_numbers(
+        gen_length, block_length, steps, named):
+    with pytest.raises(ValueError) as error:
+        generate(tiny(), [[1, 2], [1, 2, 3, 4, 5]], gen_length, block_length, steps)
+    assert len(str(error.value).splitlines()) == 1
+    assert all(words in str(error.value) for words in named), str(error.value)
+
+
+def test_the_longest_prompt_that_fits_is_answered():
+    assert generate(tiny(), [[1] * 52, [2]], 12, 12, 3).shape == (2, 12)
+    with pytest.raises(ValueError):
+        generate(tiny(), [[1] * 53, [2]], 12, 12, 3)
+
+
+# ---- complete ----
+
+TEXTS = ["Anna has 3 eggs.", "", "Question: how many?\nAnswer:", "x"]
+
+
+def text_model(n_vocab_more=0, **more):
+    tok = byte_tokenizer()
+    return tiny(vocab_size=tok.n_vocab + n_vocab_more, mask_id=tok.mask_id, eos_id=tok.eos_id,
+                **more), tok
+
+
+def sampler(**settings):
+    return SampleConfig(**{**dict(gen_length=12, block_length=6, steps=8, temperature=1.0,
+                                  device="cpu"), **settings})
+
+
+def test_completions_are_the_text_up_to_end_of_text(monkeypatch):
+    model, tok = text_model()
+    ids = [[*b"Hi", tok.eos_id, *b"!"], [*b"12#4"], [tok.eos_id] * 4]
+    monkeypatch.setattr(sample, "generate", lambda *args, **kwargs: torch.tensor(ids))
+    assert complete(model, tok, ["a", "b", "c"], sampler()) == ["Hi", "12#4", ""]
+
+
+@pytest.mark.parametrize("remasking", ["low_confidence", "random"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_completion_does_not_depend_on_its_batch(temperature, remasking):
+    model, tok = text_model()
+    cfg = sampler(temperature=temperature, remasking=remasking)
+    texts = [text for text in TEXTS if text]
+    together = complete(model, tok, texts, cfg)
+    assert complete(model, tok, texts[::-1], cfg)[::-1] == together
+    assert [complete(model, tok, [text], cfg)[0] for text in texts] == together
+    assert complete(model, tok, [texts[0]] * 2, cfg) == [together[0]] * 2
+
+
+def test_a_completion_depends_on_the_seed_the_prompt_and_the_settings():
+    model, tok = text_model()
+    changes = {}, {"seed": 1}, {"temperature": 0.5}, {"remasking": "random"}, {"steps": 2}
+    answers = {complete(model, tok, [text], sampler(**change))[0]
+               for text in ("a", "b") for change in changes}
+    assert len(answers) == 2 * len(changes)
+
+
+def test_a_greedy_completion_is_what_generate_gives_with_the_same_settings():
+    model, tok = text_model(bias={byte_tokenizer().eos_id: 3.0})
+    cfg = sampler(temperature=0.0)
+    ids = generate(model, [tok.encode(text) for text in TEXTS], 12, 6, 8)
+    assert complete(model, tok, TEXTS, cfg) == [tok.decode(row) for row in ids]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_ids_without_a_token_are_never_generated(temperature):
+    """A model's vocabulary may be larger than the tokenizer's: its last rows stand for nothing."""
+    n = byte_tokenizer().n_vocab
+    model, tok = text_model(50, bias={i: 30.0 for i in range(n, n + 50)})
+    complete(model, tok, TEXTS, sampler(temperature=temperature))   # they would have no text
+
+
+# ---- the command ----
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+def write_checkpoint(folder, seed=0, n_vocab_more=0, tok=None):
+    """A random model and its tokenizer, as train.py leaves them."""
+    tok = tok or toy_tokenizer()
+    model = tiny(seed=seed, peaked=1.0, vocab_size=tok.n_vocab + n_vocab_more, mask_id=tok.mask_id,
+                 eos_id=tok.eos_id, block_size=128)
+    model.save(folder)
+    tok.save(folder)
+    return folder
+
+
+def command(*options):
+    env = {**os.environ, "PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"}
+    argv = [sys.executable, "sample.py", "--device=cpu", *options]
+    return subprocess.run(argv, cwd=ROOT, env=env,
+                          capture_output=True)
+
+
+def test_the_command_shows_masks_first_and_none_in_the_end(checkpoint):
+    done = command(f"--init_from={checkpoint}", "--prompt=Anna has 3 eggs.", "--temperature=1")
+    assert done.returncode == 0, done.stderr.decode()
+    first, *between, last = done.stdout.decode().removesuffix("\n").split("\n")
+    assert first == "\u2591" * 16
+    assert [line.count("\u2591") for line in between] == list(range(15, 0, -1))
+    assert "\u2591" not in last and last
+    assert done.stderr == b""
+
+
+def test_a_missing_checkpoint_is_exit_code_1_and_one_line(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):      # there, but empty; not there
+        done = command(f"--init_from={folder}")
+        assert done.returncode == 1 and done.stdout == b""
+        assert len(done.stderr.decode().strip().split("\n")) == 1
+        assert str(folder) in done.stderr.decode()
+
+
+def test_the_command_asks_the_question_as_the_tasks_do(checkpoint, capsys):
+    cfg = SampleConfig(init_from=str(checkpoint), prompt="Ben has 7 nuts. How many?", device="cpu")
+    sample.main(cfg)
+    model, tok = load_model(str(checkpoint), "cpu")
+    [ids] = generate(model, [tok.encode(question_prompt(cfg.prompt))], 16, 16, 16)
+    assert capsys.readouterr().out.endswith(tok.show(ids.tolist()).replace("\n", "\\n") + "\n")
+
+
+def test_the_command_works_when_the_model_has_more_ids_than_the_tokenizer(tmp_path, capsys):
+    write_checkpoint(tmp_path, n_vocab_more=500)
+    sample.main(SampleConfig(init_from=str(tmp_path), temperature=1.0, device="cpu"))
+    assert "\u2591" not in capsys.readouterr().out.removesuffix("\n").split("\n")[-1]
+
+
+def test_an_out_dir_means_the_model_and_the_tokenizer_of_its_newest_checkpoint(tmp_path):
+    for step, tok in ((10, toy_tokenizer()), (20, byte_tokenizer())):
+        folder = tmp_path / f"step_{step:06d}"
+        folder.mkdir()
+        write_checkpoint(folder, seed=step, tok=tok)
+    model, tok = load_model(str(tmp_path), "cpu")
+    newest, newest_tok = load_model(str(tmp_path / "step_000020"), "cpu")
+    assert tok == newest_tok == byte_tokenizer()
+    assert torch.equal(model.embed.weight, newest.embed.weight)
+
+
+def test_a_tokenizer_that_is_not_the_models_is_one_sentence(tmp_path):
+    write_checkpoint(tmp_path)
+    byte_tokenizer().save(tmp_path)
+    with pytest.raises(ValueError) as error:
+        load_model(str(tmp_path), "cpu")
+    assert len(str(error.value).splitlines()) == 1 and "tokenizer" in str(error.value)
