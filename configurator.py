@@ -117,7 +117,8 @@ def print_help(cls, settings):
     for parent in reversed(cls.__mro__[:-1]):  # settings may be inherited
         with contextlib.suppress(OSError, TypeError):  # no source, no comments
             tokens = generate_tokens(iter(inspect.getsourcelines(parent)[0]).__next__)
-            comments |= {t.line.split(":")[0].strip(): t.string[1:] for t in tokens if t.type == COMMENT}
+            found = [token for token in tokens if token.type == COMMENT]
+            comments |= {token.line.split(":")[0].strip(): token.string[1:] for token in found}
     print((sys.modules[cls.__module__].__doc__ or "").strip())
     print(f"\nusage: python {sys.argv[0]} [config/x.py ...] [--key=value ...]\n")
     for name, kind in get_type_hints(cls).items():

@@ -1,11 +1,11 @@
-"""The headline benchmark: GSM8K accuracy, 0-shot and 4-shot, by the paper's protocol as far as it is known.
+"""The headline benchmark: GSM8K accuracy, by the paper's protocol as far as it is known.
 
     python eval_gsm8k.py --init_from=out/llada8b_gsm8k
-    python eval_gsm8k.py --init_from=out/gsm8k_bytes --n_shot=0 --limit=200
+    python eval_gsm8k.py --init_from=out/llada8b_gsm8k --n_shot=0 --limit=200
 
-evaluate.py with the protocol spelled out: 256 new tokens in one block, 128 passes, greedy, low-confidence
-remasking; shots are the first four training rows without calculator marks. The number after `####` counts,
-or else the last number. The paper reports k of the 1,319 test questions.
+evaluate.py with the protocol spelled out: 256 new tokens in one block, 128 passes, greedy,
+low-confidence remasking; shots are the first four training rows without calculator marks. The
+number after `####` counts, or else the last number. The test set has 1,319 questions.
 """
 from dataclasses import dataclass
 
@@ -17,9 +17,9 @@ from evaluate import EvalConfig, evaluate, report
 class GSM8KConfig(EvalConfig):
     task: str = "gsm8k"                 # tasks/gsm8k.py
     n_shot: int = 4                     # 4 in the paper's main table, 0 in its appendix
-    gen_length: int = 256               # tokens to generate (not stated; what a reproduction took)
+    gen_length: int = 256               # tokens to generate (not stated; as reproduced)
     block_length: int = 256             # one block (not stated)
-    steps: int = 128                    # passes: two tokens each (not stated; what a reproduction took)
+    steps: int = 128                    # passes, two tokens each (not stated; as reproduced)
 
 
 def main(cfg: GSM8KConfig):

@@ -1,12 +1,13 @@
 """Score a checkpoint on a task: generate an answer to every question, compare, count.
 
     python evaluate.py --init_from=out/tiny/jepa --task=toy
-    python evaluate.py --init_from=out/gsm8k_bytes --task=gsm8k --data_dir=data/gsm8k --n_shot=4 --limit=200
+    python evaluate.py --init_from=out/tiny/base --task=toy --n_shot=2 --limit=200
 
-Every answer is written as it is made, one JSON line a question (id, prompt, completion, prediction, gold,
-verdict), so an interrupted run goes on where it stopped. Beside it, the same name with .json holds the
-settings and the scores. An accuracy p of n questions has the standard error sqrt(p (1 - p) / n): it says how
-far another draw of questions would move it, and nothing about another seed of training.
+Every answer is written as it is made, one JSON line a question (id, prompt, completion, prediction,
+gold, verdict), so an interrupted run goes on where it stopped. Beside it, the same name with .json
+holds the settings and the scores. An accuracy p of n questions has the standard error
+sqrt(p (1 - p) / n): it says how far another draw of questions would move it, and nothing about
+another seed of training.
 """
 import json
 import math
@@ -30,25 +31,25 @@ from tasks.common import few_shot, load_task
 class EvalConfig:
     init_from: str = "out/tiny/jepa"    # a checkpoint, or an out_dir whose newest one is meant
     task: str = "toy"                   # a module of tasks/
-    data_dir: str = ""                  # a folder with {split}.jsonl or .jsonl.gz; empty: where the task has it from
+    data_dir: str = ""                  # a folder with {split}.jsonl[.gz]; empty: the task's own
     keep_marks: bool = False            # gsm8k: leave the calculator's <<...>> in the shots
     split: str = "test"                 # never tune on test: validation is for that
-    n_shot: int = 0                     # solved examples in front of each question: the first rows of train
+    n_shot: int = 0                     # solved examples before each question: the first of train
     limit: int = 0                      # only so many questions, from the front; 0: all
-    out: str = ""                       # the .jsonl to write; empty: eval_{task}_{n_shot}shot.jsonl in init_from
+    out: str = ""                       # the .jsonl to write; empty: in init_from, by its task
     batch_size: int = 32                # questions answered at a time
     gen_length: int = 16                # tokens to generate, end-of-text included
     block_length: int = 16              # a block is finished before the next begins
     steps: int = 16                     # forward passes per question
     temperature: float = 0.0            # 0 takes the likeliest token
-    remasking: Literal["low_confidence", "random"] = "low_confidence"  # which proposals go back to [MASK]
+    remasking: Literal["low_confidence", "random"] = "low_confidence"  # what returns to [MASK]
     seed: int = 42                      # for temperature > 0 or random remasking
     device: str = "auto"                # cpu, cuda, cuda:1, ...; auto takes a GPU if there is one
 
     def __post_init__(self):
         if self.n_shot < 0 or self.limit < 0 or self.batch_size < 1:
-            raise ValueError(f"n_shot={self.n_shot} and limit={self.limit} must not be negative, and "
-                             f"batch_size={self.batch_size} must be at least 1")
+            raise ValueError(f"n_shot={self.n_shot} and limit={self.limit} must not be negative, "
+                             f"and batch_size={self.batch_size} must be at least 1")
 
 
 def main(cfg: EvalConfig):
@@ -69,10 +70,11 @@ def evaluate(cfg: EvalConfig) -> dict:
     out = cfg.out or os.path.join(cfg.init_from, f"eval_{cfg.task}_{cfg.n_shot}shot.jsonl")
     done = answers_so_far(out, cfg)
     left = [example for example in examples if example.meta["id"] not in done]
-    left.sort(key=lambda example: len(example.prompt))      # neighbours of equal length waste little padding
+    left.sort(key=lambda example: len(example.prompt))      # little padding between neighbours
     began = time.perf_counter()
-    with open(out, "a", buffering=1) as file, tqdm(total=len(examples), initial=len(examples) - len(left),
-                                                   desc=f"{cfg.task} {cfg.n_shot}-shot", unit="q") as bar:
+    with open(out, "a", buffering=1) as file, \
+            tqdm(total=len(examples), initial=len(examples) - len(left), unit="q",
+                 desc=f"{cfg.task} {cfg.n_shot}-shot") as bar:
         for i in range(0, len(left), cfg.batch_size):
             batch = left[i:i + cfg.batch_size]
             for example, text in zip(batch, complete(model, tok, [e.prompt for e in batch], cfg)):
@@ -82,7 +84,8 @@ def evaluate(cfg: EvalConfig) -> dict:
                 file.write(json.dumps(line) + "\n")
                 done[line["id"]] = line
             bar.update(len(batch))
-            bar.set_postfix(accuracy=f"{sum(line['verdict'] for line in done.values()) / len(done):.3f}")
+            right = sum(line["verdict"] for line in done.values())
+            bar.set_postfix(accuracy=f"{right / len(done):.3f}")
 
     lines = [done[example.meta["id"]] for example in examples]
     n, accuracy = len(lines), sum(line["verdict"] for line in lines) / len(lines)
@@ -96,9 +99,10 @@ def evaluate(cfg: EvalConfig) -> dict:
 
 
 def report(scores: dict):
-    print(f"accuracy {100 * scores['accuracy']:.1f} +- {100 * scores['stderr']:.1f} %  (n = {scores['n']})   "
-          f"in the task's format {100 * scores.get('format', math.nan):.1f} %   "
-          f"no answer {100 * scores['no_answer']:.1f} %   {scores['seconds']:.0f} s   {scores['out']}")
+    in_format = f"in format {100 * scores['format']:.1f} %   " if "format" in scores else ""
+    print(f"accuracy {100 * scores['accuracy']:.1f} +- {100 * scores['stderr']:.1f} %  "
+          f"(n = {scores['n']})   {in_format}no answer {100 * scores['no_answer']:.1f} %   "
+          f"{scores['seconds']:.0f} s   {scores['out']}")
 
 
 # ----------------------------------------------------------------------------------------------
@@ -116,15 +120,15 @@ def answers_so_far(out: str, cfg: EvalConfig) -> dict:
         return {}
     try:
         with open(sidecar(out)) as file:
-            before = json.load(file)["settings"]
-    except (OSError, ValueError, KeyError):
-        raise ValueError(f"{out} exists, but {sidecar(out)} does not say how it was made; choose another "
-                         f"--out") from None
+            before = dict(json.load(file)["settings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(f"{out} exists, but {sidecar(out)} does not say how it was made; choose "
+                         f"another --out") from None
     now = identity(cfg)
     if before != now:
-        key = next(key for key in now if before.get(key) != now[key])
-        raise ValueError(f"{out} was made with {key}={before.get(key)!r}, not {now[key]!r}; choose another --out, "
-                         f"or remove it to start again")
+        key = next(key for key in {**now, **before} if before.get(key) != now.get(key))
+        raise ValueError(f"{out} was made with {key}={before.get(key)!r}, not {now.get(key)!r}; "
+                         f"choose another --out, or remove it to start again")
     with open(out) as file:
         text = file.read()
     lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

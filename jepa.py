@@ -1,8 +1,8 @@
 """What DLLM-JEPA adds to the fine-tuning of a masked-diffusion model (arXiv 2606.00091).
 
-Two views of one clean row x0 are made by masking it lightly and heavily. The online model reads the
-light one and predicts, besides the masked tokens, the *embedding* that a slow copy of itself gives the
-heavy one:
+Two views of one clean row x0 are made by masking it lightly and heavily. The online model reads
+the light one and predicts, besides the masked tokens, the *embedding* that a slow copy of itself
+gives the heavy one:
 
     context view, t_ctx = 0.2        target view, t_tgt = 0.7
             |                                |
@@ -14,8 +14,9 @@ heavy one:
             |                        |       |
        L_diffusion    +   lambda * (1 - cos(z_tgt, z_hat))
 
-One pass with gradient (3F) and one without (F): 4F a step, against 3F for plain diffusion fine-tuning
-and 6F for LLM-JEPA, which back-propagates through both views. Only the online model is kept.
+One pass with gradient (3F) and one without (F): 4F a step, against 3F for plain diffusion
+fine-tuning and 6F for LLM-JEPA, which back-propagates through both views. Only the online model is
+kept.
 """
 import copy
 
@@ -29,8 +30,8 @@ from model import Linear, diffusion_loss, forward_process, uniform
 class DLLMJEPA(nn.Module):
     """The joint objective as one module, whose forward is the step (so DDP wraps it as it is).
 
-    Defaults are the paper's where it states them; n_pred_layer and lambda_jepa are chosen per task there
-    from {1..5} and {0.5, 1, 2}.
+    Defaults are the paper's where it states them; n_pred_layer and lambda_jepa are chosen per task
+    there, from {1..5} and {0.5, 1, 2}.
     """
 
     def __init__(self, model, lambda_jepa: float = 1.0, t_ctx: float = 0.2, t_tgt: float = 0.7,
@@ -52,8 +53,8 @@ class DLLMJEPA(nn.Module):
         (`row_generators`). The context masks are drawn first: with lambda = 0 they are the same.
         """
         config = self.model.config
-        if self.mask_scope == "all":            # all but the first token: Dream cannot predict it, and
-            maskable = is_real.clone()          # something stays visible to pool over
+        if self.mask_scope == "all":            # all but the first token: Dream cannot predict it,
+            maskable = is_real.clone()          # and something stays visible to pool over
             maskable[:, 0] = False
         t_ctx = self.draw_t_ctx(x0, generator)                              # (B,)
         xt_ctx, is_masked_ctx = forward_process(x0, t_ctx, maskable, config.mask_id, generator,
@@ -68,7 +69,7 @@ class DLLMJEPA(nn.Module):
                 z_tgt = pool(self.target.encode(xt_tgt, is_real), is_content & ~is_masked_tgt)
 
         h = self.model.encode(xt_ctx, is_real)                              # the pass with gradient
-        logits = self.model.unembed(h, where=is_masked_ctx)                 # (N, V), masked rows only
+        logits = self.model.unembed(h, where=is_masked_ctx)                 # (N, V)
         diffusion = diffusion_loss(logits, x0, is_masked_ctx, maskable, t_ctx, self.loss_form)
         if self.lambda_jepa == 0:               # plain diffusion fine-tuning, to the last bit
             return diffusion, {"diffusion": diffusion.detach()}
@@ -79,7 +80,7 @@ class DLLMJEPA(nn.Module):
             "jepa_floor": constant_floor(z_tgt)}
 
     def draw_t_ctx(self, x0, generator):
-        """The context rate of each row (B,): t_ctx, or drawn from U(0, 1) if diffusion_t says so."""
+        """The context rate of each row (B,): t_ctx, or with diffusion_t="uniform" U(0, 1)."""
         if self.diffusion_t == "context":
             return torch.full((x0.shape[0],), self.t_ctx, device=x0.device)
         u = uniform((x0.shape[0], 1), generator, x0.device)[:, 0]
@@ -93,15 +94,15 @@ class DLLMJEPA(nn.Module):
 
 
 def for_target(generator):
-    """Generators for the other view, seeded from those of the context view. Going on with the same ones
-    would let its masks depend on how many numbers the first view took, that is, on the padding."""
+    """Generators for the target view, seeded from those of the context view. To go on with the same
+    ones would let its masks depend on how many numbers the first view took, that is, on padding."""
     if isinstance(generator, torch.Generator):
         return generator
     return [torch.Generator(g.device).manual_seed(g.initial_seed() ^ 1) for g in generator]
 
 
 def pool(h, where):
-    """h (B, T, C) -> z (B, C): mean of the states where (B, T) says, then LayerNorm without weights.
+    """h (B, T, C) -> z (B, C): mean of the states where (B, T) says, then a bare LayerNorm.
 
     In fp32. A row where nothing is chosen gives the zero vector.
     """
@@ -125,8 +126,8 @@ class Predictor(nn.Module):
     """z_ctx (B, C) -> z_hat (B, C): k transformer blocks over a sequence of one, and a LayerNorm.
 
     Over one position softmax is 1 whatever query and key say, so attention *is* its value path and
-    only that is kept; else a block is the usual pre-norm one with a 4C GELU MLP. k = 0 is the paper's
-    "no predictor". It states depth and width; MLP width, final norm and init are our choice.
+    only that is kept; else a block is the usual pre-norm one with a 4C GELU MLP. k = 0 is the
+    paper's "no predictor". It states depth and width; MLP width, final norm and init are ours.
     """
 
     def __init__(self, width: int, n_layer: int, seed: int = 0):

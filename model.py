@@ -88,7 +88,7 @@ class RMSNorm(nn.Module):
 
 
 def rope_table(T: int, head_dim: int, theta: float, device):
-    """cos and sin of the angles position * theta^(-2j / head_dim), each (T, head_dim / 2), in fp32."""
+    """cos and sin of position * theta^(-2j / head_dim), each (T, head_dim / 2), in fp32."""
     freq = theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
     angle = torch.arange(T, device=device, dtype=torch.float32)[:, None] * freq
     return angle.cos(), angle.sin()
@@ -157,7 +157,7 @@ class DLLM(nn.Module):
             raise ValueError(f"a sequence of {T} tokens is longer than "
                              f"block_size={self.config.block_size}")
         cos, sin = rope_table(T, self.blocks[0].head_dim, self.config.rope_theta, xt.device)
-        attend = None if is_real is None else is_real[:, None, None, :]     # keys only: (B, 1, 1, T)
+        attend = None if is_real is None else is_real[:, None, None, :]     # (B, 1, 1, T): keys
         x = self.embed(xt).to(self.compute_dtype)
         for block in self.blocks:
             x = block(x, cos, sin, attend)
@@ -166,8 +166,8 @@ class DLLM(nn.Module):
     def unembed(self, h, where=None):
         """(B, T, C) -> fp32 logits (B, T, V); the row at position i scores the token at position i.
 
-        `where` picks positions, and the others cost nothing: (B, T) bool with N True -> (N, V), or a
-        pair of index tensors (rows, columns) as in h[rows, columns] -> their shape + (V,).
+        `where` picks positions, and the others cost nothing: (B, T) bool with N True -> (N, V), or
+        a pair of index tensors (rows, columns) as in h[rows, columns] -> their shape + (V,).
         """
         if self.config.shift:                   # state i-1 scores token i; position 0 has no scorer
             h = torch.cat([h[:, :1], h[:, :-1]], dim=1)
@@ -182,7 +182,7 @@ class DLLM(nn.Module):
     @torch.no_grad()
     def init_weights(self, generator):
         """From scratch: std 1/sqrt(fan-in), less on what writes to the residual stream, as LLaDA.
-        Embedding 0.5 and head 0.02 are ours: wide inits learn arithmetic faster at the tiny size."""
+        Embedding 0.5 and head 0.02 are ours: wide inits learn arithmetic faster when tiny."""
         def normal_(p, std):
             p.copy_(torch.randn(p.shape, generator=generator) * std)
         normal_(self.embed.weight, 0.5)
@@ -210,8 +210,8 @@ class DLLM(nn.Module):
     def from_checkpoint(cls, folder):
         """A model that `save` wrote, on the CPU in fp32.
 
-        `folder` is a checkpoint, or an out_dir whose newest checkpoint is meant. Raises ValueError or
-        FileNotFoundError, one sentence, when it is foreign, truncated or does not fit.
+        `folder` is a checkpoint, or an out_dir whose newest checkpoint is meant. Raises ValueError
+        or FileNotFoundError, one sentence, when it is foreign, truncated or does not fit.
         """
         folder = newest_checkpoint(folder)
         config = read_config(folder)
@@ -233,8 +233,8 @@ class DLLM(nn.Module):
         """One of our checkpoints; published weights (GSAI-ML/LLaDA-8B-Base, ...) are recognised and
         refused: RENAME below knows their names, the loading itself is still to come."""
         if not os.path.isdir(name_or_dir):
-            raise FileNotFoundError(f"there are no weights at {name_or_dir!r}: it is no folder here, "
-                                    f"and downloading published weights is not supported yet")
+            raise FileNotFoundError(f"there are no weights at {name_or_dir!r}: it is no folder "
+                                    f"here, and published weights are not supported yet")
         folder = newest_checkpoint(name_or_dir)
         if read_config(folder).get("model_type") in RENAME:
             raise ValueError(f"{folder} holds published weights; loading them is not supported yet")
@@ -335,8 +335,8 @@ def check_names_and_shapes(given: dict, wanted: dict, where: str):
 
 
 def row_generators(seed: int, step: int, example_ids, device="cpu") -> list[torch.Generator]:
-    """One generator a row, seeded by (seed, step, example id) and nothing else: a row meets the same
-    masks on one process or on eight, in a batch of 64 or in 4 x 16, and after a restart."""
+    """One generator a row, seeded by (seed, step, example id) and nothing else: a row meets the
+    same masks on one process or on eight, in a batch of 64 or in 4 x 16, and after a restart."""
     def hashed(example_id):
         digest = hashlib.blake2b(f"{seed} {step} {example_id}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little") >> 1        # manual_seed takes 63 bits
@@ -360,9 +360,9 @@ def uniform(shape, generator, device, dtype=torch.float32):
 def forward_process(x0, t, maskable, mask_id: int, generator, at_least_one: bool = False):
     """Replace each maskable token by [MASK] with probability t -> xt (B, T), is_masked (B, T).
 
-    x0 (B, T) ids, t (B,) in [0, 1], maskable (B, T) bool. `at_least_one` masks one token in rows where
-    chance masked none: the paper's mean over masked tokens would be 0 / 0 there (it does not say what
-    it does about short answers at t = 0.2).
+    x0 (B, T) ids, t (B,) in [0, 1], maskable (B, T) bool. `at_least_one` masks one token in rows
+    where chance masked none: the paper's mean over masked tokens would be 0 / 0 there (it does not
+    say what it does about short answers at t = 0.2).
     """
     u = uniform(x0.shape, generator, x0.device)                             # (B, T)
     u = u.masked_fill(~maskable, 2.0)                                       # above any t
@@ -373,15 +373,15 @@ def forward_process(x0, t, maskable, mask_id: int, generator, at_least_one: bool
 
 
 def diffusion_loss(logits, x0, is_masked, maskable, t, form: str = "masked_mean"):
-    """Cross-entropy at the N masked positions -> (). logits (N, V) fp32, in the order of x0[is_masked].
+    """Cross-entropy at the N masked positions -> (). logits (N, V) fp32, ordered as x0[is_masked].
 
     A row's sum over its masked tokens is divided, before the mean over rows, by
 
-    masked_mean   their number           the paper (arXiv 2606.00091)
-    llada_sft     t * answer length      what that is on average; over t ~ U(0, 1) it bounds the negative
-                                         log-likelihood per answer token (arXiv 2502.09992, eq. 5)
-    unweighted    0.5 * answer length    the mean of that over t ~ U(0, 1): every masked token weighs the
-                                         same, so nearly empty rows, where sampling starts, weigh more
+    masked_mean   their number          the paper (arXiv 2606.00091)
+    llada_sft     t * answer length     what that is on average; over t ~ U(0, 1) it bounds the
+                                        log-likelihood per answer token (arXiv 2502.09992, eq. 5)
+    unweighted    0.5 * answer length   the mean of that over t ~ U(0, 1): every masked token weighs
+                                        the same, so nearly empty rows, where sampling starts, more
     """
     nll = torch.zeros(x0.shape, device=logits.device)                       # (B, T)
     nll[is_masked] = F.cross_entropy(logits, x0[is_masked], reduction="none")
@@ -402,7 +402,7 @@ def diffusion_loss(logits, x0, is_masked, maskable, t, form: str = "masked_mean"
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` takes CUDA, then Apple's MPS, then the CPU. Raises ValueError for what is not there."""
+    """`auto` takes CUDA, then Apple's MPS, then the CPU. Raises ValueError if there is none."""
     if name == "auto":
         has_mps = torch.backends.mps.is_available()
         name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"

@@ -1,10 +1,10 @@
 """The reverse process: start from masks only and reveal a few tokens at a time, the surest first.
 
-    python sample.py --init_from=out/tiny/jepa --prompt="Anna has 3 apples and buys 4 more. How many?"
+    python sample.py --init_from=out/tiny/jepa --prompt="Anna has 3 pens and buys 4 more. How many?"
 
 shows it happening in the terminal. This is LLaDA's sampler in its exact form (arXiv 2502.09992, its
-public generate.py): blocks from left to right; in a block every step reads the whole sequence, proposes a
-token for each mask and keeps the `n` proposals it is surest of. Nothing revealed is masked again.
+public generate.py): blocks from left to right; in a block every step reads the whole sequence,
+proposes a token for each mask and keeps the few it is surest of. What is revealed stays.
 """
 import os
 import sys
@@ -12,8 +12,8 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # idle threads sleep instead of spinning, which on a
-os.environ.setdefault("GOMP_SPINCOUNT", "0")            # busy machine is 9x faster; read when torch loads
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # idle threads sleep, as in train.py;
+os.environ.setdefault("GOMP_SPINCOUNT", "0")            # both are read when torch loads
 
 import torch
 
@@ -26,33 +26,30 @@ from tasks.tokenizer import load_tokenizer
 @dataclass
 class SampleConfig:
     init_from: str = "out/tiny/jepa"    # a checkpoint, or an out_dir whose newest one is meant
-    prompt: str = "Anna has 3 boxes with 4 apples in each and eats 2. How many apples are left?"  # a question
+    prompt: str = "Anna has 3 boxes with 4 apples in each. How many apples?"  # a question
     gen_length: int = 16                # tokens to generate, end-of-text included
     block_length: int = 16              # a block is finished before the next begins
     steps: int = 16                     # forward passes; gen_length of them reveal one token each
-    temperature: float = 0.0            # 0 takes the likeliest token, 1 samples the model's distribution
-    remasking: Literal["low_confidence", "random"] = "low_confidence"  # which proposals go back to [MASK]
+    temperature: float = 0.0            # 0: the likeliest token; 1: sampled as the model says
+    remasking: Literal["low_confidence", "random"] = "low_confidence"  # what returns to [MASK]
     seed: int = 42                      # for temperature > 0 or random remasking
     device: str = "auto"                # cpu, cuda, cuda:1, ...; auto takes a GPU if there is one
 
 
 def main(cfg: SampleConfig):
     model, tok = load_model(cfg.init_from, cfg.device)
-    generator = [torch.Generator(model.embed.weight.device).manual_seed(cfg.seed)]
-    prompt = [tok.encode(question_prompt(cfg.prompt))]
     screen = Screen(tok, in_place=sys.stdout.isatty())
-    generate(model, prompt, cfg.gen_length, cfg.block_length, cfg.steps, cfg.temperature, cfg.remasking,
-             generator, on_step=lambda x: screen.show(x[0]))
+    complete(model, tok, [question_prompt(cfg.prompt)], cfg, on_step=lambda x: screen.show(x[0]))
 
 
 @torch.no_grad()
 def generate(model, prompt, gen_length: int = 128, block_length: int = 128, steps: int = 128,
-             temperature: float = 0.0, remasking: str = "low_confidence", generator=None, on_step=None,
-             never=()):
+             temperature: float = 0.0, remasking: str = "low_confidence", generator=None,
+             on_step=None, never=()):
     """Prompts of any lengths -> (B, gen_length) ids, each row as it would be alone.
 
-    prompt: (B, P) ids or a list of id lists. generator: one, or a list of one per row (needed when
-    temperature > 0 or remasking is random). never: ids that must not appear; the mask id never does.
+    prompt: (B, P) ids or a list of id lists. generator: one, or a list of one per row, needed when
+    temperature > 0 or remasking is random. never: ids that must not appear, besides the mask id.
     on_step(x (B, gen_length)) is called at the start and after every pass. Costs `steps` passes.
     Raises ValueError for lengths that do not fit each other or the model.
     """
@@ -67,26 +64,27 @@ def generate(model, prompt, gen_length: int = 128, block_length: int = 128, step
     for b, p in enumerate(prompt):
         x[b, :len(p)] = torch.as_tensor(p, device=device)
     is_real = torch.arange(x.shape[1], device=device) < lengths[:, None] + gen_length
-    rows = torch.arange(B, device=device)[:, None]                                # (B, 1)
-    answer = lengths[:, None] + torch.arange(gen_length, device=device)           # (B, gen_length) columns
+    rows = torch.arange(B, device=device)[:, None]                          # (B, 1)
+    answer = lengths[:, None] + torch.arange(gen_length, device=device)     # (B, gen_length)
 
     forbidden = torch.tensor([config.mask_id, *never], device=device)
     if on_step:
         on_step(x[rows, answer])
     for block in range(n_blocks):
-        columns = answer[:, block * block_length:(block + 1) * block_length]      # (B, block_length)
+        columns = answer[:, block * block_length:][:, :block_length]        # (B, block_length)
         for n_reveal in reveal_schedule(block_length, steps // n_blocks):
             h = model.encode(x, is_real)
-            logits = model.unembed(h, where=(rows, columns))                      # (B, block_length, V)
+            logits = model.unembed(h, where=(rows, columns))                # (B, block_length, V)
             logits[..., forbidden] = -torch.inf
-            proposal = draw(logits, temperature, generator)                       # (B, block_length)
+            proposal = draw(logits, temperature, generator)                 # (B, block_length)
             if remasking == "random":
                 confidence = uniform(proposal.shape, generator, device)
             else:
-                confidence = logits.log_softmax(dim=-1).gather(-1, proposal[..., None])[..., 0]
+                scores = logits.log_softmax(dim=-1)
+                confidence = scores.gather(-1, proposal[..., None])[..., 0]
             is_masked = x[rows, columns] == config.mask_id
             confidence = confidence.masked_fill(~is_masked, -torch.inf)
-            order = confidence.argsort(dim=-1, descending=True, stable=True)      # ties: by position
+            order = confidence.argsort(dim=-1, descending=True, stable=True)    # ties: by position
             reveal = order.argsort(dim=-1) < n_reveal
             x[rows, columns] = torch.where(reveal, proposal, x[rows, columns])
             if on_step:
@@ -95,15 +93,15 @@ def generate(model, prompt, gen_length: int = 128, block_length: int = 128, step
 
 
 def reveal_schedule(block_length: int, steps: int) -> list[int]:
-    """How many tokens each step reveals: all of them in the end, the first steps one more if it is uneven."""
+    """How many tokens each step reveals; where it is uneven, the first steps reveal one more."""
     return [block_length // steps + (step < block_length % steps) for step in range(steps)]
 
 
 def draw(logits, temperature: float, generator):
     """One token per position from softmax(logits / temperature): (B, L, V) -> (B, L).
 
-    By the Gumbel-max trick in fp64: in fp32 the noise has no tail, which quietly lowers the temperature
-    (arXiv 2409.02908). Each row draws from its own generator, so a batch changes nothing.
+    By the Gumbel-max trick in fp64: in fp32 the noise has no tail, which quietly lowers the
+    temperature (arXiv 2409.02908). Each row draws from its own generator: a batch changes nothing.
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
@@ -111,23 +109,22 @@ def draw(logits, temperature: float, generator):
     return (logits.double() - temperature * (-u.log()).log()).argmax(dim=-1)
 
 
-def complete(model, tok, prompts: list[str], cfg) -> list[str]:
-    """Answers to prompts as text up to end-of-text, in one batch; cfg has SampleConfig's sampler settings.
+def complete(model, tok, prompts: list[str], cfg, on_step=None) -> list[str]:
+    """Answers to prompts as text up to end-of-text, in one batch, by cfg's settings of the sampler.
 
     Row b draws from (seed, the prompt itself), so an answer does not depend on its batch.
     """
-    prompt = [tok.encode(text) for text in prompts]
-    device = model.embed.weight.device
-    generator = row_generators(cfg.seed, 0, prompts, device)
-    never = range(tok.n_vocab, model.config.vocab_size)       # rows of the embedding without a token
-    x = generate(model, prompt, cfg.gen_length, cfg.block_length, cfg.steps, cfg.temperature,
-                 cfg.remasking, generator, never=never)
+    generator = row_generators(cfg.seed, 0, prompts, model.embed.weight.device)
+    never = range(tok.n_vocab, model.config.vocab_size)     # embedding rows that are no token
+    x = generate(model, [tok.encode(text) for text in prompts], cfg.gen_length, cfg.block_length,
+                 cfg.steps, cfg.temperature, cfg.remasking, generator, on_step, never)
     return [tok.decode(row) for row in x.tolist()]
 
 
 def check_lengths(block_size: int, prompt, gen_length: int, block_length: int, steps: int):
-    if gen_length % block_length:
-        raise ValueError(f"gen_length={gen_length} must be a multiple of block_length={block_length}")
+    if gen_length < 1 or block_length < 1 or gen_length % block_length:
+        raise ValueError(f"gen_length={gen_length} must be a multiple of "
+                         f"block_length={block_length}, and both at least 1")
     n_blocks = gen_length // block_length
     if steps % n_blocks or not n_blocks <= steps <= gen_length:
         raise ValueError(f"steps={steps} must be a multiple of the {n_blocks} blocks and at most "
@@ -135,16 +132,14 @@ def check_lengths(block_size: int, prompt, gen_length: int, block_length: int, s
     longest = max(len(p) for p in prompt)
     if longest + gen_length > block_size:
         raise ValueError(f"a prompt of {longest} tokens and gen_length={gen_length} exceed "
-                         f"block_size={block_size}; prompts up to {block_size - gen_length} would fit")
+                         f"block_size={block_size}; prompts up to {block_size - gen_length} fit")
 
 
 def load_model(init_from: str, device: str):
-    """-> model, tokenizer: what sample.py and evaluate.py start with. bf16 weights where a GPU has it."""
+    """-> model, tokenizer, for sampling; the weights in bf16 where a GPU computes in it."""
     device = pick_device(device)
     model, tok = DLLM.from_pretrained(init_from), load_tokenizer(newest_checkpoint(init_from))
-    if (tok.mask_id, tok.eos_id) != (model.config.mask_id, model.config.eos_id):
-        raise ValueError(f"{init_from}: the tokenizer's mask and end-of-text ids {tok.mask_id}, {tok.eos_id} "
-                         f"are not the model's {model.config.mask_id}, {model.config.eos_id}")
+    tok.check_fits(model.config)
     model.compute_dtype = pick_dtype("auto", device)
     return model.to(device, model.compute_dtype).eval(), tok
 

@@ -1,12 +1,12 @@
 """Fine-tune a masked-diffusion language model, with or without JEPA; or train one from scratch.
 
-    python train.py                                  the embedded default: config/tiny.py, minutes on a laptop
-    python train.py config/gsm8k_bytes.py --lr=1e-3  any setting of the file, changed on the command line
+    python train.py                                     config/tiny.py, minutes on a laptop
+    python train.py config/gsm8k_bytes.py --lr=1e-3     any setting can be changed so
     torchrun --nproc_per_node=8 train.py config/llada8b_gsm8k.py
 
-One run reads one way from top to bottom: settings, device, data, model, optimizer, loop. A step is
-1 forward, 2 backward and optimizer, 3 EMA. Batches and masks depend on (seed, step, example id) only, so
-the number of processes, accumulation and restarts change nothing but the order of additions.
+One run reads from top to bottom: settings, device, model, data, optimizer, loop. A step is
+1 forward, 2 optimizer, 3 EMA. Batches and masks depend on (seed, step, example id) only, so the
+number of processes, accumulation and restarts change nothing but the order of additions.
 """
 import json
 import math
@@ -19,8 +19,9 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # idle threads sleep instead of spinning, which on a
-os.environ.setdefault("GOMP_SPINCOUNT", "0")            # busy machine is 9x faster; read when torch loads
+# Idle threads sleep instead of spinning: 9x faster on a busy machine; read when torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import torch
 import torch.distributed as dist
@@ -30,8 +31,9 @@ from tqdm import tqdm
 
 from configurator import run
 from jepa import DLLMJEPA
-from model import (PRESETS, DLLM, ModelConfig, check_names_and_shapes, diffusion_loss, forward_process,
-                   newest_checkpoint, pick_device, pick_dtype, read_safetensors, row_generators)
+from model import (PRESETS, DLLM, ModelConfig, check_names_and_shapes, diffusion_loss,
+                   forward_process, newest_checkpoint, pick_device, pick_dtype, read_safetensors,
+                   row_generators)
 from tasks.common import batch_at, collate, load_task, tokenize
 from tasks.tokenizer import load_tokenizer
 
@@ -43,44 +45,44 @@ class TrainConfig:
     seed: int = 42                      # of the batches, the masks and every initial weight
     resume: bool = False                # go on from the newest checkpoint in out_dir
     overwrite: bool = False             # start anew although out_dir holds a run
-    compare: str = ""                   # a base to train first, by this config; then plain and JEPA arms, side by side
+    compare: str = ""                   # config of a base to train first; then plain and JEPA
     # what is trained
-    init_from: str = ""                 # a checkpoint, an out_dir or a published model; empty: from scratch
+    init_from: str = ""                 # a checkpoint or an out_dir; empty: from scratch
     preset: Literal["tiny", "llada-8b", "dream-7b"] = "tiny"  # the shape, when from scratch
     tokenizer: str = ""                 # bytes or toy; empty: the one of init_from
     # data
     task: str = "toy"                   # a module of tasks/
-    data_dir: str = ""                  # a folder with {split}.jsonl or .jsonl.gz; empty: where the task has it from
+    data_dir: str = ""                  # a folder with {split}.jsonl[.gz]; empty: the task's own
     keep_marks: bool = False            # gsm8k: leave the calculator's <<...>> in the answers
-    max_length: int = 256               # rows of more tokens are dropped whole and counted (paper, as reproduced)
-    forget_task: str = ""               # another task whose held-out loss is watched: what is forgotten
-    batch_size: int = 64                # rows per optimizer step, over all processes (the paper is silent)
-    micro_batch_size: int = 0           # rows per forward pass; smaller ones are accumulated; 0: as many as fit in one
+    max_length: int = 256               # rows of more tokens are dropped whole (as reproduced)
+    forget_task: str = ""               # another task, whose held-out loss shows what is forgotten
+    batch_size: int = 64                # rows per optimizer step, over all processes (paper silent)
+    micro_batch_size: int = 0           # rows per pass, accumulated to batch_size; 0: all in one
     max_steps: int = 0                  # optimizer steps; 0: epochs says
     epochs: float = 2.0                 # passes over the data (paper)
     # objective: see jepa.py
-    lambda_jepa: float = 1.0            # weight of the JEPA term (paper: 0.5, 1 or 2); 0: plain diffusion
+    lambda_jepa: float = 1.0            # weight of the JEPA term (paper: 0.5, 1, 2); 0: plain
     t_ctx: float = 0.2                  # masking rate of the context view (paper)
     t_tgt: float = 0.7                  # masking rate of the target view (paper)
     n_pred_layer: int = 2               # blocks of the predictor (paper: 1..5); 0: none
     ema_decay: float = 0.996            # of the target encoder, per optimizer step (paper)
-    mask_scope: Literal["response", "all"] = "response"  # what may be masked (the paper is silent; LLaDA's SFT)
-    diffusion_t: Literal["context", "uniform"] = "context"  # context rate: t_ctx (paper), or drawn from U(0,1)
-    loss_form: Literal["masked_mean", "llada_sft", "unweighted"] = "masked_mean"  # see model.diffusion_loss; the first is the paper's
+    mask_scope: Literal["response", "all"] = "response"  # may be masked (paper silent)
+    diffusion_t: Literal["context", "uniform"] = "context"  # t_ctx (paper), or U(0,1)
+    loss_form: Literal["masked_mean", "llada_sft", "unweighted"] = "masked_mean"  # first: paper
     # optimizer: AdamW
     lr: float = 1e-5                    # peak learning rate (paper: 1e-5 aggressive, 1.4e-6 Wide-t)
     min_lr_ratio: float = 0.0           # the cosine ends at this share of lr
-    warmup_ratio: float = 0.03          # share of the steps with linear warm-up (the paper is silent)
-    beta2: float = 0.999                # second-moment decay; the first is 0.9 (the paper is silent)
-    weight_decay: float = 0.0           # on matrices only (the paper is silent)
-    grad_clip: float = 1.0              # largest norm of the gradient; 0: no clipping (the paper is silent)
+    warmup_ratio: float = 0.03          # share of the steps with linear warm-up (paper silent)
+    beta2: float = 0.999                # second-moment decay; the first is 0.9 (paper silent)
+    weight_decay: float = 0.0           # on matrices only (paper silent)
+    grad_clip: float = 1.0              # largest norm of the gradient; 0: none (paper silent)
     # machine
     device: str = "auto"                # cpu, cuda, mps; auto takes a GPU if there is one
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of activations; weights stay fp32; auto: bf16 on GPUs that have it
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of activations
     compile: bool = False               # torch.compile each block; pays on long runs
     # watching
     log_every: int = 10                 # steps between lines in log.jsonl
-    eval_every: int = 200               # steps between held-out losses; one more at step 0 and at the end
+    eval_every: int = 200               # steps between held-out losses; also at step 0 and the end
     eval_rows: int = 256                # held-out rows to use
     eval_t: tuple[float, ...] = (0.2, 0.5, 0.8, 1.0)  # masking rates of the held-out losses
     save_every: int = 1000              # steps between checkpoints; one more at the end
@@ -88,10 +90,12 @@ class TrainConfig:
     def __post_init__(self):
         for name in ("t_ctx", "t_tgt"):
             if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} is not a masking rate; it lies in (0, 1]")
+                raise ValueError(f"{name}={getattr(self, name)} is no masking rate: those lie in "
+                                 f"(0, 1]")
         if not 0 <= self.ema_decay <= 1:
             raise ValueError(f"ema_decay={self.ema_decay} must lie in [0, 1]; the paper has 0.996")
-        for name in ("batch_size", "max_length", "log_every", "eval_every", "eval_rows", "save_every"):
+        for name in ("batch_size", "max_length", "log_every", "eval_every", "eval_rows",
+                     "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("lambda_jepa", "n_pred_layer", "micro_batch_size", "max_steps", "lr"):
@@ -100,11 +104,11 @@ class TrainConfig:
 
 
 def main(cfg: TrainConfig):
-    if cfg.compare:                     # not one run but three, each a process of its own: base, plain arm, JEPA arm
+    if cfg.compare:                     # not one run but three: base, plain arm, JEPA arm
         script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "analysis", "compare.py")
         os.execv(sys.executable, [sys.executable, script, *sys.argv[1:]])
 
-    # ---- device --------------------------------------------------------------------------------
+    # ---- device ----------------------------------------------------------------------------
     # torchrun starts one process per GPU and sets these; without it we are rank 0 of 1
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = pick_device(cfg.device)
@@ -116,61 +120,69 @@ def main(cfg: TrainConfig):
     micro_batch_size = cfg.micro_batch_size or max(1, cfg.batch_size // world)
     n_micro, remainder = divmod(cfg.batch_size, micro_batch_size * world)   # micro-steps per rank
     if remainder:
-        raise ValueError(f"batch_size={cfg.batch_size} must be a multiple of micro_batch_size={micro_batch_size} "
-                         f"x {world} processes")
+        raise ValueError(f"batch_size={cfg.batch_size} must be a multiple of "
+                         f"micro_batch_size={micro_batch_size} x {world} processes")
     start = find_checkpoint(cfg)                                            # a folder, or None
 
-    # ---- model and objective -------------------------------------------------------------------
+    # ---- model and objective ---------------------------------------------------------------
     if cfg.init_from or start:
         folder = start or cfg.init_from
         model, tok = DLLM.from_pretrained(folder), load_tokenizer(newest_checkpoint(folder))
         if cfg.tokenizer and load_tokenizer(cfg.tokenizer) != tok:
-            raise ValueError(f"tokenizer={cfg.tokenizer!r} is not the vocabulary that {folder} was trained with "
-                             f"({tok.name!r}, {tok.n_vocab} tokens); leave it out")
+            raise ValueError(f"tokenizer={cfg.tokenizer!r} is not the vocabulary that {folder} was "
+                             f"trained with ({tok.name!r}, {tok.n_vocab} tokens); leave it out")
+        tok.check_fits(model.config)
     else:
         tok = load_tokenizer(cfg.tokenizer)
-        model = DLLM(ModelConfig(**{"vocab_size": tok.n_vocab, "mask_id": tok.mask_id, "eos_id": tok.eos_id,
-                                    **PRESETS[cfg.preset]}))
+        model = DLLM(ModelConfig(**{"vocab_size": tok.n_vocab, "mask_id": tok.mask_id,
+                                    "eos_id": tok.eos_id, **PRESETS[cfg.preset]}))
+        tok.check_fits(model.config)
         model.init_weights(torch.Generator().manual_seed(cfg.seed))
     model.compute_dtype = pick_dtype(cfg.dtype, device)
-    objective = DLLMJEPA(model, cfg.lambda_jepa, cfg.t_ctx, cfg.t_tgt, cfg.n_pred_layer, cfg.ema_decay,
-                         cfg.mask_scope, cfg.diffusion_t, cfg.loss_form, cfg.seed).to(device)
+    objective = DLLMJEPA(model, cfg.lambda_jepa, cfg.t_ctx, cfg.t_tgt, cfg.n_pred_layer,
+                         cfg.ema_decay, cfg.mask_scope, cfg.diffusion_t, cfg.loss_form, cfg.seed)
+    objective.to(device)
     if cfg.compile:
         for block in [*model.blocks, *(objective.target.blocks if cfg.lambda_jepa else ())]:
             block.compile(dynamic=True)
 
-    # ---- data ----------------------------------------------------------------------------------
+    # ---- data ------------------------------------------------------------------------------
     max_length = min(cfg.max_length, model.config.block_size)
     def load_rows(task, split):
         examples = load_task(task).load(split, cfg.data_dir, cfg.keep_marks)
         rows = tokenize(examples, tok, max_length, f"{task} {split}")
         if rank == 0 and len(rows) < len(examples):
-            print(f"{task} {split}: {len(examples) - len(rows)} of {len(examples)} rows are longer than "
-                  f"max_length={max_length} tokens and are left out")
+            print(f"{task} {split}: {len(examples) - len(rows)} of {len(examples)} rows are longer "
+                  f"than max_length={max_length} tokens and are left out")
         return rows
     rows = load_rows(cfg.task, "train")
-    held_out = {task: load_rows(task, "validation")[:cfg.eval_rows] for task in (cfg.task, cfg.forget_task) if task}
+    held_out = {task: load_rows(task, "validation")[:cfg.eval_rows]
+                for task in (cfg.task, cfg.forget_task) if task}
     n_steps = cfg.max_steps or max(1, round(cfg.epochs * len(rows) / cfg.batch_size))
 
-    # ---- optimizer -----------------------------------------------------------------------------
+    # ---- optimizer -------------------------------------------------------------------------
     named = {name: p for name, p in objective.named_parameters() if p.requires_grad}
-    matrices, others = [p for p in named.values() if p.ndim > 1], [p for p in named.values() if p.ndim < 2]
-    assert len(matrices) + len(others) == len(named)        # every trainable parameter in exactly one group
+    matrices = [p for p in named.values() if p.ndim > 1]
+    others = [p for p in named.values() if p.ndim < 2]
+    assert len(matrices) + len(others) == len(named)        # each parameter in exactly one group
     optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": cfg.weight_decay},
                                    {"params": others, "weight_decay": 0.0}],
                                   lr=cfg.lr, betas=(0.9, cfg.beta2), fused=device.type != "mps")
     step = resumed_at = load_train_state(start, objective, optimizer, named) if start else 0
-    wrapped = DDP(objective, device_ids=[device] if device.type == "cuda" else None) if world > 1 else objective
+    wrapped = objective
+    if world > 1:
+        wrapped = DDP(objective, device_ids=[device] if device.type == "cuda" else None)
 
-    # ---- loop ----------------------------------------------------------------------------------
+    # ---- loop ------------------------------------------------------------------------------
     if rank == 0:
         os.makedirs(cfg.out_dir, exist_ok=True)
         remove_checkpoints(cfg.out_dir, keep=start)
     log = Log(cfg, step, n_steps, rank, world)
-    log.say(f"{cfg.out_dir}: {sum(p.numel() for p in model.parameters()):,} parameters in {model.compute_dtype} on "
-            f"{world} x {device.type}, {n_steps} steps of {cfg.batch_size} out of {len(rows):,} rows, " +
-            (f"JEPA with lambda {cfg.lambda_jepa:g}; at the end the EMA is still {cfg.ema_decay ** n_steps:.0%} "
-             f"the start" if cfg.lambda_jepa else "plain diffusion"))
+    arm = (f"JEPA with lambda {cfg.lambda_jepa:g}; at the end the EMA is still "
+           f"{cfg.ema_decay ** n_steps:.0%} the start") if cfg.lambda_jepa else "plain diffusion"
+    log.say(f"{cfg.out_dir}: {sum(p.numel() for p in model.parameters()):,} parameters in "
+            f"{model.compute_dtype} on {world} x {device.type}, {n_steps} steps of "
+            f"{cfg.batch_size} out of {len(rows):,} rows, {arm}")
     while True:
         if step % cfg.eval_every == 0 or step == n_steps:
             losses = {name: held_out_loss(model, some_rows, cfg, max_length, rank, world)
@@ -188,11 +200,12 @@ def main(cfg: TrainConfig):
             group["lr"] = lr
         total = {}
         for micro in range(n_micro):
-            batch, fill = batch_at(step, rows, cfg.batch_size, cfg.seed, rank * n_micro + micro, world * n_micro)
+            batch, fill = batch_at(step, rows, cfg.batch_size, cfg.seed,
+                                   part=rank * n_micro + micro, n_parts=world * n_micro)
             x0, maskable, is_real = collate(batch, fill, max_length, tok.eos_id, device)
             generators = row_generators(cfg.seed, step, [row.example_id for row in batch])
             last = micro == n_micro - 1
-            with nullcontext() if world == 1 or last else wrapped.no_sync():    # sum gradients over ranks once
+            with nullcontext() if world == 1 or last else wrapped.no_sync():    # ranks sum once
                 loss, parts = wrapped(x0, maskable, is_real, generators)
                 (loss / n_micro).backward()
             for name, value in {"loss": loss.detach(), **parts}.items():
@@ -214,7 +227,7 @@ def main(cfg: TrainConfig):
 
 
 def find_checkpoint(cfg: TrainConfig):
-    """The folder to resume from, or None for a new run; never starts over what is there by accident."""
+    """The folder to resume from, or None for a new run; never writes over a run by accident."""
     try:
         found = newest_checkpoint(cfg.out_dir)
     except FileNotFoundError:
@@ -222,14 +235,14 @@ def find_checkpoint(cfg: TrainConfig):
             raise
         return None
     if not cfg.resume and not cfg.overwrite:
-        raise ValueError(f"{cfg.out_dir} holds a run already; add --resume to go on with it, --overwrite to "
-                         f"start anew, or choose another --out_dir")
+        raise ValueError(f"{cfg.out_dir} holds a run already; add --resume to go on with it, "
+                         f"--overwrite to start anew, or choose another --out_dir")
     return found if cfg.resume else None
 
 
 @torch.no_grad()
-def held_out_loss(model, rows, cfg: TrainConfig, max_length: int, rank: int = 0, world: int = 1) -> dict:
-    """{t: mean over rows of the cross-entropy at masked answer tokens}, with the same masks every time."""
+def held_out_loss(model, rows, cfg: TrainConfig, max_length: int, rank=0, world=1) -> dict:
+    """{t: mean over rows of the cross-entropy at masked answer tokens}; always the same masks."""
     fill, device = max(len(row.answer) for row in rows) + 1, model.embed.weight.device
     totals = torch.zeros(len(cfg.eval_t), dtype=torch.float64)
     size = min(cfg.batch_size, 64)
@@ -239,13 +252,15 @@ def held_out_loss(model, rows, cfg: TrainConfig, max_length: int, rank: int = 0,
         for k, rate in enumerate(cfg.eval_t):
             t = torch.full((len(some),), rate, device=device)
             generators = row_generators(0, 0, [row.example_id for row in some])
-            xt, is_masked = forward_process(x0, t, maskable, model.config.mask_id, generators, at_least_one=True)
+            xt, is_masked = forward_process(x0, t, maskable, model.config.mask_id, generators,
+                                            at_least_one=True)
             logits = model.unembed(model.encode(xt, is_real), where=is_masked)
             totals[k] += len(some) * diffusion_loss(logits, x0, is_masked, maskable, t).item()
     totals = totals.to(device) if device.type != "mps" else totals
     if world > 1:
         dist.all_reduce(totals)
-    return {f"{rate:g}": round(total / len(rows), 5) for rate, total in zip(cfg.eval_t, totals.tolist())}
+    means = (totals / len(rows)).tolist()
+    return {f"{rate:g}": round(mean, 5) for rate, mean in zip(cfg.eval_t, means)}
 
 
 def lr_at(step: int, n_steps: int, cfg: TrainConfig) -> float:
@@ -254,7 +269,8 @@ def lr_at(step: int, n_steps: int, cfg: TrainConfig) -> float:
     if step < warmup:
         return cfg.lr * (step + 1) / warmup
     progress = (step - warmup) / max(1, n_steps - warmup)
-    return cfg.lr * (cfg.min_lr_ratio + (1 - cfg.min_lr_ratio) * (1 + math.cos(math.pi * progress)) / 2)
+    cosine = (1 + math.cos(math.pi * progress)) / 2
+    return cfg.lr * (cfg.min_lr_ratio + (1 - cfg.min_lr_ratio) * cosine)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -262,18 +278,19 @@ def lr_at(step: int, n_steps: int, cfg: TrainConfig) -> float:
 
 
 def save_checkpoint(cfg: TrainConfig, step: int, objective, optimizer, named: dict, tok):
-    """out_dir/step_*: the model (model.save, tokenizer) and what resuming needs beside it. No pickle.
+    """out_dir/step_*: the model with its tokenizer, and what resuming needs beside it. No pickle.
 
-    Written aside and renamed when complete, and only then is the one before removed: a process killed at
-    any moment leaves a checkpoint that works.
+    Written aside and renamed when complete, and only then is the one before removed: a process
+    killed at any moment leaves a checkpoint that works.
     """
     aside = os.path.join(cfg.out_dir, "saving")
     shutil.rmtree(aside, ignore_errors=True)
     os.makedirs(aside)
     objective.model.save(aside)
     tok.save(aside)
-    state = {f"adam.{key}.{name}": value for name, p in named.items() for key, value in optimizer.state[p].items()}
-    state |= {name: p for name, p in objective.state_dict().items() if not name.startswith("model.")}
+    state = {f"adam.{key}.{name}": value
+             for name, p in named.items() for key, value in optimizer.state[p].items()}
+    state |= besides_model(objective)
     save_file({name: value.detach().contiguous() for name, value in state.items()},
               os.path.join(aside, "train_state.safetensors"))
     with open(os.path.join(aside, "train_state.json"), "w") as file:
@@ -283,6 +300,12 @@ def save_checkpoint(cfg: TrainConfig, step: int, objective, optimizer, named: di
     shutil.rmtree(os.path.join(cfg.out_dir, new), ignore_errors=True)
     os.replace(aside, os.path.join(cfg.out_dir, new))
     remove_checkpoints(cfg.out_dir, keep=os.path.join(cfg.out_dir, new))
+
+
+def besides_model(objective) -> dict:
+    """Predictor and target."""
+    return {name: value for name, value in objective.state_dict().items()
+            if not name.startswith("model.")}
 
 
 def remove_checkpoints(out_dir: str, keep=None):
@@ -296,11 +319,11 @@ def load_train_state(folder: str, objective, optimizer, named: dict) -> int:
     """Fills predictor, target and optimizer as they were; -> the step to go on from."""
     where = os.path.join(folder, "train_state.safetensors")
     state = read_safetensors(where)
-    rest = {name: p for name, p in objective.state_dict().items() if not name.startswith("model.")}
+    rest = besides_model(objective)
     moments = {f"adam.{key}.{name}": torch.tensor(0.0) if key == "step" else p
                for name, p in named.items() for key in ("step", "exp_avg", "exp_avg_sq")}
     check_names_and_shapes(state, {**rest, **moments}, where)
-    objective.load_state_dict({name: state[name] for name in rest}, strict=False)   # all but the model
+    objective.load_state_dict({name: state[name] for name in rest}, strict=False)
     for name, p in named.items():
         optimizer.state[p] = {key: state[f"adam.{key}.{name}"].to(p.device)
                               for key in ("step", "exp_avg", "exp_avg_sq")}
@@ -313,7 +336,7 @@ def load_train_state(folder: str, objective, optimizer, named: dict) -> int:
 
 
 class Log:
-    """A progress bar with the numbers that matter, and the same numbers as lines of out_dir/log.jsonl."""
+    """A progress bar with the numbers that matter; the same as JSON lines in out_dir/log.jsonl."""
 
     def __init__(self, cfg: TrainConfig, step: int, n_steps: int, rank: int, world: int):
         self.cfg, self.n_steps, self.rank, self.world = cfg, n_steps, rank, world
@@ -322,24 +345,26 @@ class Log:
             return
         path = os.path.join(cfg.out_dir, "log.jsonl")
         kept = []
-        if step and os.path.exists(path):                   # resumed: drop what came after the checkpoint
-            with open(path) as file:
+        if step and os.path.exists(path):           # resumed: drop what came after the checkpoint
+            with open(path) as file:                # (this step's held-out loss will come again)
                 kept = [line for line in file if line.endswith("\n")
-                        and json.loads(line)["step"] < step + ("ms" in line)]   # this step's held-out loss comes again
+                        and json.loads(line)["step"] < step + ("ms" in line)]
         self.file = open(path, "w", buffering=1)
         self.file.writelines(kept)
         with open(os.path.join(cfg.out_dir, "settings.json"), "w") as file:
             json.dump({**asdict(cfg), "commit": git_commit(), "torch": torch.__version__,
                        "python": sys.version.split()[0]}, file, indent=1)
-        self.bar = tqdm(total=n_steps, initial=step, desc=cfg.out_dir, unit="step", 
+        self.bar = tqdm(total=n_steps, initial=step, desc=cfg.out_dir, unit="step",
                         mininterval=0.5 if sys.stderr.isatty() else 15)
 
     def step(self, step: int, numbers: dict, began: float):
         """After every step; reads tensors, and so waits for the device, only when a line is due."""
-        due = step % self.cfg.log_every == 0 or step % self.cfg.save_every == 0 or step == self.n_steps
+        due = (step % self.cfg.log_every == 0 or step % self.cfg.save_every == 0
+               or step == self.n_steps)
         if due:
-            values = torch.stack([torch.as_tensor(v, dtype=torch.float32).cpu() for v in numbers.values()])
-            if self.world > 1:                              # every rank's share of the batch counts
+            values = torch.stack([torch.as_tensor(v, dtype=torch.float32).cpu()
+                                  for v in numbers.values()])
+            if self.world > 1:                      # every rank's share of the batch counts
                 values = values.to(numbers["loss"].device)
                 dist.all_reduce(values)
                 values = values / self.world
@@ -349,12 +374,15 @@ class Log:
             return
         ms, self.seconds, self.steps = 1000 * self.seconds / self.steps, 0.0, 0
         if not math.isfinite(numbers["loss"]):
-            raise ValueError(f"the loss is {numbers['loss']} at step {step}; the last checkpoint is kept, a lower "
-                             f"lr than {self.cfg.lr} may help")
+            raise ValueError(f"the loss is {numbers['loss']} at step {step}; the last checkpoint "
+                             f"is kept, a lower lr than {self.cfg.lr} may help")
         if self.rank == 0:
-            self.bar.set_postfix({k: f"{numbers[k]:.4g}" for k in ("diffusion", "jepa", "lr") if k in numbers})
+            shown = [name for name in ("diffusion", "jepa", "lr") if name in numbers]
+            self.bar.set_postfix({name: f"{numbers[name]:.4g}" for name in shown})
             self.bar.update(step - self.bar.n)
-            self.write({"step": step, **{k: float(f"{v:.6g}") for k, v in numbers.items()}, "ms": round(ms, 2), "seconds": round(time.perf_counter() - self.began, 1)})
+            rounded = {name: float(f"{value:.6g}") for name, value in numbers.items()}
+            self.write({"step": step, **rounded, "ms": round(ms, 2),
+                        "seconds": round(time.perf_counter() - self.began, 1)})
 
     def held_out(self, step: int, losses: dict):
         if self.rank == 0:
@@ -378,7 +406,8 @@ class Log:
 
 def git_commit() -> str:
     here = os.path.dirname(os.path.abspath(__file__))
-    found = subprocess.run(["git", "-C", here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    found = subprocess.run(["git", "-C", here, "rev-parse", "--short", "HEAD"],
+                           capture_output=True, text=True)
     return found.stdout.strip() or "unknown"
 
 

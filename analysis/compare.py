@@ -1,11 +1,11 @@
-"""One base, two arms: fine-tune the same model with and without JEPA, score all three, print a table.
+"""One base, two arms: tune the same model with and without JEPA, score all three, print a table.
 
     python train.py                                  does this for config/tiny.py
     python analysis/compare.py config/tiny.py --seed=123 --lambda_jepa=0.5
 
-Each run is its own `train.py` process. The arms share base, batches and masks, and differ in lambda alone. On
-a CPU they run side by side with half of the cores each, so both meet the same machine and their step
-times can be compared. The numbers of the table are also in out_dir/summary.json.
+Each run is its own `train.py` process. The arms share base, batches and masks, and differ in lambda
+alone. On a CPU they run side by side with half of the cores each, so that both meet the same
+machine and their step times can be compared. The table's numbers are also in out_dir/summary.json.
 """
 import json
 import os
@@ -22,24 +22,28 @@ from configurator import run
 from model import pick_device
 from train import TrainConfig
 
+ARMS = ("base", "plain", "jepa")
+
 
 def main(cfg: TrainConfig):
     if not cfg.compare:
-        raise ValueError("there is nothing to compare: the setting `compare` names the base's config file")
+        raise ValueError("there is nothing to compare: the setting `compare` names the config file "
+                         "of a base, e.g. --compare=config/tiny_base.py")
     began, out = time.perf_counter(), Path(cfg.out_dir)
+    side_by_side = pick_device(cfg.device).type == "cpu"
     common = [f"--seed={cfg.seed}", f"--device={cfg.device}", "--compare=", "--overwrite"]
-    start([[sys.executable, "train.py", cfg.compare, *common, f"--out_dir={out}/base"]])
+    train = [sys.executable, str(ROOT / "train.py")]
+    start([[*train, cfg.compare, *common, f"--out_dir={out}/base"]])
 
-    arm = [sys.executable, "train.py", *sys.argv[1:], *common, f"--init_from={out}/base"]
+    arm = [*train, *sys.argv[1:], *common, f"--init_from={out}/base"]
     start([[*arm, "--lambda_jepa=0", f"--out_dir={out}/plain"],
-           [*arm, f"--lambda_jepa={cfg.lambda_jepa}", f"--out_dir={out}/jepa"]],
-          side_by_side=pick_device(cfg.device).type == "cpu")
+           [*arm, f"--lambda_jepa={cfg.lambda_jepa}", f"--out_dir={out}/jepa"]], side_by_side)
 
     for old in out.glob("*/eval_*"):
         old.unlink()
-    start([[sys.executable, "evaluate.py", f"--init_from={out}/{name}", f"--task={cfg.task}",
-            f"--data_dir={cfg.data_dir}", f"--device={cfg.device}"] for name in ("base", "plain", "jepa")],
-          side_by_side=pick_device(cfg.device).type == "cpu")
+    evaluate = [sys.executable, str(ROOT / "evaluate.py"), f"--task={cfg.task}",
+                f"--data_dir={cfg.data_dir}", f"--device={cfg.device}"]
+    start([[*evaluate, f"--init_from={out}/{name}"] for name in ARMS], side_by_side)
 
     summary = summarize(out, cfg)
     summary["seconds"] = round(time.perf_counter() - began, 1)
@@ -52,54 +56,59 @@ def start(commands: list[list[str]], side_by_side: bool = False):
     at_a_time = 2 if side_by_side else 1
     threads = str(max(1, (os.cpu_count() or 1) // at_a_time))
     for i in range(0, len(commands), at_a_time):
-        running = [subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": threads,
-                                                            "TQDM_POSITION": str(k)})
-                   for k, command in enumerate(commands[i:i + at_a_time])]
+        running = []
+        for position, command in enumerate(commands[i:i + at_a_time]):      # of the progress bar
+            env = {**os.environ, "OMP_NUM_THREADS": threads, "TQDM_POSITION": str(position)}
+            running.append(subprocess.Popen(command, env=env))
         try:
-            while any(process.poll() is None for process in running):
-                failed = [process for process in running if process.poll()]
-                if failed:
-                    raise ValueError(f"`{' '.join(failed[0].args[1:])}` stopped with exit code "
-                                     f"{failed[0].returncode}")
+            codes = [None]
+            while None in codes:
                 time.sleep(0.1)
-            for process in running:
-                if process.returncode:
-                    raise ValueError(f"`{' '.join(process.args[1:])}` stopped with exit code {process.returncode}")
+                codes = [process.poll() for process in running]
+                for process, code in zip(running, codes):
+                    if code:
+                        raise ValueError(f"`{' '.join(process.args[1:])}` stopped with exit code "
+                                         f"{code}")
         finally:
             for process in running:
                 process.terminate()
 
 
 def summarize(out: Path, cfg: TrainConfig) -> dict:
-    """What the runs wrote: the last held-out losses of the arms, and for the base those of step 0."""
-    logs = {name: [json.loads(line) for line in open(out / name / "log.jsonl")] for name in ("plain", "jepa")}
+    """What the runs wrote: the arms' last held-out losses; the base's are an arm's at step 0."""
+    logs = {name: [json.loads(line) for line in open(out / name / "log.jsonl")] for name in ARMS}
     arms = {}
-    for name in ("base", "plain", "jepa"):
+    for name in ARMS:
         scores = json.loads((out / name / f"eval_{cfg.task}_0shot.json").read_text())
-        losses = [line["held_out"] for line in logs.get(name, logs["plain"]) if "held_out" in line]
-        losses = losses[0] if name == "base" else losses[-1]
-        log = [json.loads(line) for line in open(out / name / "log.jsonl")]
+        steps = [line for line in logs[name] if "ms" in line]
+        tuned = logs["plain" if name == "base" else name]
+        losses = [line["held_out"] for line in tuned if "held_out" in line]
+        losses = losses[0 if name == "base" else -1]
         arms[name] = {"accuracy": scores["accuracy"], "stderr": scores["stderr"], "n": scores["n"],
-                      "held_out_loss": losses[cfg.task], "base_corpus_loss": losses.get(cfg.forget_task),
-                      "seconds": max(line.get("seconds", 0) for line in log),
-                      "ms_per_step": statistics.median(line["ms"] for line in log if "ms" in line)}
-    return {"arms": arms, "step_time_ratio": arms["jepa"]["ms_per_step"] / arms["plain"]["ms_per_step"],
-            "seed": cfg.seed, "lambda_jepa": cfg.lambda_jepa, "diffusion_t": cfg.diffusion_t}
+                      "held_out_loss": losses[cfg.task],
+                      "base_corpus_loss": losses.get(cfg.forget_task),
+                      "seconds": steps[-1]["seconds"],
+                      "ms_per_step": statistics.median(line["ms"] for line in steps)}
+    ratio = arms["jepa"]["ms_per_step"] / arms["plain"]["ms_per_step"]
+    return {"arms": arms, "step_time_ratio": ratio, "seed": cfg.seed,
+            "lambda_jepa": cfg.lambda_jepa, "diffusion_t": cfg.diffusion_t}
 
 
 def print_table(summary: dict, cfg: TrainConfig):
     arms = summary["arms"]
-    mean = lambda losses: statistics.mean(losses.values())
-    print(f"\n{'':6} {'accuracy %':>14} {'held-out loss at t = ' + ', '.join(arms['base']['held_out_loss']):>40} "
-          f"{'base corpus':>12} {'seconds':>8} {'ms/step':>8}")
+    rates = "held-out loss at t = " + ", ".join(arms["base"]["held_out_loss"])
+    print(f"\n{'':6} {'accuracy %':>12}   {rates:36}   base corpus  seconds  ms/step")
     for name, arm in arms.items():
         losses = "  ".join(f"{loss:.3f}" for loss in arm["held_out_loss"].values())
-        print(f"{name:6} {100 * arm['accuracy']:8.1f} +- {100 * arm['stderr']:.1f} {losses:>40} "
-              f"{mean(arm['base_corpus_loss']):12.3f} {arm['seconds']:8.0f} {arm['ms_per_step']:8.1f}")
+        base_corpus = arm["base_corpus_loss"] or {"none": float("nan")}
+        accuracy = f"{100 * arm['accuracy']:.1f} +- {100 * arm['stderr']:.1f}"
+        print(f"{name:6} {accuracy:>12}   {losses:36}   "
+              f"{statistics.mean(base_corpus.values()):11.3f} {arm['seconds']:8.0f} "
+              f"{arm['ms_per_step']:8.1f}")
     difference = arms["jepa"]["accuracy"] - arms["plain"]["accuracy"]
-    print(f"\nn = {arms['jepa']['n']} held-out questions; one seed ({summary['seed']}); JEPA - plain = "
-          f"{100 * difference:+.1f} points; step time JEPA / plain = {summary['step_time_ratio']:.2f}; "
-          f"{summary['seconds']:.0f} s in all")
+    print(f"\nn = {arms['jepa']['n']} unseen questions, seed {summary['seed']}: JEPA - plain = "
+          f"{100 * difference:+.1f} points; step time JEPA / plain = "
+          f"{summary['step_time_ratio']:.2f}; {summary['seconds']:.0f} s in all")
 
 
 if __name__ == "__main__":

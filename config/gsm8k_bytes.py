@@ -1,8 +1,8 @@
 """The real GSM8K rows, byte by byte, from scratch with JEPA: a small run that takes the whole path.
 
-Learns to write what looks like GSM8K and solves none of it: a model of this size and bytes for tokens are
-no match for the task. Rows over 512 bytes are left out. data_dir is a folder beside the checkout with
-train.jsonl.gz and test.jsonl.gz; --data_dir= takes openai/gsm8k from the hub.
+Learns to write what looks like GSM8K and solves none of it: a model of this size and bytes for
+tokens are no match for the task. Rows over 512 bytes are left out. data_dir is a folder beside the
+checkout with train.jsonl.gz and test.jsonl.gz; --data_dir= takes openai/gsm8k from the hub.
 """
 
 out_dir = "out/gsm8k_bytes"

@@ -1,7 +1,7 @@
-"""The paper's Wide-t configuration: LLaDA-8B on GSM8K, rates (0.1, 0.9), learning rate 1.4e-6, two epochs.
+"""The paper's Wide-t configuration: LLaDA-8B on GSM8K, rates (0.1, 0.9), lr 1.4e-6, two epochs.
 
-Its Table 3 has 65.23 +- 0.93 (plain) against 67.07 +- 0.41 (JEPA), 0-shot, three seeds: 42, 123, 777.
-Memory and what the paper leaves open are as in llada8b_gsm8k.py.
+Its Table 3 has 65.23 +- 0.93 (plain) against 67.07 +- 0.41 (JEPA), 0-shot, three seeds:
+42, 123, 777. Memory and what the paper leaves open are as in llada8b_gsm8k.py.
     torchrun --nproc_per_node=8 train.py config/llada8b_gsm8k_wide_t.py --seed=123
 """
 

@@ -1,1 +1,4 @@
-"""Text in, score out. A task is a module with load(split) -> list[Example] and score(completion, example)."""
+"""Text in, score out.
+
+A task is a module with load(split) -> list[Example] and score(completion, example).
+"""

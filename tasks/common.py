@@ -1,9 +1,10 @@
-"""What all tasks share: an Example, its prompt, rows of tokens, batches that are a pure function of the step.
+"""What all tasks share: an Example, its prompt, token rows, batches as a pure function of the step.
 
-A row is a prompt and an answer, tokenized apart and joined. Only answers are masked and scored. Short
-answers are filled with end-of-text up to the longest of the (global) batch; the fill is seen, masked and
-trained like any token, as in LLaDA's SFT, because sampling starts from a whole region of masks and the
-model has to know how to end. What then still differs in length is padding, and padding is invisible.
+A row is a prompt and an answer, tokenized apart and joined. Only answers are masked and scored.
+Short answers are filled with end-of-text up to the longest of the (global) batch; the fill is
+seen, masked and trained like any token, as in LLaDA's SFT, because sampling starts from a whole
+region of masks and the model has to know how to end. What then still differs in length is
+padding, and padding is invisible.
 """
 import gzip
 import json
@@ -49,7 +50,7 @@ def few_shot(examples: list[Example], shots: list[Example]) -> list[Example]:
 
 
 def read_jsonl(path) -> list[dict]:
-    """The rows of a .jsonl or .jsonl.gz file. Raises ValueError that names the file and the bad line."""
+    """The rows of a .jsonl[.gz] file. Raises ValueError naming the file and the bad line."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
@@ -64,14 +65,15 @@ def read_jsonl(path) -> list[dict]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {number}, is not JSON: {error.msg}") from None
     except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read as {'gzipped ' * (path.suffix == '.gz')}UTF-8: {error}") from None
+        raise ValueError(f"{path} cannot be read as "
+                         f"{'gzipped ' * (path.suffix == '.gz')}UTF-8: {error}") from None
     if not rows:
         raise ValueError(f"{path} holds no rows")
     return rows
 
 
 def tokenize(examples: list[Example], tok, max_length: int, name: str = "") -> list[Row]:
-    """Rows that fit max_length with one end-of-text; the others are dropped whole, for the caller to count.
+    """Rows that fit max_length with one end-of-text; others are dropped, for the caller to count.
 
     Never cut: a row without its end has lost its final answer. Raises ValueError if none is left.
     """
@@ -80,17 +82,19 @@ def tokenize(examples: list[Example], tok, max_length: int, name: str = "") -> l
     fitting = [row for row in rows
                if row.prompt and row.answer and len(row.prompt) + len(row.answer) < max_length]
     if not fitting:
-        raise ValueError(f"none of {len(rows)} {name} rows fits max_length={max_length}; "
-                         f"the shortest needs {min(len(r.prompt) + len(r.answer) for r in rows) + 1} tokens")
+        raise ValueError(f"none of {len(rows)} {name} rows fits "
+                         f"max_length={max_length}; the shortest needs "
+                         f"{min(len(r.prompt) + len(r.answer) for r in rows) + 1} tokens")
     return fitting
 
 
-def batch_at(step: int, rows: list[Row], batch_size: int, seed: int, part: int = 0, n_parts: int = 1):
+def batch_at(step: int, rows: list[Row], batch_size: int, seed: int,
+             part: int = 0, n_parts: int = 1):
     """The batch of a step, or the part of it that one rank sees in one micro-step -> rows, fill.
 
-    Pure in (seed, step): epochs are shuffled one after the other and cut into batches, so that neither
-    the world size, nor accumulation, nor a restart changes what a step sees. `fill` is the length of the
-    longest answer of the whole batch, for `collate`.
+    Pure in (seed, step): epochs are shuffled one after the other and cut into batches, so that
+    neither the world size, nor accumulation, nor a restart changes what a step sees. `fill` is the
+    length of the longest answer of the whole batch, for `collate`.
     """
     batch = []
     for position in range(step * batch_size, (step + 1) * batch_size):

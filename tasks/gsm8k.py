@@ -1,9 +1,10 @@
 """GSM8K: grade-school word problems with worked answers that end in `#### 42` (arXiv 2110.14168).
 
-Rows come from a local folder (train.jsonl[.gz], test.jsonl[.gz] with `question` and `answer`) or, without
-one, from the hub's `openai/gsm8k`. There is no official validation split: the last 256 train rows are ours
-and are never trained on. The metric stands beside the format it reads; extraction rules are worth
-several points on the same text, so the two in use are spelled out in `extract`.
+Rows come from a local folder (train.jsonl[.gz], test.jsonl[.gz] with `question` and `answer`)
+or, without one, from the hub's `openai/gsm8k`. There is no official validation split: the
+last 256 train rows are ours and are never trained on. The metric stands beside the format it
+reads; extraction rules are worth several points on the same text, so the two in use are
+spelled out in `extract`.
 """
 import hashlib
 import re
@@ -19,7 +20,7 @@ NUMBER = re.compile(r"(?:(?<![0-9.)])-)?\$?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+
 
 
 def load(split: str, data_dir: str = "", keep_marks: bool = False) -> list[Example]:
-    """Rows of train, validation or test in file order; `keep_marks` leaves the <<...>> in the answers.
+    """Rows of train, validation or test in file order; `keep_marks` leaves <<...>> in the answers.
 
     Raises ValueError or FileNotFoundError in one sentence if rows cannot be had or lack a field.
     """
@@ -32,8 +33,8 @@ def load(split: str, data_dir: str = "", keep_marks: bool = False) -> list[Examp
             raise ValueError(f"gsm8k {source}, row {number}: 'question' and 'answer' must be texts")
     if source == "train":
         if len(rows) <= N_VALIDATION:
-            raise ValueError(f"gsm8k train has {len(rows)} rows; more than {N_VALIDATION} are needed, for "
-                             f"that many are held out")
+            raise ValueError(f"gsm8k train has {len(rows)} rows; more than {N_VALIDATION} are "
+                             f"needed, for that many are held out")
         rows = rows[-N_VALIDATION:] if split == "validation" else rows[:-N_VALIDATION]
     return [to_example(row, keep_marks) for row in rows]
 
@@ -44,12 +45,13 @@ def rows_from_folder(source: str, data_dir: str) -> list[dict]:
 
 
 def rows_from_hub(source: str) -> list[dict]:
-    import datasets                     # takes seconds, and is needed here only
+    import datasets                 # takes seconds, and is needed here only
     try:
         return list(datasets.load_dataset("openai/gsm8k", "main", split=source))
-    except Exception as error:          # no network, no such file, a proxy: many classes, one meaning
-        raise ValueError(f"openai/gsm8k could not be had from the hub ({type(error).__name__}); give a folder with "
-                         f"train.jsonl.gz and test.jsonl.gz as --data_dir") from error
+    except Exception as error:      # no network, no such file, a proxy: many classes, one meaning
+        raise ValueError(f"openai/gsm8k could not be had from the hub ({type(error).__name__}); "
+                         f"give a folder with train.jsonl.gz and test.jsonl.gz "
+                         f"as --data_dir") from error
 
 
 def to_example(row: dict, keep_marks: bool = False) -> Example:
@@ -63,8 +65,8 @@ def to_example(row: dict, keep_marks: bool = False) -> Example:
 def extract(completion: str, strict: bool = False) -> str | None:
     """The final number as plain digits ("1234", "-3", "5"), or None.
 
-    strict: the number behind the last `####`. Flexible, the headline: that one, or else the last number
-    anywhere outside <<...>>. What follows a new `Question:` is not ours.
+    strict: the number behind the last `####`. Flexible, the headline: that one, or else the last
+    number anywhere outside <<...>>. What follows a new `Question:` is not ours.
     """
     text = MARKS.sub("", completion.split("Question:")[0]).replace("\u2212", "-")
     head, hashes, tail = text.rpartition("####")

@@ -1,7 +1,7 @@
-"""Tokenizers, each a tiktoken Encoding built offline: `bytes` (any text) and `toy` (one token a word).
+"""Tokenizers, tiktoken Encodings built offline: `bytes` (any text) and `toy` (one token a word).
 
-Text is always text: whatever a user writes, `<|endoftext|>` included, is encoded as ordinary characters,
-so that the mask id and the end-of-text id can only come from us.
+Text is always text: whatever a user writes, `<|endoftext|>` included, is encoded as ordinary
+characters, so that the mask id and the end-of-text id can only come from us.
 """
 import base64
 import json
@@ -15,8 +15,8 @@ from tasks import toy
 FILE_NAME = "tokenizer.json"
 BYTES = [bytes([i]) for i in range(256)]
 
-# A word keeps the blank before it, and the one behind it if a number follows: numbers are then always
-# the same token, wherever they stand. What fits nothing falls through to single bytes.
+# A word keeps the blank before it, and the one behind it if a number follows: numbers are then
+# always the same token, wherever they stand. What fits nothing falls through to single bytes.
 TOY_PATTERN = r"\n?[A-Z][a-z]+:|\n#### | ?[A-Za-z]+(?: (?=[0-9]))?|[0-9]{1,2}|[^A-Za-z0-9]"
 
 
@@ -28,7 +28,7 @@ class Tokenizer:
         self.eos_id, self.mask_id = len(pieces), len(pieces) + 1
         self.n_vocab = len(pieces) + 2
         self.encoding = tiktoken.Encoding(
-            name, pat_str=pattern, mergeable_ranks={piece: rank for rank, piece in enumerate(pieces)},
+            name, pat_str=pattern, mergeable_ranks={piece: n for n, piece in enumerate(pieces)},
             special_tokens={"<|endoftext|>": self.eos_id, "<|mask|>": self.mask_id})
 
     def encode(self, text: str) -> list[int]:
@@ -45,11 +45,19 @@ class Tokenizer:
         drawn = {self.mask_id: "\u2591", self.eos_id: "\u00b7"}
         return "".join(drawn.get(i) or self.encoding.decode([i], errors="replace") for i in ids)
 
+    def check_fits(self, config):
+        """Raises ValueError if a model of this config cannot have learnt this vocabulary."""
+        ids, wanted = (config.mask_id, config.eos_id), (self.mask_id, self.eos_id)
+        if ids != wanted or config.vocab_size < self.n_vocab:
+            raise ValueError(f"the tokenizer {self.name!r} has {self.n_vocab} tokens with mask and "
+                             f"end-of-text at {wanted}; the model has room for {config.vocab_size} "
+                             f"and looks for them at {ids}")
+
     def __eq__(self, other):
         return (self.pattern, self.pieces) == (other.pattern, other.pieces)
 
     def save(self, folder):
-        """Everything it takes, so that a checkpoint keeps its vocabulary whatever becomes of the code."""
+        """All it takes: a checkpoint keeps its vocabulary whatever becomes of the code."""
         pieces = [base64.b64encode(piece).decode() for piece in self.pieces]
         (Path(folder) / FILE_NAME).write_text(
             json.dumps({"name": self.name, "pattern": self.pattern, "pieces": pieces}))
@@ -60,7 +68,7 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def toy_tokenizer() -> Tokenizer:
-    """The 256 bytes, the numbers 0..99, and every word of the toy problems and of the base corpus."""
+    """The 256 bytes, the numbers 0..99, every word of the toy problems and base corpus."""
     texts = toy.all_texts() + ["Question:", "\nAnswer:", "Story:", "\nSum:", "Sums:", "\n#### "]
     words = {piece.encode() for text in texts for piece in re.findall(TOY_PATTERN, text)}
     numbers = {str(n).encode() for n in range(100)}
@@ -68,16 +76,18 @@ def toy_tokenizer() -> Tokenizer:
 
 
 def load_tokenizer(name_or_dir: str) -> Tokenizer:
-    """`bytes`, `toy`, or the folder of a checkpoint. Raises ValueError that says which would fit."""
+    """`bytes`, `toy`, or the folder of a checkpoint. Raises one sentence on what would fit."""
     if name_or_dir == "bytes":
         return byte_tokenizer()
     if name_or_dir == "toy":
         return toy_tokenizer()
     path = Path(name_or_dir) / FILE_NAME
     if not path.is_file():
-        raise FileNotFoundError(f"there is no tokenizer {path}; use bytes, toy or the folder of a checkpoint")
+        raise FileNotFoundError(f"there is no tokenizer {path}; use bytes, toy or the folder of a "
+                                f"checkpoint")
     try:
         spec = json.loads(path.read_text())
-        return Tokenizer(spec["name"], spec["pattern"], [base64.b64decode(p) for p in spec["pieces"]])
+        pieces = [base64.b64decode(piece) for piece in spec["pieces"]]
+        return Tokenizer(spec["name"], spec["pattern"], pieces)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a tokenizer file of this project ({error})") from None

@@ -5,15 +5,16 @@
     12-2=10
     #### 10
 
-Half of the problems take one step, half take two. Every number is below 100 and is one token of the
-toy vocabulary (tasks/tokenizer.py). A question belongs to train, validation or test by its own hash, so
-the three can never share one, whatever is asked for; the arithmetic facts below them are shared.
+Half of the problems take one step, half take two. Every number is below 100 and is one token
+of the toy vocabulary (tasks/tokenizer.py). A question belongs to train, validation or test by
+its own hash, so the three can never share one, whatever is asked for; the arithmetic facts
+below them are shared.
 """
 import random
 import zlib
 
 from tasks.common import Example, question_prompt
-from tasks.gsm8k import extract, has_format, score     # the answer format is GSM8K's, so is the metric
+from tasks.gsm8k import extract, has_format, score  # the answer format is GSM8K's, so is the metric
 
 NAMES = "Anna Ben Carl Dora Emma Finn Gina Hugo Ida Jack Kim Leo".split()
 LARGEST = 7             # numbers in a story are drawn from 2 .. LARGEST
@@ -33,19 +34,22 @@ ONE_STEP = [
 ]
 TWO_STEPS = [
     ("{n} has {a} {o}, buys {b} more and gives {c} to {m}.", "How many {o} are left?", "a+b 1-c"),
-    ("{n} has {a} boxes with {b} {o} in each and finds {c} more.", "How many {o} does {n} have?", "a*b 1+c"),
+    ("{n} has {a} boxes with {b} {o} in each and finds {c} more.", "How many {o} does {n} have?",
+     "a*b 1+c"),
     ("{n} has {a} boxes with {b} {o} in each and eats {c}.", "How many {o} are left?", "a*b 1-c"),
-    ("{n} has {a} {o}, {m} has {b} and they share equally.", "How many {o} does {m} get?", "a+b 1/2"),
+    ("{n} has {a} {o}, {m} has {b} and they share equally.", "How many {o} does {m} get?",
+     "a+b 1/2"),
 ]
 SHARE_OF_SPLIT = {"train": range(0, 90), "validation": range(90, 95), "test": range(95, 100)}
 
 
 def load(split: str, data_dir: str = "", keep_marks: bool = False, n: int = 0) -> list[Example]:
-    """The first n problems of a split, the same ones at every call; default 40,000 for train, else 1,000."""
+    """The first n problems of a split, always the same; default 40,000 for train, else 1,000."""
     examples = []
     for story, question, steps in problems(split, n or (40_000 if split == "train" else 1_000)):
         result = steps[-1].split("=")[1]
-        examples.append(Example(question_prompt(f"{story} {question}"), " " + "\n".join(steps) + f"\n#### {result}",
+        examples.append(Example(question_prompt(f"{story} {question}"),
+                                " " + "\n".join(steps) + f"\n#### {result}",
                                 {"id": f"toy/{split}/{len(examples)}", "gold": result}))
     return examples
 
@@ -73,7 +77,7 @@ def draw_problem(rng: random.Random) -> tuple[str, str, list[str]]:
     steps = []
     while not steps:
         numbers = {name: rng.randint(2, LARGEST) for name in "abc"} | {"2": 2}
-        if plan.startswith("a/"):               # only what divides can be shared: make `a` a multiple
+        if plan.startswith("a/"):           # only what divides can be shared: make `a` a multiple
             numbers["a"] *= numbers[plan[2]]
         steps = work_out(plan, numbers)
     fill = dict(n=n, m=m, o=thing, **numbers)

@@ -4,8 +4,9 @@
     Sum: 3+4                                       5*7=35
                                                    48/2=24
 
-It has never seen a question, a result behind a story, a second step, or an answer line; fine-tuning on
-tasks/toy.py has to teach these. The held-out loss on this corpus afterwards says what tuning forgot.
+It has never seen a question, a result behind a story, a second step, or an answer line;
+fine-tuning on tasks/toy.py has to teach these. The held-out loss on this corpus afterwards says
+what tuning forgot.
 """
 import random
 
@@ -14,7 +15,7 @@ from tasks.common import Example
 
 
 def load(split: str, data_dir: str = "", keep_marks: bool = False, n: int = 0) -> list[Example]:
-    """n rows of a split, about half stories and half sums, all from the split's own toy problems."""
+    """n rows of a split, about half stories, half sums, all from the split's own toy problems."""
     n = n or (20_000 if split == "train" else 1_000)
     rng = random.Random(f"toy_base {split}")
     problems = toy.problems(split, n)
@@ -25,7 +26,8 @@ def load(split: str, data_dir: str = "", keep_marks: bool = False, n: int = 0) -
             prompt, answer = f"Story: {story}\nSum:", steps[0].split("=")[0]
         else:
             prompt, answer = "Sums:", "\n".join(rng.sample(sums, 3))
-        examples.append(Example(prompt, " " + answer, {"id": f"toy_base/{split}/{i}", "gold": answer}))
+        examples.append(Example(prompt, " " + answer,
+                                {"id": f"toy_base/{split}/{i}", "gold": answer}))
     return examples
 
 

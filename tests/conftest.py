@@ -6,4 +6,5 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes more than a few seconds; leave out with -m 'not slow'")
+    config.addinivalue_line("markers",
+                            "slow: takes more than a few seconds; leave out with -m 'not slow'")

@@ -1,4 +1,4 @@
-"""Laws of evaluation: every answer is on file, an interruption changes nothing, shots come from train."""
+"""Laws of evaluation: every answer is on file, interruption is harmless, shots come from train."""
 import json
 import math
 import os
@@ -123,10 +123,11 @@ def test_scores_follow_from_the_lines_and_lie_beside_them(cfg, monkeypatch):
 
 def test_the_answers_lie_in_the_checkpoint_unless_out_says_otherwise(tmp_path):
     write_checkpoint(tmp_path, toy_tokenizer())
-    scores = evaluate.evaluate(EvalConfig(init_from=str(tmp_path), limit=2, gen_length=4, block_length=4,
-                                          steps=1, device="cpu"))
+    scores = evaluate.evaluate(EvalConfig(init_from=str(tmp_path), limit=2, gen_length=4,
+                                          block_length=4, steps=1, device="cpu"))
     assert scores["out"] == str(tmp_path / "eval_toy_0shot.jsonl")
-    assert (tmp_path / "eval_toy_0shot.json").is_file() and (tmp_path / "eval_toy_0shot.jsonl").is_file()
+    assert (tmp_path / "eval_toy_0shot.json").is_file()
+    assert (tmp_path / "eval_toy_0shot.jsonl").is_file()
 
 
 def test_a_new_folder_is_made_for_the_answers(cfg, tmp_path):
@@ -200,11 +201,12 @@ def test_an_interrupted_run_goes_on_to_the_same_result(cfg, n_whole, monkeypatch
     out = Path(cfg.out)
     text = out.read_text()
     whole = text.splitlines(keepends=True)
-    out.write_text("".join(whole[:n_whole]) + whole[n_whole][:30])        # cut in the middle of a line
+    out.write_text("".join(whole[:n_whole]) + whole[n_whole][:30])  # cut in the middle of a line
 
     complete, asked = evaluate.complete, []
     monkeypatch.setattr(evaluate, "complete",
-                        lambda model, tok, prompts, cfg: asked.extend(prompts) or complete(model, tok, prompts, cfg))
+                        lambda model, tok, prompts, cfg: (asked.extend(prompts)
+                                                          or complete(model, tok, prompts, cfg)))
     assert without_clock(evaluate.evaluate(cfg)) == without_clock(scores)
     assert out.read_text() == text
     assert asked == [json.loads(line)["prompt"] for line in whole[n_whole:]]
@@ -241,7 +243,7 @@ def test_answers_are_on_file_while_the_run_goes_on(cfg, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         evaluate.evaluate(cfg)
     assert on_file == [0, 4, 8]
-    assert "accuracy" not in scores_of(cfg)              # it is known how they were made, not how good
+    assert "accuracy" not in scores_of(cfg)         # it is known how they were made, not how good
     answer_with(monkeypatch, lambda prompt: "")
     assert evaluate.evaluate(cfg)["n"] == 10
 
@@ -266,8 +268,9 @@ def test_completions_with_strange_line_ends_survive_an_interruption(cfg, monkeyp
     assert [line["completion"] for line in lines_of(cfg)] == [strange] * 10
 
 
-@pytest.mark.parametrize("change", [{"n_shot": 1}, {"split": "validation"}, {"gen_length": 16}, {"steps": 8},
-                                    {"temperature": 0.5}, {"remasking": "random"}, {"seed": 1}])
+@pytest.mark.parametrize("change", [{"n_shot": 1}, {"split": "validation"}, {"gen_length": 16},
+                                    {"steps": 8}, {"temperature": 0.5}, {"remasking": "random"},
+                                    {"seed": 1}])
 def test_other_settings_refuse_to_go_on_with_the_same_file(cfg, change):
     evaluate.evaluate(replace(cfg, limit=2))
     [[name, value]] = change.items()
@@ -288,7 +291,8 @@ def test_another_checkpoint_refuses_to_go_on_with_the_same_file(cfg, tmp_path):
 
 
 def test_a_newer_checkpoint_of_the_same_run_refuses_to_go_on(cfg, tmp_path):
-    cfg = replace(cfg, init_from=str(tmp_path), limit=2, out=str(tmp_path / "out" / "answers.jsonl"))
+    cfg = replace(cfg, init_from=str(tmp_path), limit=2,
+                  out=str(tmp_path / "out" / "answers.jsonl"))
     for step in (10, 20):
         folder = tmp_path / f"step_{step:06d}"
         folder.mkdir()
@@ -298,8 +302,8 @@ def test_a_newer_checkpoint_of_the_same_run_refuses_to_go_on(cfg, tmp_path):
     assert "step_000020" in refusal(cfg)
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[]", "{}", '{"settings": 5}', '{"settings": {}}',
-                                     '{"accuracy": 1}'])
+@pytest.mark.parametrize("content", [None, "", "{", "[]", "{}", '{"settings": 5}',
+                                     '{"settings": {}}', '{"accuracy": 1}'])
 def test_a_file_that_does_not_say_how_it_was_made_is_left_alone(cfg, content):
     Path(cfg.out).write_text("precious\n")
     if content is not None:
@@ -376,13 +380,15 @@ def test_counts_that_make_no_sense_are_one_sentence():
 def test_eval_gsm8k_runs_on_real_questions_end_to_end(tmp_path, n_shot):
     folder = write_checkpoint(tmp_path, byte_tokenizer(), block_size=4096)
     out = tmp_path / "answers.jsonl"
-    done = command("eval_gsm8k.py", f"--init_from={folder}", f"--data_dir={REAL}", f"--n_shot={n_shot}",
-                   "--limit=2", "--gen_length=16", "--block_length=16", "--steps=2", f"--out={out}")
+    done = command("eval_gsm8k.py", f"--init_from={folder}", f"--data_dir={REAL}",
+                   f"--n_shot={n_shot}", "--limit=2", "--gen_length=16", "--block_length=16",
+                   "--steps=2", f"--out={out}")
     assert done.returncode == 0, done.stderr
     assert "n = 2" in done.stdout
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     wanted = gsm8k.load("test", str(REAL))[:2]
-    assert {line["id"]: line["gold"] for line in lines} == {e.meta["id"]: e.meta["gold"] for e in wanted}
+    assert ({line["id"]: line["gold"] for line in lines}
+            == {e.meta["id"]: e.meta["gold"] for e in wanted})
     shots = gsm8k.load("train", str(REAL))[:n_shot]
     head = "".join(shot.prompt + shot.answer + "\n\n" for shot in shots)
     assert {line["prompt"] for line in lines} == {head + example.prompt for example in wanted}
