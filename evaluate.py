@@ -12,6 +12,7 @@ another seed of training.
 import json
 import math
 import os
+import sys
 import time
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -73,8 +74,9 @@ def evaluate(cfg: EvalConfig) -> dict:
     left.sort(key=lambda example: len(example.prompt))      # little padding between neighbours
     began = time.perf_counter()
     with open(out, "a", buffering=1) as file, \
-            tqdm(total=len(examples), initial=len(examples) - len(left), unit="q",
-                 desc=f"{cfg.task} {cfg.n_shot}-shot") as bar:
+            tqdm(total=len(examples), initial=len(examples) - len(left), unit="question",
+                 desc=f"{cfg.init_from} on {cfg.task}, {cfg.n_shot}-shot",
+                 mininterval=0.5 if sys.stderr.isatty() else 15) as bar:
         for i in range(0, len(left), cfg.batch_size):
             batch = left[i:i + cfg.batch_size]
             for example, text in zip(batch, complete(model, tok, [e.prompt for e in batch], cfg)):
