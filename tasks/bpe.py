@@ -59,8 +59,10 @@ def read_tokenizer_json(spec: dict) -> BPE:
     for option, value in model.items():     # no byte is unknown, so what those say never matters
         refuse_if(value and option not in ("unk_token", "fuse_unk"), f"it asks for {option}")
     merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
-    return assemble(splits[0]["pattern"]["Regex"], bool(normalizer), vocab, merges,
-                    spec["added_tokens"])
+    regex = splits[0]["pattern"]["Regex"]
+    # what lies between two matches is a word as well; tiktoken would drop it
+    pattern = rf"(?:{regex})|(?:(?!{regex})[\s\S])+"
+    return assemble(pattern, bool(normalizer), vocab, merges, spec["added_tokens"])
 
 
 def steps_of(component, plural: str) -> list[dict]:
