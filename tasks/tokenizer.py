@@ -57,8 +57,13 @@ class Tokenizer:
         self.finder = re.compile("(" + "|".join(map(re.escape, texts)) + ")")
 
     def encode(self, text: str, specials: bool = False) -> list[int]:
-        """Text -> ids; with specials, the names of added tokens in it stand for those tokens."""
-        if specials:                    # found on the text as it is; the rest is text, each part
+        """Text -> ids; with specials, the names of added tokens in it stand for those tokens.
+
+        As in the `tokenizers` library, but that it takes names not flagged special, like Qwen's
+        <think>, for tokens always; and that its NFC is Unicode 9's: a few newer combining marks,
+        where they stand next to others, come in another order.
+        """
+        if specials:                    # found on the text as it is; each part between is a text
             parts = self.finder.split(text)                                 # text, name, text, ...
             return [i for n, part in enumerate(parts)
                     for i in ([self.added[part]] if n % 2 else self.encode(part))]

@@ -36,25 +36,30 @@ LLADA_BASE = ["<|startoftext|>", "<|endoftext|>", "[CLS]", "[gMASK]", "<|reserve
 QWEN = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<tool_call>"]
 FAMILIES = {"llada": LLADA_BASE + HEADERS, "base": LLADA_BASE,
             "dream": QWEN + ["<|beginoftext|>", "<|mask|>"], "qwen": QWEN + ["<|mask|>"]}
-CHATS = "llada", "base", "dream", "qwen"
 
 UGLY = [
-    "", " ", "\n", "\r\n", "\r", "\t", "\n\n\n  \n\t x", " \t\n\r  x", "     x", "x     ", " " * 300,
-    "hello world", "Hello  World ", "A B", "I'll I'LL don't DON'T we\u2019re y'all '' 'S '\u017f",
-    "can\u02bct \u2018quoted\u2019 `code` \uff07s", "caf\u00e9 \u03a9 \u4e2d\u6587", "cafe\u0301 A\u030a",
-    "e\u0301" * 50, "a\u0327\u0301 a\u0301\u0327", "\u1100\u1161\u11a8 \uac01 \u1112\u1161",
-    "\u212b \u2126 \u00c5", "\ufb01 \ufb05 \u00df \u1e9e", "\U0001f469\U0001f3fd\u200d\U0001f4bb\U0001f642",
-    "\U0001f469\u200d\U0001f680", "\U0001f1e9\U0001f1ea", "\x00\x01\x1b[2J\x7f\x85\xa0\xad",
-    "0123456789 3.14 1,000", "\u0663\u0664 \u0967\u0968 \u2160\u2161 \u00bd \u00b2 \uff11\uff12 \U0001d7d8",
-    "\u2028\u2029\u3000\u2003\u200b\u2060\ufeff", "\ufffd\uffff", "\u0e01\u0e33 \u05d0\u05b8 \u0627\u064e",
-    "x=1;y=2\r\n\tif (x!=y) { return \"z\"; }\n\n\n", "####\n\n<<3+4=7>>", "aaaaaaaaaaaaaaaaaaaaaaaaaaaa",
-    "<|endoftext|>", "a<|endoftext|>b", "<|mdm_mask|><|mask|>", "<|<|endoftext|>|>", "<role>x</role>",
-    "<|endoftext|>\u0338", "e<|endoftext|>\u0301", "<|im_start|>user\nhi<|im_end|>\n", "[CLS] [gMASK]",
-    "<|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>", "<|reserved_token_0|", "<tool_call>",
+    "", " ", "\n", "\r\n", "\r", "\t", "\n\n\n  \n\t x", " \t\n\r  x", "     x", "x     ",
+    " " * 300, "a" * 300, "hello world", "Hello  World ", "A B",
+    "I'll I'LL don't DON'T we\u2019re y'all '' 'S '\u017f can\u02bct \u2018so\u2019 `x` \uff07s",
+    "caf\u00e9 \u03a9 \u4e2d\u6587", "cafe\u0301 A\u030a", "e\u0301" * 50,
+    "a\u0327\u0301 a\u0301\u0327", "\u1100\u1161\u11a8 \uac01 \u1112\u1161",
+    "\u212b \u2126 \u00c5 \ufb01 \ufb05 \u00df \u1e9e",
+    "\U0001f469\U0001f3fd\u200d\U0001f4bb\U0001f642", "\U0001f1e9\U0001f1ea",
+    "\U0001f469\u200d\U0001f680", "\x00\x01\x1b[2J\x7f\x85\xa0\xad", "0123456789 3.14 1,000",
+    "\u0663\u0664 \u0967\u0968 \u2160\u2161 \u00bd \u00b2 \uff11\uff12 \U0001d7d8",
+    "\u2028\u2029\u3000\u2003\u200b\u2060\ufeff", "\ufffd\uffff", "\u0e01\u0e33 \u05d0\u05b8",
+    "x=1;y=2\r\n\tif (x!=y) { return \"z\"; }\n\n\n", "####\n\n<<3+4=7>>",
+    "<|endoftext|>", "a<|endoftext|>b", "<|mdm_mask|><|mask|>", "<|<|endoftext|>|>",
+    "<role>x</role>", "<|endoftext|>\u0338", "e<|endoftext|>\u0301", "[CLS] [gMASK]",
+    "<|im_start|>user\nhi<|im_end|>\n", "<|reserved_token_0|", "<tool_call>",
+    "<|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>",
 ]
 TEACHING = UGLY + [path.read_text() for path in sorted(ROOT.glob("*.py"))] + [
-    "\u4e2d\u6587\u5b57 \u4f60\u597d \u4e16\u754c " * 9, "\u043f\u0440\u0438\u0432\u0435\u0442 \u043c\u0438\u0440 " * 9,
-    "caf\u00e9 na\u00efve \u00fcber stra\u00dfe " * 9, "\U0001f600\U0001f469\u200d\U0001f680 " * 9]
+    words * 9 for words in (
+        "\u4e2d\u6587\u5b57 \u4f60\u597d \u4e16\u754c ",
+        "caf\u00e9 na\u00efve \u00fcber stra\u00dfe ",
+        "\u043f\u0440\u0438\u0432\u0435\u0442 \u043c\u0438\u0440 ",
+        "\U0001f600\U0001f469\u200d\U0001f680 ")]
 
 
 def later_than_unicode_9():
@@ -86,7 +91,7 @@ texts = st.lists(st.text().map(lambda text: "".join(c for c in text if c not in 
 
 
 def learn(pattern, added, size=700):
-    """A byte-level BPE of the library's, in the very steps of LLaDA's and Qwen's files."""
+    """A vocabulary that the library learns, in the very steps of LLaDA's and Qwen's files."""
     lib = tokenizers.Tokenizer(tokenizers.models.BPE())
     lib.normalizer = tokenizers.normalizers.NFC()
     byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -130,6 +135,12 @@ def tok(folders):
 
 
 @pytest.fixture(scope="session")
+def chatting(folders):
+    """{family: our tokenizer, whose prompts are turns of a chat}"""
+    return {family: load_tokenizer(str(folders / family), chat=True) for family in FAMILIES}
+
+
+@pytest.fixture(scope="session")
 def lib(folders):
     """{family: the library's, which finds added tokens}"""
     return {family: library(folders, family) for family in FAMILIES}
@@ -167,7 +178,6 @@ def sentence(*args, **kwargs) -> str:
 
 
 each_family = pytest.mark.parametrize("family", FAMILIES)
-each_chat = pytest.mark.parametrize("family", CHATS)
 
 
 # ---- equal to the library ----
@@ -259,7 +269,7 @@ def test_merges_may_be_written_as_texts_and_a_file_may_ask_for_no_nfc(folders, t
 def test_a_word_that_no_merge_makes_is_read_but_never_written(folders, tmp_path):
     spec = spec_of(folders)
     free = 5 + max(token["id"] for token in spec["added_tokens"])
-    spec["model"]["vocab"] |= {"qzqz": free, "\u4e2d\u6587": free + 1}     # the second: not in bytes
+    spec["model"]["vocab"] |= {"qzqz": free, "\u4e2d\u6587": free + 1}   # one is not in bytes
     ours = load_tokenizer(str(write(tmp_path / "tokenizer.json", spec)))
     assert ours.decode([free, free + 1]) == "qzqz\u4e2d\u6587"
     assert not {free, free + 1} & set(ours.encode("qzqz \u4e2d\u6587"))
@@ -278,7 +288,7 @@ def merges_of(rng):
 
 
 def test_merges_that_nobody_learnt_are_the_librarys_or_are_refused(folders, tmp_path):
-    """Where merging pairs and merging whatever spells a token part ways, there is no tokenizer."""
+    """Where joining pairs and joining what spells a token part ways, there is no tokenizer."""
     spec, rng, outcomes = spec_of(folders), random.Random(0), Counter()
     letters = {char: i for i, char in enumerate(bpe.BYTE_OF)}
     for _ in range(300):
@@ -396,69 +406,68 @@ def byte_level(**to):
 TEMPLATE = {"type": "TemplateProcessing", "pair": [], "special_tokens": {},
             "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}},
                        {"Sequence": {"id": "A", "type_id": 0}}]}
-BAD = {
-    "ignore_merges": asks("model", ignore_merges=True),
-    "byte_fallback": asks("model", byte_fallback=True),
-    "dropout": asks("model", dropout=0.1),
-    "end_of_word_suffix": asks("model", end_of_word_suffix="</w>"),
-    "WordPiece": asks("model", type="WordPiece"),
-    "NFKC": asks(normalizer={"type": "NFKC"}),
-    "Lowercase": asks(normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"},
-                                                                      {"type": "Lowercase"}]}),
-    "Whitespace": asks(pre_tokenizer={"type": "Whitespace"}),
-    "pre_tokenizer": asks(pre_tokenizer=None),
-    "Removed": split(behavior="Removed"),
-    "invert": split(invert=True),
-    "String": split(pattern={"String": " "}),
-    "add_prefix_space": byte_level(add_prefix_space=True),
-    "use_regex": byte_level(use_regex=True),
-    "TemplateProcessing": asks(post_processor=TEMPLATE),
-    "decoder": asks(decoder=None),
-    "truncation": asks(truncation={"max_length": 8}),
-    "padding": asks(padding={"strategy": "BatchLongest"}),
-    "lstrip": asks("added_tokens", 0, lstrip=True),
-    "rstrip": asks("added_tokens", 0, rstrip=True),
-    "single_word": asks("added_tokens", 0, single_word=True),
-    "normalized": asks("added_tokens", 0, normalized=True),
-    "without text": asks("added_tokens", 2, content=""),
-    "two ids": vocab_with("<|endoftext|>", 9999),
-    "share an id": vocab_with("qzqz", 5),
-    "whole numbers": vocab_with("qzqz", "5"),
-    "2**24": vocab_with("qzqz", 1 << 40),
-    "made by merges": asks("added_tokens", 2, content="A", id=32),
-    "for the bytes [65]": vocab_without("A"),
-    "second time": merge_again,
-    "no earlier merge": merge("qzq", "z"),
-    "stand for": merge("\u4e2d", "\u6587"),
-    "vocabulary lacks": merge("!", "\u00ff"),
-    "two tokens": merge("a", "b", "c"),
-    "no mask": asks("added_tokens", 6, content="<|mdm_musk|>"),
-    "no <|endoftext|>": asks("added_tokens", 1, content="<|endoftexts|>"),
-    "'merges'": lambda spec: spec["model"].pop("merges"),
-    "'model'": lambda spec: spec.pop("model"),
-    "'added_tokens'": lambda spec: spec.pop("added_tokens"),
-    "not a list of": asks("model", vocab=[1, 2]),
-    "regex": split(pattern={"Regex": "("}),
-}
-OTHER_WORDS = {"stand for": "no earlier merge", "not a list of": "list", "'model'": "no 'model'",
-               "regex": "arse"}
+BAD = [
+    ("ignore_merges", asks("model", ignore_merges=True)),
+    ("byte_fallback", asks("model", byte_fallback=True)),
+    ("dropout", asks("model", dropout=0.1)),
+    ("end_of_word_suffix", asks("model", end_of_word_suffix="</w>")),
+    ("WordPiece", asks("model", type="WordPiece")),
+    ("NFKC", asks(normalizer={"type": "NFKC"})),
+    ("Lowercase", asks(normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"},
+                                                                      {"type": "Lowercase"}]})),
+    ("Whitespace", asks(pre_tokenizer={"type": "Whitespace"})),
+    ("pre_tokenizer", asks(pre_tokenizer=None)),
+    ("Removed", split(behavior="Removed")),
+    ("invert", split(invert=True)),
+    ("String", split(pattern={"String": " "})),
+    ("add_prefix_space", byte_level(add_prefix_space=True)),
+    ("use_regex", byte_level(use_regex=True)),
+    ("TemplateProcessing", asks(post_processor=TEMPLATE)),
+    ("decoder", asks(decoder=None)),
+    ("truncation", asks(truncation={"max_length": 8})),
+    ("padding", asks(padding={"strategy": "BatchLongest"})),
+    ("lstrip", asks("added_tokens", 0, lstrip=True)),
+    ("rstrip", asks("added_tokens", 0, rstrip=True)),
+    ("single_word", asks("added_tokens", 0, single_word=True)),
+    ("normalized", asks("added_tokens", 0, normalized=True)),
+    ("without text", asks("added_tokens", 2, content="")),
+    ("two ids", vocab_with("<|endoftext|>", 9999)),
+    ("share an id", vocab_with("qzqz", 5)),
+    ("whole numbers", vocab_with("qzqz", "5")),
+    ("2**24", vocab_with("qzqz", 1 << 40)),
+    ("made by merges", asks("added_tokens", 2, content="A", id=32)),
+    ("for the bytes [65]", vocab_without("A")),
+    ("second time", merge_again),
+    ("no earlier merge", merge("qzq", "z")),
+    ("no earlier merge", merge("\u4e2d", "\u6587")),
+    ("vocabulary lacks", merge("!", "\u00ff")),
+    ("two tokens", merge("a", "b", "c")),
+    ("no mask", asks("added_tokens", 6, content="<|mdm_musk|>")),
+    ("no <|endoftext|>", asks("added_tokens", 1, content="<|endoftexts|>")),
+    ("'merges'", lambda spec: spec["model"].pop("merges")),
+    ("no 'model'", lambda spec: spec.pop("model")),
+    ("'added_tokens'", lambda spec: spec.pop("added_tokens")),
+    ("list", asks("model", vocab=[1, 2])),
+    ("Invalid character class", split(pattern={"Regex": "["})),
+]
 
 
-@pytest.mark.parametrize("words", BAD)
-def test_what_we_do_not_do_is_refused_in_one_sentence_that_names_it(words, folders, tmp_path):
+@pytest.mark.parametrize("words, change", BAD)
+def test_what_we_do_not_do_is_refused_in_one_sentence_that_names_it(words, change, folders,
+                                                                     tmp_path):
     spec = spec_of(folders)
-    BAD[words](spec)
+    change(spec)
     said = sentence(str(write(tmp_path / "tokenizer.json", spec)))
-    assert str(tmp_path / "tokenizer.json") in said and OTHER_WORDS.get(words, words) in said
+    assert str(tmp_path / "tokenizer.json") in said and words in said
 
 
-@pytest.mark.parametrize("harmless", [
+@pytest.mark.parametrize("change", [
     byte_level(trim_offsets=False), asks(post_processor=None), asks("model", unk_token="[CLS]"),
     asks(post_processor={**TEMPLATE, "single": TEMPLATE["single"][1:]}),
     asks(normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}]})])
-def test_what_changes_no_token_is_not_refused(harmless, folders, tmp_path, tok):
+def test_what_changes_no_token_is_not_refused(change, folders, tmp_path, tok):
     spec = spec_of(folders)
-    harmless(spec)
+    change(spec)
     assert load_tokenizer(str(write(tmp_path / "tokenizer.json", spec))) == tok["llada"]
 
 
@@ -529,23 +538,23 @@ def test_chats_are_the_published_texts(messages, tok, lib):
 
 
 def test_the_published_texts_to_the_letter(tok):
-    def letters(ids, one):
-        return one.show(ids)
-    assert letters(chat_ids(tok["llada"], [{"role": "user", "content": " Hi\n"}]), tok["llada"]) == (
+    def shown(family, content):
+        return tok[family].show(chat_ids(tok[family], [{"role": "user", "content": content}]))
+    assert shown("llada", " Hi\n") == (
         "<|startoftext|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n")
-    assert letters(chat_ids(tok["dream"], [{"role": "user", "content": "Hi"}]), tok["dream"]) == (
+    assert shown("dream", "Hi") == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
-    assert letters(chat_ids(tok["qwen"], [{"role": "user", "content": "Hi"}]), tok["qwen"]) == (
+    assert shown("qwen", "Hi") == (
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
 
 
 @pytest.mark.parametrize("answer", ["Yes.", "3*4=12\n#### 12", "\u4f60\u597d", "'s"])
-def test_prompt_and_answer_tokenized_apart_are_the_whole_chat(answer, folders, lib):
+def test_prompt_and_answer_tokenized_apart_are_the_whole_chat(answer, chatting, lib):
     for family, text in (("llada", llada_text(ONE)), ("dream", SYSTEM + chatml_text(ONE)),
                          ("qwen", chatml_text(ONE))):
-        one = load_tokenizer(str(folders / family), chat=True)
+        one = chatting[family]
         end = "<|eot_id|>" if family == "llada" else "<|im_end|>"
         ids = one.prompt_ids("How many?") + one.answer_ids(f" {answer}\n")
         assert ids == ids_of(lib[family], text + answer + end)
@@ -558,10 +567,9 @@ def test_a_plain_prompt_is_its_text_behind_what_has_to_come_first(family, tok):
     assert one.answer_ids(" 12\n") == one.encode(" 12\n")
 
 
-def test_base_gets_the_header_tokens_that_instruct_has(folders, tok):
-    base, instruct = tok["base"], tok["llada"]
+def test_base_gets_the_header_tokens_that_instruct_has(chatting, tok):
+    base, chatting, instruct = tok["base"], chatting["base"], tok["llada"]
     assert not set(HEADERS) & set(base.added) and base.eot_id is None
-    chatting = load_tokenizer(str(folders / "base"), chat=True)
     assert chatting == instruct and chatting.n_vocab == instruct.n_vocab == base.n_vocab + 3
     assert chat_ids(chatting, MANY) == chat_ids(instruct, MANY)
     assert chatting.eot_id not in chatting.never
@@ -574,26 +582,17 @@ def test_base_keeps_its_files_though_it_chats(folders, tmp_path):
     assert load_tokenizer(str(tmp_path), chat=True).n_vocab
 
 
-@each_chat
+@each_family
 @settings(deadline=None, max_examples=100)
 @given(contents=st.lists(texts, min_size=1, max_size=4))
-def test_nothing_a_user_writes_in_a_chat_is_an_added_token(family, folders, tok, contents):
-    one = chatting(folders, family)
+def test_nothing_a_user_writes_in_a_chat_is_an_added_token(family, chatting, contents):
+    one = chatting[family]
     added = set(one.added.values())
     def added_in(contents):
         messages = [{"role": "user", "content": content} for content in contents]
         return [i for i in chat_ids(one, messages) if i in added]
     assert added_in(contents) == added_in(["x"] * len(contents))
     assert [i for i in one.answer_ids(contents[0]) if i in added] == [one.eot_id]
-
-
-CHATTING = {}
-
-
-def chatting(folders, family):
-    if family not in CHATTING:
-        CHATTING[family] = load_tokenizer(str(folders / family), chat=True)
-    return CHATTING[family]
 
 
 def test_a_tokenizer_without_a_chat_format_says_so(tok):
@@ -610,8 +609,8 @@ def test_a_chat_ends_with_the_user(tok):
             chat_ids(tok["llada"], messages)
 
 
-def test_training_rows_and_sampling_share_one_way_from_prompt_to_ids(folders, monkeypatch):
-    one = chatting(folders, "llada")
+def test_training_rows_and_sampling_share_one_way_from_prompt_to_ids(chatting, monkeypatch):
+    one = chatting["llada"]
     [row] = tokenize([Example("How many?", " 12", {"id": 0})], one, max_length=64)
     assert row.prompt == chat_ids(one, ONE) and row.answer == [*one.encode("12"), one.eot_id]
     asked = {}
@@ -619,8 +618,8 @@ def test_training_rows_and_sampling_share_one_way_from_prompt_to_ids(folders, mo
         asked.update(prompt=prompt, never=args[-1])
         return SimpleNamespace(tolist=lambda: [row.answer + [one.eos_id] * 3])
     monkeypatch.setattr(sample, "generate", generate)
-    model = SimpleNamespace(config=SimpleNamespace(vocab_size=one.n_vocab + 5), embed=SimpleNamespace(
-        weight=SimpleNamespace(device="cpu")))
+    model = SimpleNamespace(config=SimpleNamespace(vocab_size=one.n_vocab + 5),
+                            embed=SimpleNamespace(weight=SimpleNamespace(device="cpu")))
     assert sample.complete(model, one, ["How many?"], sample.SampleConfig()) == ["12"]
     assert asked["prompt"] == [row.prompt]
     assert asked["never"] == one.never + list(range(one.n_vocab, one.n_vocab + 5))
