@@ -65,7 +65,7 @@ def evaluate(cfg: EvalConfig) -> dict:
     examples = examples[:cfg.limit or None]
     if cfg.n_shot:
         examples = few_shot(examples, task.load("train", cfg.data_dir, cfg.keep_marks)[:cfg.n_shot])
-    check_lengths(model.config.block_size, [tok.encode(example.prompt) for example in examples],
+    check_lengths(model.config.block_size, [tok.prompt_ids(example.prompt) for example in examples],
                   cfg.gen_length, cfg.block_length, cfg.steps)
 
     out = cfg.out or os.path.join(cfg.init_from, f"eval_{cfg.task}_{cfg.n_shot}shot.jsonl")

@@ -115,9 +115,10 @@ def complete(model, tok, prompts: list[str], cfg, on_step=None) -> list[str]:
     Row b draws from (seed, the prompt itself), so an answer does not depend on its batch.
     """
     generator = row_generators(cfg.seed, 0, prompts, model.embed.weight.device)
-    never = range(tok.n_vocab, model.config.vocab_size)     # embedding rows that are no token
-    x = generate(model, [tok.encode(text) for text in prompts], cfg.gen_length, cfg.block_length,
-                 cfg.steps, cfg.temperature, cfg.remasking, generator, on_step, never)
+    never = [*tok.never, *range(tok.n_vocab, model.config.vocab_size)]  # rows that are no token
+    x = generate(model, [tok.prompt_ids(text) for text in prompts], cfg.gen_length,
+                 cfg.block_length, cfg.steps, cfg.temperature, cfg.remasking, generator, on_step,
+                 never)
     return [tok.decode(row) for row in x.tolist()]
 
 

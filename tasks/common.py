@@ -77,7 +77,7 @@ def tokenize(examples: list[Example], tok, max_length: int, name: str = "") -> l
 
     Never cut: a row without its end has lost its final answer. Raises ValueError if none is left.
     """
-    rows = [Row(i, tok.encode(example.prompt), tok.encode(example.answer))
+    rows = [Row(i, tok.prompt_ids(example.prompt), tok.answer_ids(example.answer))
             for i, example in enumerate(examples)]
     fitting = [row for row in rows
                if row.prompt and row.answer and len(row.prompt) + len(row.answer) < max_length]

@@ -1,4 +1,4 @@
-"""Tokenizers, tiktoken Encodings built offline: `bytes` (any text) and `toy` (one token a word).
+"""Tokenizers on tiktoken: `bytes` (any text), `toy` (one token a word), LLaDA's, Dream's, Qwen's.
 
 Text is always text: whatever a user writes, `<|endoftext|>` included, is encoded as ordinary
 characters, so that the mask id and the end-of-text id can only come from us.
@@ -6,11 +6,13 @@ characters, so that the mask id and the end-of-text id can only come from us.
 import base64
 import json
 import re
+import unicodedata
 from pathlib import Path
 
 import tiktoken
 
-from tasks import toy
+from tasks import bpe, toy
+from tasks.chat import answer_ids, chat_ids, llada_headers
 
 FILE_NAME = "tokenizer.json"
 BYTES = [bytes([i]) for i in range(256)]
@@ -21,29 +23,77 @@ TOY_PATTERN = r"\n?[A-Z][a-z]+:|\n#### | ?[A-Za-z]+(?: (?=[0-9]))?|[0-9]{1,2}|[^
 
 
 class Tokenizer:
-    """A tiktoken Encoding of `pieces` (token n is pieces[n]), then end-of-text, then mask."""
+    """Text to ids and back. Attributes, besides those of a vocabulary (bpe.BPE):
 
-    def __init__(self, name: str, pattern: str, pieces: list[bytes]):
-        self.name, self.pattern, self.pieces = name, pattern, pieces
-        self.eos_id, self.mask_id = len(pieces), len(pieces) + 1
-        self.n_vocab = len(pieces) + 2
+    eos_id, which also fills short answers; mask_id; eot_id, the end of a turn of a chat, or None;
+    bos, the ids that go before a plain prompt; never, the ids that no text is made of and that
+    must not be sampled; n_vocab, the highest id + 1; chat, whether prompts are turns of a chat.
+    """
+
+    def __init__(self, name: str, vocabulary: bpe.BPE, files: dict[str, bytes] | None = None):
+        """files: {name: content} of a published tokenizer, to be saved as they are."""
+        self.name, self.files, self.chat = name, files, False
+        self.vocabulary = vocabulary
+        self.pattern, self.nfc, self.pieces, self.ranked, self.added = vocabulary
         self.encoding = tiktoken.Encoding(
-            name, pat_str=pattern, mergeable_ranks={piece: n for n, piece in enumerate(pieces)},
-            special_tokens={"<|endoftext|>": self.eos_id, "<|mask|>": self.mask_id})
+            name, pat_str=self.pattern, special_tokens={},
+            mergeable_ranks={self.pieces[i]: rank for rank, i in enumerate(self.ranked)})
+        self.ids_are_ranks = self.ranked == list(range(len(self.ranked)))
 
-    def encode(self, text: str) -> list[int]:
-        return self.encoding.encode_ordinary(text)
+        def first(*texts):
+            return next((self.added[text] for text in texts if text in self.added), None)
+        self.eos_id = first("<|endoftext|>")
+        self.mask_id = first("<|mdm_mask|>", "<|mask|>")
+        self.eot_id = first("<|eot_id|>", "<|im_end|>")
+        if self.eos_id is None or self.mask_id is None:
+            raise ValueError("it has no <|endoftext|>, or no mask: <|mdm_mask|> or <|mask|>")
+        # Dream's state i scores token i+1, so that nothing scores the first: it must be given
+        self.bos = [self.added["<|beginoftext|>"]] if "<|beginoftext|>" in self.added else []
+        self.n_vocab = max(len(self.pieces), 1 + max(self.added.values()))
+        sampled = {i for i, piece in enumerate(self.pieces) if piece} | {self.eos_id, self.eot_id}
+        self.never = [i for i in range(self.n_vocab) if i not in sampled]
+        # longest first: where two added tokens begin, the longer is meant, as in the library
+        texts = sorted(self.added, key=len, reverse=True)
+        self.finder = re.compile("(" + "|".join(map(re.escape, texts)) + ")")
+
+    def encode(self, text: str, specials: bool = False) -> list[int]:
+        """Text -> ids; with specials, the names of added tokens in it stand for those tokens.
+
+        As in the `tokenizers` library, but that it takes names not flagged special, like Qwen's
+        <think>, for tokens always; and that its NFC is Unicode 9's: a few newer combining marks,
+        where they stand next to others, come in another order.
+        """
+        if specials:                    # found on the text as it is; each part between is a text
+            parts = self.finder.split(text)                                 # text, name, text, ...
+            return [i for n, part in enumerate(parts)
+                    for i in ([self.added[part]] if n % 2 else self.encode(part))]
+        if self.nfc:
+            text = unicodedata.normalize("NFC", text)
+        ranks = self.encoding.encode_ordinary(text)
+        return ranks if self.ids_are_ranks else [self.ranked[rank] for rank in ranks]
 
     def decode(self, ids) -> str:
-        """Text up to, and without, the first end-of-text; bytes that are no UTF-8 become U+FFFD."""
-        ids = [int(i) for i in ids]
-        ids = ids[:ids.index(self.eos_id)] if self.eos_id in ids else ids
-        return self.encoding.decode([i for i in ids if i != self.mask_id], errors="replace")
+        """Text before the first end of text or turn; bytes that are no UTF-8 become U+FFFD."""
+        ids, added = [int(i) for i in ids], set(self.added.values())
+        end = next((n for n, i in enumerate(ids) if i in (self.eos_id, self.eot_id)), None)
+        data = b"".join(self.pieces[i] for i in ids[:end] if i not in added)
+        return data.decode(errors="replace")
 
     def show(self, ids) -> str:
         """Text in which masks are visible, for people to watch; end-of-text is a middle dot."""
-        drawn = {self.mask_id: "\u2591", self.eos_id: "\u00b7"}
-        return "".join(drawn.get(i) or self.encoding.decode([i], errors="replace") for i in ids)
+        drawn = {i: text.encode() for text, i in self.added.items()}
+        drawn |= {self.mask_id: "\u2591".encode(), self.eos_id: "\u00b7".encode()}
+        return b"".join(drawn.get(i) or self.pieces[i] for i in ids).decode(errors="replace")
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """What goes before an answer to text: the chat so far, or the text itself."""
+        if self.chat:
+            return chat_ids(self, [{"role": "user", "content": text}])
+        return self.bos + self.encode(text)
+
+    def answer_ids(self, text: str) -> list[int]:
+        """An answer, up to where end-of-text fills the row."""
+        return answer_ids(self, text) if self.chat else self.encode(text)
 
     def check_fits(self, config):
         """Raises ValueError if a model of this config cannot have learnt this vocabulary."""
@@ -54,17 +104,25 @@ class Tokenizer:
                              f"and looks for them at {ids}")
 
     def __eq__(self, other):
-        return (self.pattern, self.pieces) == (other.pattern, other.pieces)
+        return self.vocabulary == other.vocabulary
 
     def save(self, folder):
         """All it takes: a checkpoint keeps its vocabulary whatever becomes of the code."""
         pieces = [base64.b64encode(piece).decode() for piece in self.pieces]
-        (Path(folder) / FILE_NAME).write_text(
-            json.dumps({"name": self.name, "pattern": self.pattern, "pieces": pieces}))
+        ours = {"name": self.name, "pattern": self.pattern, "pieces": pieces}
+        for name, content in (self.files or {FILE_NAME: json.dumps(ours).encode()}).items():
+            (Path(folder) / name).write_bytes(content)
+
+
+def our_tokenizer(name: str, pattern: str, pieces: list[bytes]) -> Tokenizer:
+    """Token n is pieces[n]; then come end-of-text and mask."""
+    n = len(pieces)
+    added = {"<|endoftext|>": n, "<|mask|>": n + 1}
+    return Tokenizer(name, bpe.BPE(pattern, False, pieces, list(range(n)), added))
 
 
 def byte_tokenizer() -> Tokenizer:
-    return Tokenizer("bytes", r"[\s\S]", BYTES)
+    return our_tokenizer("bytes", r"[\s\S]", BYTES)
 
 
 def toy_tokenizer() -> Tokenizer:
@@ -72,22 +130,40 @@ def toy_tokenizer() -> Tokenizer:
     texts = toy.all_texts() + ["Question:", "\nAnswer:", "Story:", "\nSum:", "Sums:", "\n#### "]
     words = {piece.encode() for text in texts for piece in re.findall(TOY_PATTERN, text)}
     numbers = {str(n).encode() for n in range(100)}
-    return Tokenizer("toy", TOY_PATTERN, BYTES + sorted((words | numbers) - set(BYTES)))
+    return our_tokenizer("toy", TOY_PATTERN, BYTES + sorted((words | numbers) - set(BYTES)))
 
 
-def load_tokenizer(name_or_dir: str) -> Tokenizer:
-    """`bytes`, `toy`, or the folder of a checkpoint. Raises one sentence on what would fit."""
-    if name_or_dir == "bytes":
-        return byte_tokenizer()
-    if name_or_dir == "toy":
-        return toy_tokenizer()
-    path = Path(name_or_dir) / FILE_NAME
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no tokenizer {path}; use bytes, toy or the folder of a "
-                                f"checkpoint")
+def load_tokenizer(name_or_dir: str, chat: bool = False) -> Tokenizer:
+    """`bytes`, `toy`, or the folder of a checkpoint or of a published model.
+
+    chat: prompts are turns of a chat (see Tokenizer). Raises one sentence on what would fit.
+    """
+    known = {"bytes": byte_tokenizer, "toy": toy_tokenizer}
+    tok = known[name_or_dir]() if name_or_dir in known else read_folder(Path(name_or_dir), chat)
+    tok.chat = chat
+    tok.prompt_ids("")                  # raises if there is no chat format
+    return tok
+
+
+def read_folder(folder: Path, chat: bool) -> Tokenizer:
+    files = {name: (folder / name).read_bytes()
+             for name in bpe.FILES if (folder / name).is_file()}
+    one_file = FILE_NAME in files
+    if not one_file and not {"vocab.json", "merges.txt"} <= set(files):
+        raise FileNotFoundError(f"there is no tokenizer {folder / FILE_NAME}; use bytes, toy or "
+                                f"the folder of a checkpoint")
     try:
-        spec = json.loads(path.read_text())
-        pieces = [base64.b64decode(piece) for piece in spec["pieces"]]
-        return Tokenizer(spec["name"], spec["pattern"], pieces)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a tokenizer file of this project ({error})") from None
+        spec = json.loads(files[FILE_NAME]) if one_file else {}
+        if "pieces" in spec:
+            pieces = [base64.b64decode(piece) for piece in spec["pieces"]]
+            return our_tokenizer(spec["name"], spec["pattern"], pieces)
+        vocabulary = bpe.read_tokenizer_json(spec) if one_file else bpe.read_vocab_and_merges(files)
+        if chat:
+            vocabulary.added.update(llada_headers(vocabulary.added))
+        return Tokenizer(str(folder), vocabulary, files)
+    except KeyError as error:
+        problem = f"it has no {error}"
+    except (ValueError, TypeError, AttributeError) as error:
+        problem = " ".join(str(error).split())
+    path = folder / (FILE_NAME if one_file else "vocab.json")
+    raise ValueError(f"{path} is no tokenizer that we can read: {problem}")
