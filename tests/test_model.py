@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from model import (DLLM, PRESETS, RENAME, Linear, ModelConfig, RMSNorm, diffusion_loss,
-                   forward_process, newest_checkpoint, pick_device, rename, rope_table, rotate,
-                   row_generators, uniform)
+from model import (DLLM, PRESETS, Linear, ModelConfig, RMSNorm, diffusion_loss, forward_process,
+                   pick_device, rope_table, rotate, row_generators, uniform)
+from weights import RENAME, newest_checkpoint, rename
 
 torch.set_num_threads(1)    # the models are so small that threads only get in each other's way
 
