@@ -37,7 +37,7 @@ class EvalConfig:
     split: str = "test"                 # never tune on test: validation is for that
     n_shot: int = 0                     # solved examples before each question: the first of train
     limit: int = 0                      # only so many questions, from the front; 0: all
-    out: str = ""                       # the .jsonl to write; empty: in init_from (or out/), by task
+    out: str = ""                       # the .jsonl to write; empty: in init_from, or in out/
     batch_size: int = 32                # questions answered at a time
     gen_length: int = 16                # tokens to generate, end-of-text included
     block_length: int = 16              # a block is finished before the next begins

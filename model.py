@@ -95,7 +95,7 @@ class RMSNorm(nn.Module):
 
 def rope_table(T: int, head_dim: int, theta: float, device):
     """cos and sin of position * theta^(-2j / head_dim), each (T, head_dim / 2), in fp32."""
-    freq = theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    freq = 1 / theta ** (torch.arange(0, head_dim, 2, device=device).float() / head_dim)
     angle = torch.arange(T, device=device, dtype=torch.float32)[:, None] * freq
     return angle.cos(), angle.sin()
 

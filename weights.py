@@ -219,7 +219,8 @@ def config_fields(folder, published: dict) -> dict:
     given = {**added_tokens(folder), **published}
     for key in ("rope_scaling", "rope_parameters"):     # the second holds rope_theta since 2025
         rope = published.get(key) or {}
-        if any(rope[name] != "default" for name in rope if name != "rope_theta"):
+        if not isinstance(rope, dict) or any(
+                rope[name] != "default" for name in rope if name != "rope_theta"):
             raise ValueError(f"{where} has {key} = {json.dumps(rope)}; only plain rope is "
                              f"implemented")
         given = {**rope, **given}
