@@ -155,8 +155,8 @@ def find_weights(name_or_dir, revision: str = "") -> str:
     except Exception as error:  # of the hub, of httpx, of the disk: all end as one sentence
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         at = f" at revision {revision!r}" if revision else ""
-        raise FileNotFoundError(f"{name!r} is no folder here, and the hub did not give it{at}: "
-                                f"{reason}") from None
+        raise FileNotFoundError(f"there are no weights at {name!r}: it is no folder here, and the "
+                                f"hub did not give it{at}: {reason}") from None
     return newest_checkpoint(folder)
 
 
