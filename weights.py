@@ -335,17 +335,23 @@ def read_model(folder, model, dtype, device):
     """
     stored, family = catalogue(folder), model.published["model_type"]
     params = {published_name(name, family): (name, p) for name, p in model.named_parameters()}
-    head, embed = published_name("head.weight", family), published_name("embed.weight", family)
-    if model.config.tied_head and head in stored and embed in stored:       # a copy does no harm
+    if model.config.tied_head:
+        drop_copy(stored, published_name("head.weight", family),
+                  published_name("embed.weight", family))
+    check_names_and_shapes(stored, {name: p for name, (_, p) in params.items()},
+                           weights_file(folder))
+    for name, tensor in read_tensors(stored, dtype, device):
+        yield params[name][0], tensor
+
+
+def drop_copy(stored: dict, head: str, embed: str):
+    """Forgets a tied head that is stored all the same. ValueError if it is not the embedding."""
+    if head in stored and embed in stored:
         (_, one), (_, other) = read_tensors({name: stored[name] for name in (head, embed)})
         if not torch.equal(one, other):
             raise ValueError(f"{stored[head].file}: {head} differs from {embed}, to which "
                              f"{CONFIG} says it is tied")
         del stored[head]
-    check_names_and_shapes(stored, {name: p for name, (_, p) in params.items()},
-                           weights_file(folder))
-    for name, tensor in read_tensors(stored, dtype, device):
-        yield params[name][0], tensor
 
 
 def check_names_and_shapes(given: dict, wanted: dict, where: str):
@@ -393,9 +399,9 @@ def write_weights(folder, published: dict, files: dict, sizes: dict, weights, dt
     weights, weight_map = iter(weights), {}
     for k, names in enumerate(parts, 1):
         file = f"model-{k:05}-of-{len(parts):05}.safetensors" if len(parts) > 1 else SINGLE
-        part = {name: tensor.to("cpu", dtype).contiguous()
-                for name, tensor in islice(weights, len(names))}
-        save_file(part, os.path.join(folder, file), metadata={"format": "pt"})
+        save_file({name: tensor.to("cpu", dtype).contiguous()       # no name: freed before the next
+                   for name, tensor in islice(weights, len(names))},
+                  os.path.join(folder, file), metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     if len(parts) > 1:
         write_json(os.path.join(folder, INDEX), {"metadata": {"total_size": sum(sizes.values())},
