@@ -23,21 +23,22 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 from tqdm import tqdm
 
 from configurator import run
-from model import newest_checkpoint
 from sample import check_lengths, complete, load_model
 from tasks.common import few_shot, load_task
+from weights import find_weights, weights_file
 
 
 @dataclass
 class EvalConfig:
-    init_from: str = "out/tiny/jepa"    # a checkpoint, or an out_dir whose newest one is meant
+    init_from: str = "out/tiny/jepa"    # checkpoint, out_dir or hub name (GSAI-ML/LLaDA-8B-Base)
+    revision: str = ""                  # of a hub name: branch, tag or commit
     task: str = "toy"                   # a module of tasks/
     data_dir: str = ""                  # a folder with {split}.jsonl[.gz]; empty: the task's own
     keep_marks: bool = False            # gsm8k: leave the calculator's <<...>> in the shots
     split: str = "test"                 # never tune on test: validation is for that
     n_shot: int = 0                     # solved examples before each question: the first of train
     limit: int = 0                      # only so many questions, from the front; 0: all
-    out: str = ""                       # the .jsonl to write; empty: in init_from, by its task
+    out: str = ""                       # the .jsonl to write; empty: in init_from, or in out/
     batch_size: int = 32                # questions answered at a time
     gen_length: int = 16                # tokens to generate, end-of-text included
     block_length: int = 16              # a block is finished before the next begins
@@ -59,7 +60,7 @@ def main(cfg: EvalConfig):
 
 def evaluate(cfg: EvalConfig) -> dict:
     """Answers what is not answered yet in cfg.out -> scores, also written beside it as .json."""
-    model, tok = load_model(cfg.init_from, cfg.device)
+    model, tok = load_model(cfg.init_from, cfg.device, cfg.revision)
     task = load_task(cfg.task)
     examples = task.load(cfg.split, cfg.data_dir, cfg.keep_marks)
     examples = examples[:cfg.limit or None]
@@ -68,7 +69,8 @@ def evaluate(cfg: EvalConfig) -> dict:
     check_lengths(model.config.block_size, [tok.prompt_ids(example.prompt) for example in examples],
                   cfg.gen_length, cfg.block_length, cfg.steps)
 
-    out = cfg.out or os.path.join(cfg.init_from, f"eval_{cfg.task}_{cfg.n_shot}shot.jsonl")
+    folder = cfg.init_from if os.path.isdir(cfg.init_from) else os.path.join("out", cfg.init_from)
+    out = cfg.out or os.path.join(folder, f"eval_{cfg.task}_{cfg.n_shot}shot.jsonl")
     done = answers_so_far(out, cfg)
     left = [example for example in examples if example.meta["id"] not in done]
     left.sort(key=lambda example: len(example.prompt))      # little padding between neighbours
@@ -141,7 +143,7 @@ def answers_so_far(out: str, cfg: EvalConfig) -> dict:
 
 def identity(cfg: EvalConfig) -> dict:
     """What an answer depends on: the settings that shape it, and the weights themselves."""
-    weights = os.path.join(newest_checkpoint(cfg.init_from), "model.safetensors")
+    weights = weights_file(find_weights(cfg.init_from, cfg.revision))
     settings = {key: value for key, value in asdict(cfg).items() if key not in ("limit", "out")}
     return {**settings, "weights": f"{weights} of {os.stat(weights).st_mtime_ns}"}
 

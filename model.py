@@ -1,4 +1,4 @@
-"""The masked-diffusion language model: network, corruption, loss, checkpoints.
+"""The masked-diffusion language model: network, corruption, loss.
 
 A masked-diffusion model reads a text in which some tokens stand as [MASK] and says, for every
 masked position at once, which token stood there. It is an ordinary transformer but for two things:
@@ -8,20 +8,18 @@ attention looks both ways, and position i scores token i, not i+1 (Dream has inh
     learn     -log p(x0_i | xt), averaged over the masked i         diffusion_loss
     generate  start from all [MASK] and reveal a few at a time      sample.py
 
-One class covers LLaDA (arXiv 2502.09992) and Dream (arXiv 2508.15487); `ModelConfig` holds what
-differs. Sizes in comments: B rows, T tokens, C width, V vocabulary, H heads, D width of a head.
+One class covers LLaDA (arXiv 2502.09992), Dream (arXiv 2508.15487) and Qwen3-diffusion: what
+differs is in `ModelConfig`, and what each calls its weights in weights.py. Sizes in comments:
+B rows, T tokens, C width, V vocabulary, H heads, D width of a head.
 """
 import hashlib
-import json
-import os
-import re
 from dataclasses import asdict, dataclass, fields
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+
+import weights
 
 
 @dataclass
@@ -39,9 +37,17 @@ class ModelConfig:
     rope_theta: float = 500_000.0
     qkv_bias: bool = False
     shift: bool = False          # Dream: state i scores token i+1, as in the AR model it grew from
+    head_dim: int = 0            # width of a head; 0: n_embd / n_head
+    qk_norm: bool = False        # Qwen3: RMSNorm of every query and key before they are turned
+    tied_head: bool = False      # the head's weight is the embedding's
 
     def __post_init__(self):
-        if self.n_embd % self.n_head or self.n_head % self.n_kv_head:
+        for field in fields(self):
+            value, kind = getattr(self, field.name), field.type
+            if type(value) not in ((int, float) if kind is float else (kind,)) or value < 0:
+                raise ValueError(f"{field.name}={value!r} is no {kind.__name__} from 0 up")
+        if (not self.n_head or not self.n_kv_head or self.n_head % self.n_kv_head
+                or not self.head_dim and self.n_embd % self.n_head):
             raise ValueError(f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}, "
                              f"and n_head of n_kv_head={self.n_kv_head}")
         if not 0 <= self.mask_id < self.vocab_size or not 0 <= self.eos_id < self.vocab_size:
@@ -89,7 +95,7 @@ class RMSNorm(nn.Module):
 
 def rope_table(T: int, head_dim: int, theta: float, device):
     """cos and sin of position * theta^(-2j / head_dim), each (T, head_dim / 2), in fp32."""
-    freq = theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    freq = 1 / theta ** (torch.arange(0, head_dim, 2, device=device).float() / head_dim)
     angle = torch.arange(T, device=device, dtype=torch.float32)[:, None] * freq
     return angle.cos(), angle.sin()
 
@@ -105,27 +111,29 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        C, self.head_dim = config.n_embd, config.n_embd // config.n_head
-        kv, bias = config.n_kv_head * self.head_dim, config.qkv_bias
+        C, D = config.n_embd, config.head_dim or config.n_embd // config.n_head
+        self.head_dim = D
         self.attn_norm = RMSNorm(C, config.norm_eps)
-        self.q_proj = Linear(C, C, bias=bias)
-        self.k_proj = Linear(C, kv, bias=bias)
-        self.v_proj = Linear(C, kv, bias=bias)
-        self.o_proj = Linear(C, C, bias=False)
+        self.q_proj = Linear(C, config.n_head * D, bias=config.qkv_bias)
+        self.k_proj = Linear(C, config.n_kv_head * D, bias=config.qkv_bias)
+        self.v_proj = Linear(C, config.n_kv_head * D, bias=config.qkv_bias)
+        self.q_norm = RMSNorm(D, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(D, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.o_proj = Linear(config.n_head * D, C, bias=False)
         self.mlp_norm = RMSNorm(C, config.norm_eps)
         self.gate_proj = Linear(C, config.n_hidden, bias=False)
         self.up_proj = Linear(C, config.n_hidden, bias=False)
         self.down_proj = Linear(config.n_hidden, C, bias=False)
 
     def forward(self, x, cos, sin, attend):
-        B, T, C = x.shape
+        B, T, _ = x.shape
         y = self.attn_norm(x)
         q, k, v = (proj(y).view(B, T, -1, self.head_dim).transpose(1, 2)    # (B, H, T, D)
                    for proj in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=attend,       # not causal: both ways
                                            enable_gqa=q.shape[1] != k.shape[1])
-        x = x + self.o_proj(y.transpose(1, 2).reshape(B, T, C))
+        x = x + self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
         y = self.mlp_norm(x)
         return x + self.down_proj(F.silu(self.gate_proj(y)) * self.up_proj(y))
 
@@ -145,6 +153,13 @@ class DLLM(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = RMSNorm(config.n_embd, config.norm_eps)
         self.head = Linear(config.n_embd, config.vocab_size, bias=False)
+        self.tie()
+        # what goes into files beside the weights: config.json, and what came with published weights
+        self.published, self.small_files = {"model_type": weights.MODEL_TYPE, **asdict(config)}, {}
+
+    def tie(self):
+        if self.config.tied_head:
+            self.head.weight = self.embed.weight    # one parameter with two uses, stored once
 
     def encode(self, xt, is_real=None):
         """(B, T) ids -> (B, T, C) states after the final norm; every position sees every real one.
@@ -199,135 +214,41 @@ class DLLM(nn.Module):
     # ------------------------------------------------------------------------------------------
     # in and out of files
 
-    def save(self, folder):
-        """Writes model.safetensors and config.json into a folder that exists."""
-        save_file({name: p.detach().contiguous() for name, p in self.state_dict().items()},
-                  os.path.join(folder, "model.safetensors"))
-        with open(os.path.join(folder, "config.json"), "w") as file:
-            json.dump({"model_type": MODEL_TYPE, **asdict(self.config)}, file, indent=1)
+    def save(self, folder, dtype=None):
+        """Writes a folder that exists, as the model's family publishes it; dtype None: as it is."""
+        family, dtype = self.published["model_type"], dtype or self.embed.weight.dtype
+        named = {weights.published_name(name, family): p.detach()
+                 for name, p in self.named_parameters()}
+        sizes = {name: p.numel() * dtype.itemsize for name, p in named.items()}
+        weights.write_weights(folder, self.published, self.small_files, sizes, named.items(), dtype)
 
     @classmethod
-    def from_checkpoint(cls, folder):
-        """A model that `save` wrote, on the CPU in fp32.
+    def from_checkpoint(cls, folder, dtype=torch.float32, device="cpu"):
+        """The model in a folder of any family, with weights in this dtype and on this device.
 
         `folder` is a checkpoint, or an out_dir whose newest checkpoint is meant. Raises ValueError
         or FileNotFoundError, one sentence, when it is foreign, truncated or does not fit.
         """
-        folder = newest_checkpoint(folder)
-        config = read_config(folder)
-        if config.get("model_type") != MODEL_TYPE:
-            raise ValueError(f"{folder} holds a model of type {config.get('model_type')!r}, not a "
-                             f"checkpoint of this project")
-        known = {field.name for field in fields(ModelConfig)}
+        folder = weights.newest_checkpoint(folder)
+        published = weights.read_config(folder)
+        known = weights.config_fields(folder, published)
         try:
-            model = cls(ModelConfig(**{key: config[key] for key in config if key in known}))
+            with torch.device("meta"):              # shapes without memory: weights come only once
+                model = cls(ModelConfig(**known))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{folder}/config.json does not describe a model: {error}") from None
-        weights = read_safetensors(os.path.join(folder, "model.safetensors"))
-        check_names_and_shapes(weights, model.state_dict(), f"{folder}/model.safetensors")
-        model.load_state_dict(weights)
+        model.published, model.small_files = published, weights.small_files(folder)
+        for name, tensor in weights.read_model(folder, model, dtype, device):
+            module, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(module), leaf, nn.Parameter(tensor))
+        model.tie()
         return model
 
     @classmethod
-    def from_pretrained(cls, name_or_dir):
-        """One of our checkpoints; published weights (GSAI-ML/LLaDA-8B-Base, ...) are recognised and
-        refused: RENAME below knows their names, the loading itself is still to come."""
-        if not os.path.isdir(name_or_dir):
-            raise FileNotFoundError(f"there are no weights at {name_or_dir!r}: it is no folder "
-                                    f"here, and published weights are not supported yet")
-        folder = newest_checkpoint(name_or_dir)
-        if read_config(folder).get("model_type") in RENAME:
-            raise ValueError(f"{folder} holds published weights; loading them is not supported yet")
-        return cls.from_checkpoint(folder)
-
-
-MODEL_TYPE = "dllm-jepa"
-
-# Published names -> ours; {} is the layer. The one place that knows how others call things.
-RENAME = {
-    "llada": {
-        "model.transformer.wte.weight": "embed.weight",
-        "model.transformer.blocks.{}.attn_norm.weight": "blocks.{}.attn_norm.weight",
-        "model.transformer.blocks.{}.q_proj.weight": "blocks.{}.q_proj.weight",
-        "model.transformer.blocks.{}.k_proj.weight": "blocks.{}.k_proj.weight",
-        "model.transformer.blocks.{}.v_proj.weight": "blocks.{}.v_proj.weight",
-        "model.transformer.blocks.{}.attn_out.weight": "blocks.{}.o_proj.weight",
-        "model.transformer.blocks.{}.ff_norm.weight": "blocks.{}.mlp_norm.weight",
-        "model.transformer.blocks.{}.ff_proj.weight": "blocks.{}.gate_proj.weight",
-        "model.transformer.blocks.{}.up_proj.weight": "blocks.{}.up_proj.weight",
-        "model.transformer.blocks.{}.ff_out.weight": "blocks.{}.down_proj.weight",
-        "model.transformer.ln_f.weight": "norm.weight",
-        "model.transformer.ff_out.weight": "head.weight",
-    },
-    "Dream": {
-        "model.embed_tokens.weight": "embed.weight",
-        "model.layers.{}.input_layernorm.weight": "blocks.{}.attn_norm.weight",
-        "model.layers.{}.self_attn.q_proj.weight": "blocks.{}.q_proj.weight",
-        "model.layers.{}.self_attn.q_proj.bias": "blocks.{}.q_proj.bias",
-        "model.layers.{}.self_attn.k_proj.weight": "blocks.{}.k_proj.weight",
-        "model.layers.{}.self_attn.k_proj.bias": "blocks.{}.k_proj.bias",
-        "model.layers.{}.self_attn.v_proj.weight": "blocks.{}.v_proj.weight",
-        "model.layers.{}.self_attn.v_proj.bias": "blocks.{}.v_proj.bias",
-        "model.layers.{}.self_attn.o_proj.weight": "blocks.{}.o_proj.weight",
-        "model.layers.{}.post_attention_layernorm.weight": "blocks.{}.mlp_norm.weight",
-        "model.layers.{}.mlp.gate_proj.weight": "blocks.{}.gate_proj.weight",
-        "model.layers.{}.mlp.up_proj.weight": "blocks.{}.up_proj.weight",
-        "model.layers.{}.mlp.down_proj.weight": "blocks.{}.down_proj.weight",
-        "model.norm.weight": "norm.weight",
-        "lm_head.weight": "head.weight",
-    },
-}
-
-
-def rename(key: str, table: dict) -> str:
-    """Our name for a published one; KeyError if the table does not know it."""
-    layer = re.search(r"\d+", key)
-    return table[re.sub(r"\d+", "{}", key, count=1)].format(layer and layer[0])
-
-
-def newest_checkpoint(folder) -> str:
-    """The folder itself if it is a checkpoint, else its `step_*` with the highest number."""
-    is_checkpoint = lambda path: os.path.isfile(os.path.join(path, "config.json"))
-    folder = str(folder)
-    if is_checkpoint(folder):
-        return folder
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    steps = {int(name[5:]): os.path.join(folder, name)
-             for name in names if re.fullmatch(r"step_\d+", name)}
-    steps = {step: path for step, path in steps.items() if is_checkpoint(path)}
-    if not steps:
-        raise FileNotFoundError(f"there is no checkpoint in {folder}")
-    return steps[max(steps)]
-
-
-def read_config(folder) -> dict:
-    path = os.path.join(folder, "config.json")
-    try:
-        with open(path) as file:
-            return dict(json.load(file))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not a JSON object: {error}") from None
-
-
-def read_safetensors(path) -> dict:
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no file {path}") from None
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from None
-
-
-def check_names_and_shapes(given: dict, wanted: dict, where: str):
-    """Raises ValueError naming the first tensor that is missing, unknown or of another shape."""
-    for name in wanted.keys() - given.keys():
-        raise ValueError(f"{where} lacks the tensor {name}")
-    for name in given.keys() - wanted.keys():
-        raise ValueError(f"{where} holds an unknown tensor {name}")
-    for name, tensor in wanted.items():
-        if given[name].shape != tensor.shape:
-            raise ValueError(f"{where}: {name} has shape {tuple(given[name].shape)}, "
-                             f"{tuple(tensor.shape)} would fit")
+    def from_pretrained(cls, name_or_dir, dtype=torch.float32, revision: str = "", device="cpu"):
+        """The same from a name on the hub too, such as GSAI-ML/LLaDA-8B-Base, which is downloaded
+        once; `revision` pins its branch, tag or commit."""
+        return cls.from_checkpoint(weights.find_weights(name_or_dir, revision), dtype, device)
 
 
 # ----------------------------------------------------------------------------------------------

@@ -18,14 +18,16 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")            # both are read when tor
 import torch
 
 from configurator import run
-from model import DLLM, newest_checkpoint, pick_device, pick_dtype, row_generators, uniform
+from model import DLLM, pick_device, pick_dtype, row_generators, uniform
 from tasks.common import question_prompt
 from tasks.tokenizer import load_tokenizer
+from weights import find_weights
 
 
 @dataclass
 class SampleConfig:
-    init_from: str = "out/tiny/jepa"    # a checkpoint, or an out_dir whose newest one is meant
+    init_from: str = "out/tiny/jepa"    # checkpoint, out_dir or hub name (GSAI-ML/LLaDA-8B-Base)
+    revision: str = ""                  # of a hub name: branch, tag or commit
     prompt: str = "Anna has 3 boxes with 4 apples in each. How many apples?"  # a question
     gen_length: int = 16                # tokens to generate, end-of-text included
     block_length: int = 16              # a block is finished before the next begins
@@ -37,7 +39,7 @@ class SampleConfig:
 
 
 def main(cfg: SampleConfig):
-    model, tok = load_model(cfg.init_from, cfg.device)
+    model, tok = load_model(cfg.init_from, cfg.device, cfg.revision)
     screen = Screen(tok, in_place=sys.stdout.isatty())
     complete(model, tok, [question_prompt(cfg.prompt)], cfg, on_step=lambda x: screen.show(x[0]))
 
@@ -136,13 +138,14 @@ def check_lengths(block_size: int, prompt, gen_length: int, block_length: int, s
                          f"block_size={block_size}; prompts up to {block_size - gen_length} fit")
 
 
-def load_model(init_from: str, device: str):
+def load_model(init_from: str, device: str, revision: str = ""):
     """-> model, tokenizer, for sampling; the weights in bf16 where a GPU computes in it."""
-    device = pick_device(device)
-    model, tok = DLLM.from_pretrained(init_from), load_tokenizer(newest_checkpoint(init_from))
+    folder, device = find_weights(init_from, revision), pick_device(device)
+    dtype = pick_dtype("auto", device)
+    model, tok = DLLM.from_pretrained(folder, dtype, device=device), load_tokenizer(folder)
     tok.check_fits(model.config)
-    model.compute_dtype = pick_dtype("auto", device)
-    return model.to(device, model.compute_dtype).eval(), tok
+    model.compute_dtype = dtype
+    return model.eval(), tok
 
 
 class Screen:

@@ -31,11 +31,12 @@ from tqdm import tqdm
 
 from configurator import run
 from jepa import DLLMJEPA
-from model import (PRESETS, DLLM, ModelConfig, check_names_and_shapes, diffusion_loss,
-                   forward_process, newest_checkpoint, pick_device, pick_dtype, read_safetensors,
-                   row_generators)
+from model import (PRESETS, DLLM, ModelConfig, diffusion_loss, forward_process, pick_device,
+                   pick_dtype, row_generators)
 from tasks.common import batch_at, collate, load_task, tokenize
 from tasks.tokenizer import load_tokenizer
+from weights import (check_names_and_shapes, find_weights, new_folder, newest_checkpoint,
+                     read_safetensors)
 
 
 @dataclass
@@ -45,9 +46,11 @@ class TrainConfig:
     seed: int = 42                      # of the batches, the masks and every initial weight
     resume: bool = False                # go on from the newest checkpoint in out_dir
     overwrite: bool = False             # start anew although out_dir holds a run
+    export_dir: str = ""                # at the end the model also goes here, in bf16, as published
     compare: str = ""                   # config of a base to train first; then plain and JEPA
     # what is trained
-    init_from: str = ""                 # a checkpoint or an out_dir; empty: from scratch
+    init_from: str = ""                 # checkpoint, out_dir or hub name; empty: from scratch
+    revision: str = ""                  # of a hub name: branch, tag or commit
     preset: Literal["tiny", "llada-8b", "dream-7b"] = "tiny"  # the shape, when from scratch
     tokenizer: str = ""                 # bytes or toy; empty: the one of init_from
     # data
@@ -123,11 +126,13 @@ def main(cfg: TrainConfig):
         raise ValueError(f"batch_size={cfg.batch_size} must be a multiple of "
                          f"micro_batch_size={micro_batch_size} x {world} processes")
     start = find_checkpoint(cfg)                                            # a folder, or None
+    if cfg.export_dir:
+        new_folder(cfg.export_dir)      # in use already? better said now than after the training
 
     # ---- model and objective ---------------------------------------------------------------
     if cfg.init_from or start:
-        folder = start or cfg.init_from
-        model, tok = DLLM.from_pretrained(folder), load_tokenizer(newest_checkpoint(folder))
+        folder = start or find_weights(cfg.init_from, cfg.revision)
+        model, tok = DLLM.from_pretrained(folder, device=device), load_tokenizer(folder)
         if cfg.tokenizer and load_tokenizer(cfg.tokenizer) != tok:
             raise ValueError(f"tokenizer={cfg.tokenizer!r} is not the vocabulary that {folder} was "
                              f"trained with ({tok.name!r}, {tok.n_vocab} tokens); leave it out")
@@ -222,6 +227,9 @@ def main(cfg: TrainConfig):
         log.step(step, {**total, "grad_norm": grad_norm, "lr": lr}, began)
 
     log.close()
+    if rank == 0 and cfg.export_dir:
+        model.save(cfg.export_dir, torch.bfloat16)
+        tok.save(cfg.export_dir)
     if world > 1:
         dist.destroy_process_group()
 

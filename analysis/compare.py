@@ -31,12 +31,13 @@ def main(cfg: TrainConfig):
                          "of a base, e.g. --compare=config/tiny_base.py")
     began, out = time.perf_counter(), Path(cfg.out_dir)
     side_by_side = pick_device(cfg.device).type == "cpu"
-    common = [f"--seed={cfg.seed}", f"--device={cfg.device}", "--compare=", "--overwrite"]
+    common = [f"--seed={cfg.seed}", f"--device={cfg.device}", "--compare=", "--revision=",
+              "--overwrite"]
     train = [sys.executable, str(ROOT / "train.py")]
     start([[*train, cfg.compare, *common, f"--out_dir={out}/base"]])
 
     arm = [*train, *sys.argv[1:], *common, f"--init_from={out}/base"]
-    start([[*arm, "--lambda_jepa=0", f"--out_dir={out}/plain"],
+    start([[*arm, "--lambda_jepa=0", f"--out_dir={out}/plain", "--export_dir="],
            [*arm, f"--lambda_jepa={cfg.lambda_jepa}", f"--out_dir={out}/jepa"]], side_by_side)
 
     for old in out.glob("*/eval_*"):

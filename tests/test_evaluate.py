@@ -130,6 +130,15 @@ def test_the_answers_lie_in_the_checkpoint_unless_out_says_otherwise(tmp_path):
     assert (tmp_path / "eval_toy_0shot.jsonl").is_file()
 
 
+def test_the_answers_of_a_model_from_the_hub_lie_in_out(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: str(checkpoint))
+    monkeypatch.chdir(tmp_path)         # a folder called like the model would be taken for it
+    scores = evaluate.evaluate(EvalConfig(init_from="some/model", limit=2, gen_length=4,
+                                          block_length=4, steps=1, device="cpu"))
+    assert scores["out"] == "out/some/model/eval_toy_0shot.jsonl"
+    assert Path(scores["out"]).is_file() and not Path("some").exists()
+
+
 def test_a_new_folder_is_made_for_the_answers(cfg, tmp_path):
     evaluate.evaluate(replace(cfg, limit=1, out=str(tmp_path / "new" / "folder" / "answers.jsonl")))
     assert len((tmp_path / "new" / "folder" / "answers.jsonl").read_text().splitlines()) == 1

@@ -1,17 +1,13 @@
-"""Laws of the network, the corruption, the loss and the files, on models of a few thousand weights.
-"""
-import json
-import os
+"""Laws of the network, the corruption and the loss, on models of a few thousand weights."""
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 
-from model import (DLLM, PRESETS, RENAME, Linear, ModelConfig, RMSNorm, diffusion_loss,
-                   forward_process, newest_checkpoint, pick_device, rename, rope_table, rotate,
-                   row_generators, uniform)
+from jepa import ema_update, make_target
+from model import (DLLM, Linear, ModelConfig, RMSNorm, diffusion_loss, forward_process,
+                   pick_device, rope_table, rotate, row_generators, uniform)
 
 torch.set_num_threads(1)    # the models are so small that threads only get in each other's way
 
@@ -19,7 +15,8 @@ LLADA = ModelConfig(vocab_size=40, mask_id=39, eos_id=38, block_size=16, n_layer
                     n_kv_head=4, n_embd=32, n_hidden=48)
 DREAM = replace(LLADA, n_kv_head=2, norm_eps=1e-6, rope_theta=1_000_000.0, qkv_bias=True,
                 shift=True)
-both = pytest.mark.parametrize("config", [LLADA, DREAM], ids=["LLaDA", "Dream"])
+QWEN3 = replace(LLADA, n_kv_head=2, head_dim=12, qk_norm=True, tied_head=True)
+every = pytest.mark.parametrize("config", [LLADA, DREAM, QWEN3], ids=["LLaDA", "Dream", "Qwen3"])
 
 
 def seeded(seed=0):
@@ -50,7 +47,7 @@ def one_line(caught):
 # ---- who sees whom ----
 
 
-@both
+@every
 def test_what_stands_in_the_padding_changes_nothing(config):
     model = random_model(config)
     is_real = torch.arange(10) < torch.tensor([[10], [7], [3]])
@@ -61,7 +58,7 @@ def test_what_stands_in_the_padding_changes_nothing(config):
     assert torch.equal(model(one, is_real)[is_real], model(other, is_real)[is_real])
 
 
-@both
+@every
 def test_a_padded_text_has_the_states_and_logits_of_the_text_alone(config):
     model = random_model(config)
     text, padding = random_ids(1, 6), torch.full((1, 4), config.eos_id)
@@ -75,7 +72,7 @@ def test_a_padded_text_has_the_states_and_logits_of_the_text_alone(config):
     torch.testing.assert_close(left[:, 4:], alone, atol=1e-5, rtol=0)
 
 
-@both
+@every
 def test_a_row_does_not_depend_on_its_neighbours(config):
     model = random_model(config)
     one, other = random_ids(3, 8), random_ids(3, 8, seed=2)
@@ -102,12 +99,13 @@ def test_a_sequence_longer_than_block_size_is_refused_in_one_line():
 
 
 @pytest.mark.parametrize("wrong", [dict(n_embd=33), dict(n_kv_head=3), dict(mask_id=40),
-                                   dict(eos_id=-1)])
+                                   dict(eos_id=-1), dict(n_embd="32"), dict(n_layer=2.0),
+                                   dict(n_head=0), dict(shift=1), dict(rope_theta=None)])
 def test_sizes_that_do_not_fit_are_refused_in_one_line(wrong):
     with pytest.raises(ValueError) as caught:
         replace(LLADA, **wrong)
     [(name, value)] = wrong.items()
-    assert f"{name}={value}" in one_line(caught)
+    assert f"{name}={value!r}" in one_line(caught)
 
 
 # ---- the parts ----
@@ -117,7 +115,7 @@ def naive_logits(model, ids):
     """The forward pass of one text, spelled out position by position and head by head."""
     config = model.config
     weights = {name: p.double() for name, p in model.state_dict().items()}
-    D = config.n_embd // config.n_head
+    D = config.head_dim or config.n_embd // config.n_head
 
     def linear(name, x):
         return weights[f"{name}.weight"] @ x + weights.get(f"{name}.bias", 0.0)
@@ -137,6 +135,9 @@ def naive_logits(model, ids):
     def attention(layer, ys):
         q, k, v = ([linear(f"{layer}.{name}", y).view(-1, D) for y in ys]
                    for name in ("q_proj", "k_proj", "v_proj"))
+        if config.qk_norm:
+            q, k = ([torch.stack([norm(f"{layer}.{name}", head) for head in x]) for x in xs]
+                    for name, xs in (("q_norm", q), ("k_norm", k)))
         for i in range(len(ys)):
             heads = []
             for head in range(config.n_head):
@@ -161,7 +162,7 @@ def naive_logits(model, ids):
     return torch.stack([logits[0]] + logits[:-1] if config.shift else logits)
 
 
-@both
+@every
 def test_logits_match_a_naive_forward_pass_in_float64(config):
     model, text = random_model(config), random_ids(1, 7)
     torch.testing.assert_close(model(text)[0].double(), naive_logits(model, text[0]),
@@ -194,6 +195,28 @@ def test_qkv_bias_adds_a_bias_to_q_k_and_v_alone():
     torch.testing.assert_close(q_proj(y), unbiased + 0.25)
 
 
+def test_a_tied_head_is_one_parameter_with_two_uses_and_a_target_does_without_it():
+    model = random_model(QWEN3)
+    names = {name for name, _ in model.named_parameters()}
+    assert model.head.weight is model.embed.weight
+    assert "embed.weight" in names and "head.weight" not in names
+    assert model.to(torch.float64).head.weight is model.embed.weight
+    h = torch.randn(2, 3, 32, generator=seeded())
+    torch.testing.assert_close(model.float().unembed(h), h @ model.embed.weight.T)
+    target = make_target(model)
+    assert {name for name, _ in target.named_parameters()} == names
+    ema_update(target, model, 0.5)
+    assert torch.equal(target.encode(random_ids(1, 5)), model.encode(random_ids(1, 5)))
+
+
+def test_head_dim_is_free_of_the_width():
+    model = DLLM(replace(LLADA, head_dim=20))
+    assert model.blocks[0].q_proj.weight.shape == (80, 32)
+    assert model.blocks[0].o_proj.weight.shape == (32, 80)
+    same = replace(LLADA, head_dim=8)               # what 0 stands for
+    assert torch.equal(random_model(same)(random_ids(1, 5)), random_model(LLADA)(random_ids(1, 5)))
+
+
 def test_the_shift_scores_token_i_by_the_state_at_i_minus_1():
     plain, shifted = random_model(LLADA), random_model(replace(LLADA, shift=True))
     h = torch.randn(2, 7, 32, generator=seeded())
@@ -202,7 +225,7 @@ def test_the_shift_scores_token_i_by_the_state_at_i_minus_1():
     torch.testing.assert_close(shifted.unembed(h)[:, 1:], raw[:, :-1])
 
 
-@both
+@every
 def test_where_picks_rows_of_the_full_logits(config):
     model = random_model(config)
     h = torch.randn(3, 6, 32, generator=seeded())
@@ -274,7 +297,7 @@ def test_linear_multiplies_in_the_dtype_of_its_input_and_keeps_its_weights_in_fp
     assert linear(x.float()).dtype == torch.float32
 
 
-@both
+@every
 def test_bf16_activations_still_give_fp32_logits(config):
     model, text = random_model(config), random_ids(2, 8)
     exact = model(text)
@@ -285,7 +308,7 @@ def test_bf16_activations_still_give_fp32_logits(config):
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
-@both
+@every
 def test_initial_weights_depend_on_the_generator_alone(config):
     torch.manual_seed(1)
     one = DLLM(config).init_weights(seeded(7)).state_dict()
@@ -293,55 +316,6 @@ def test_initial_weights_depend_on_the_generator_alone(config):
     same, other = DLLM(config).init_weights(seeded(7)), DLLM(config).init_weights(seeded(8))
     assert all(torch.equal(one[name], p) for name, p in same.state_dict().items())
     assert not torch.equal(one["embed.weight"], other.embed.weight)
-
-
-# ---- published models ----
-
-
-@pytest.mark.parametrize("preset, family, parameters, tensors, bf16_bytes", [
-    ("llada-8b", "llada", 8_015_581_184, 291, 16_031_162_368),
-    ("dream-7b", "Dream", 7_615_616_512, 339, 15_231_233_024)])
-def test_presets_have_the_published_sizes_and_names(preset, family, parameters, tensors,
-                                                    bf16_bytes):
-    with torch.device("meta"):                                  # shapes without memory
-        model = DLLM(ModelConfig(**PRESETS[preset]))
-    ours = model.bfloat16().state_dict()
-    assert sum(p.numel() for p in model.parameters()) == parameters
-    assert len(ours) == tensors
-    assert sum(p.nbytes for p in ours.values()) == bf16_bytes
-    published = {key.format(n) for key in RENAME[family] for n in range(model.config.n_layer)}
-    assert len(published) == tensors
-    assert {rename(key, RENAME[family]) for key in published} == set(ours)
-
-
-@pytest.mark.parametrize("family, theirs, ours", [
-    ("llada", "model.transformer.blocks.17.attn_out.weight", "blocks.17.o_proj.weight"),
-    ("llada", "model.transformer.blocks.17.ff_norm.weight", "blocks.17.mlp_norm.weight"),
-    ("llada", "model.transformer.blocks.17.ff_proj.weight", "blocks.17.gate_proj.weight"),
-    ("llada", "model.transformer.blocks.17.up_proj.weight", "blocks.17.up_proj.weight"),
-    ("llada", "model.transformer.blocks.17.ff_out.weight", "blocks.17.down_proj.weight"),
-    ("llada", "model.transformer.ff_out.weight", "head.weight"),
-    ("llada", "model.transformer.wte.weight", "embed.weight"),
-    ("Dream", "model.layers.9.input_layernorm.weight", "blocks.9.attn_norm.weight"),
-    ("Dream", "model.layers.9.post_attention_layernorm.weight", "blocks.9.mlp_norm.weight"),
-    ("Dream", "model.layers.9.self_attn.q_proj.weight", "blocks.9.q_proj.weight"),
-    ("Dream", "model.layers.9.self_attn.k_proj.bias", "blocks.9.k_proj.bias"),
-    ("Dream", "model.layers.9.self_attn.v_proj.weight", "blocks.9.v_proj.weight"),
-    ("Dream", "model.layers.9.mlp.gate_proj.weight", "blocks.9.gate_proj.weight"),
-    ("Dream", "model.layers.9.mlp.up_proj.weight", "blocks.9.up_proj.weight"),
-    ("Dream", "lm_head.weight", "head.weight")])
-def test_a_published_tensor_has_the_role_its_name_says(family, theirs, ours):
-    # many have the same shape, so that sizes alone would not tell gate from up or key from value
-    assert rename(theirs, RENAME[family]) == ours
-
-
-@pytest.mark.parametrize("family", RENAME)
-@pytest.mark.parametrize("key", ["score.weight", "model.layers.3.self_attn.rotary_emb.inv_freq",
-                                 "model.transformer.blocks.3.ff_out.bias",
-                                 "blocks.0.q_proj.weight", ""])
-def test_an_unknown_published_name_is_a_key_error(family, key):
-    with pytest.raises(KeyError):
-        rename(key, RENAME[family])
 
 
 # ---- corruption ----
@@ -485,105 +459,6 @@ def test_masked_mean_is_the_default_and_an_unknown_form_is_refused_in_one_line()
     with pytest.raises(ValueError) as caught:
         diffusion_loss(logits[rest[0]], x0, *rest, form="mean")
     assert all(word in one_line(caught) for word in ("'mean'", "masked_mean", "llada_sft"))
-
-
-# ---- files ----
-
-
-@both
-def test_a_saved_model_comes_back_to_the_last_bit_and_without_pickle(config, tmp_path):
-    model = random_model(config)
-    model.save(tmp_path)
-    assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json"}
-    for load in (DLLM.from_checkpoint, DLLM.from_pretrained):
-        loaded = load(str(tmp_path))
-        assert loaded.config == config
-        assert loaded.state_dict().keys() == model.state_dict().keys()
-        for name, p in loaded.state_dict().items():
-            assert torch.equal(p, model.state_dict()[name]), name
-        assert torch.equal(loaded(random_ids(2, 5)), model(random_ids(2, 5)))
-
-
-def change_weights(folder, **changes):
-    """Sets tensors, or removes those that are None; "norm__weight" stands for norm.weight."""
-    weights = load_file(folder / "model.safetensors")
-    weights |= {name.replace("__", "."): tensor for name, tensor in changes.items()}
-    weights = {name: p for name, p in weights.items() if p is not None}
-    save_file(weights, folder / "model.safetensors")
-
-
-def change_config(folder, **changes):
-    """Sets entries, or removes those that are None."""
-    config = {**json.loads((folder / "config.json").read_text()), **changes}
-    config = {key: value for key, value in config.items() if value is not None}
-    (folder / "config.json").write_text(json.dumps(config))
-
-
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
-SPOILT = {   # what happened to the folder, and the words that the message has to hold
-    "weights cut short": (lambda f: os.truncate(f / WEIGHTS, os.path.getsize(f / WEIGHTS) - 100),
-                          [WEIGHTS]),
-    "weights empty": (lambda f: (f / WEIGHTS).write_bytes(b""), [WEIGHTS]),
-    "weights gone": (lambda f: (f / WEIGHTS).unlink(), [WEIGHTS]),
-    "a tensor missing": (lambda f: change_weights(f, norm__weight=None), [WEIGHTS, "norm.weight"]),
-    "a tensor too many": (lambda f: change_weights(f, head__bias=torch.zeros(40)),
-                          [WEIGHTS, "head.bias"]),
-    "a wrong shape": (lambda f: change_weights(f, norm__weight=torch.zeros(33)),
-                      [WEIGHTS, "norm.weight", "33", "32"]),
-    "another config": (lambda f: change_config(f, n_hidden=64), [WEIGHTS, "48", "64"]),
-    "a foreign model": (lambda f: change_config(f, model_type="gpt2"), ["'gpt2'"]),
-    "a nameless model": (lambda f: change_config(f, model_type=None), []),
-    "a size missing": (lambda f: change_config(f, vocab_size=None), [CONFIG, "vocab_size"]),
-    "a size that is text": (lambda f: change_config(f, n_embd="32"), [CONFIG]),
-    "sizes that do not fit": (lambda f: change_config(f, n_head=5), [CONFIG, "n_head=5"]),
-    "config no JSON": (lambda f: (f / CONFIG).write_text("n_layer = 2"), [CONFIG]),
-    "config no object": (lambda f: (f / CONFIG).write_text("[1, 2]"), [CONFIG]),
-    "config no text": (lambda f: (f / CONFIG).write_bytes(b"\xff\xfe\x00"), [CONFIG]),
-    "empty folder": (lambda f: [path.unlink() for path in f.iterdir()], []),
-}
-
-
-@pytest.mark.parametrize("spoil, words", SPOILT.values(), ids=SPOILT)
-def test_a_spoilt_checkpoint_is_one_line_that_names_the_place(spoil, words, tmp_path):
-    random_model(LLADA).save(tmp_path)
-    spoil(tmp_path)
-    with pytest.raises((ValueError, FileNotFoundError)) as caught:
-        DLLM.from_checkpoint(str(tmp_path))
-    assert all(word in one_line(caught) for word in [str(tmp_path), *words]), caught.value
-
-
-def test_a_folder_that_is_not_there_is_named(tmp_path):
-    for load in (DLLM.from_checkpoint, DLLM.from_pretrained):
-        with pytest.raises(FileNotFoundError) as caught:
-            load(str(tmp_path / "nowhere"))
-        assert "nowhere" in one_line(caught)
-
-
-def save_steps(tmp_path, *names):
-    """Checkpoints in folders of these names, each with weights of its own; -> the folders."""
-    folders = [tmp_path / name for name in names]
-    for seed, folder in enumerate(folders):
-        folder.mkdir()
-        random_model(LLADA, seed).save(folder)
-    return folders
-
-
-@pytest.mark.parametrize("names", [("step_0000300", "step_0000100", "step_0000200"),
-                                   ("step_100", "step_99")])
-def test_the_newest_checkpoint_has_the_highest_step(names, tmp_path):
-    newest, *_ = save_steps(tmp_path, *names)
-    (tmp_path / "step_notes").mkdir()
-    (tmp_path / "saving").mkdir()
-    assert newest_checkpoint(tmp_path) == str(newest)
-    assert newest_checkpoint(newest) == str(newest)             # a checkpoint is its own newest
-    loaded = DLLM.from_checkpoint(tmp_path)
-    assert torch.equal(loaded.embed.weight, random_model(LLADA, seed=0).embed.weight)
-
-
-def test_a_step_folder_without_a_config_is_no_checkpoint(tmp_path):
-    complete, incomplete = save_steps(tmp_path, "step_0000100", "step_0000200")
-    (incomplete / "config.json").unlink()
-    assert newest_checkpoint(tmp_path) == str(complete)
 
 
 # ---- the machine ----

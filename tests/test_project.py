@@ -13,21 +13,24 @@ from evaluate import EvalConfig
 from sample import SampleConfig
 from tasks.common import load_task
 from train import TrainConfig
+from weights import ConvertConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {"train.py": TrainConfig, "analysis/compare.py": TrainConfig, "sample.py": SampleConfig,
-            "evaluate.py": EvalConfig, "eval_gsm8k.py": GSM8KConfig}
+            "evaluate.py": EvalConfig, "eval_gsm8k.py": GSM8KConfig, "weights.py": ConvertConfig}
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("config/*.py"))
 
 # what a file may import of the project; the arrows all point down
 LEVELS = {
-    "model.py": set(), "configurator.py": set(), "jepa.py": {"model"},
-    "sample.py": {"model", "tasks", "configurator"},
-    "train.py": {"model", "jepa", "tasks", "configurator"},
-    "evaluate.py": {"model", "sample", "tasks", "configurator"},
+    "configurator.py": set(), "weights.py": {"configurator"}, "model.py": {"weights"},
+    "jepa.py": {"model"},
+    "sample.py": {"model", "weights", "tasks", "configurator"},
+    "train.py": {"model", "weights", "jepa", "tasks", "configurator"},
+    "evaluate.py": {"sample", "weights", "tasks", "configurator"},
     "eval_gsm8k.py": {"evaluate", "configurator"},
     "tasks/*.py": {"tasks"},
-    "analysis/*.py": {"model", "jepa", "sample", "train", "evaluate", "tasks", "configurator"},
+    "analysis/*.py": {"model", "weights", "jepa", "sample", "train", "evaluate", "tasks",
+                      "configurator"},
 }
 
 
@@ -85,7 +88,8 @@ def test_every_config_loads_and_says_what_it_is(config):
 def test_every_setting_is_used_by_some_config_or_is_about_the_run():
     """An option that no config uses goes. These are for the command line of the day."""
     about_the_run = {"seed", "resume", "device", "dtype", "compile", "keep_marks", "mask_scope",
-                     "micro_batch_size", "grad_clip", "ema_decay", "eval_t"}
+                     "micro_batch_size", "grad_clip", "ema_decay", "eval_t", "revision",
+                     "export_dir"}
     used = {node.targets[0].id for config in CONFIGS
             for node in ast.parse((ROOT / config).read_text()).body if isinstance(node, ast.Assign)}
     assert set(TrainConfig.__dataclass_fields__) - used <= about_the_run

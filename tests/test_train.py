@@ -329,6 +329,9 @@ def test_another_vocabulary_than_the_checkpoints_stops_with_one_sentence(cfg, mo
 
 
 def test_weights_that_are_not_there_are_named(monkeypatch, tmp_path):
+    def snapshot_download(*args, **kwargs):
+        raise ConnectionError("no network")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     for name in ("llada8b_gsm8k", "llada8b_gsm8k_wide_t"):
         said = sentence_of(monkeypatch, None, f"config/{name}.py", f"--out_dir={tmp_path}")
         assert "GSAI-ML/LLaDA-8B-Base" in said and "weights" in said

@@ -1,0 +1,842 @@
+"""Laws of weights in and out of files, on tiny checkpoints generated with the published names."""
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import weights
+from model import DLLM, PRESETS, ModelConfig
+from tasks.tokenizer import toy_tokenizer
+from train import TrainConfig, main as train
+from weights import (MODEL_TYPE, RENAME, ConvertConfig, catalogue, config_fields, find_weights,
+                     main as convert, newest_checkpoint, published_name, read_tensors, rename)
+
+torch.set_num_threads(1)
+ROOT = Path(__file__).resolve().parent.parent
+WEIGHTS, CONFIG, INDEX = "model.safetensors", "config.json", "model.safetensors.index.json"
+FAMILIES = ["llada", "Dream", "a2d-qwen3"]
+every_family = pytest.mark.parametrize("family", FAMILIES)
+
+# config.json as published, at full size
+LLADA = dict(
+    activation_type="silu", alibi=False, alibi_bias_max=8.0, architectures=["LLaDAModelLM"],
+    attention_dropout=0.0, attention_layer_norm=False, attention_layer_norm_with_affine=True,
+    bias_for_layer_norm=False, block_group_size=1, block_type="llama", d_model=4096,
+    embedding_size=126464, eos_token_id=126081, flash_attention=False, include_bias=False,
+    include_qkv_bias=False, init_device="meta", input_emb_norm=False, layer_norm_type="rms",
+    layer_norm_with_affine=True, mask_token_id=126336, max_sequence_length=4096,
+    mlp_hidden_size=12288, mlp_ratio=4, model_type="llada", multi_query_attention=None, n_heads=32,
+    n_kv_heads=32, n_layers=32, pad_token_id=126081, rms_norm_eps=1e-05, rope=True,
+    rope_full_precision=True, rope_theta=500000.0, scale_logits=False, torch_dtype="bfloat16",
+    vocab_size=126464, weight_tying=False)
+DREAM = dict(
+    architectures=["DreamModel"], attention_dropout=0.0, bos_token_id=151643, eos_token_id=151643,
+    hidden_act="silu", hidden_size=3584, intermediate_size=18944, mask_token_id=151666,
+    max_position_embeddings=131072, max_window_layers=28, model_type="Dream",
+    num_attention_heads=28, num_hidden_layers=28, num_key_value_heads=4, pad_token_id=151643,
+    rms_norm_eps=1e-06, rope_scaling=None, rope_theta=1000000.0, sliding_window=None,
+    tie_word_embeddings=False, torch_dtype="bfloat16", use_sliding_window=False, vocab_size=152064)
+QWEN3 = dict(
+    architectures=["A2DQwen3LMHeadModel"], attention_bias=False, dtype="bfloat16",
+    bos_token_id=151643, eos_token_id=151645, head_dim=128, hidden_act="silu", hidden_size=1024,
+    intermediate_size=3072, layer_types=["full_attention"] * 28, max_position_embeddings=40960,
+    model_type="a2d-qwen3", num_attention_heads=16, num_hidden_layers=28, num_key_value_heads=8,
+    rms_norm_eps=1e-06, rope_scaling=None, rope_theta=1000000, sliding_window=None,
+    tie_word_embeddings=True, use_sliding_window=False, vocab_size=151936)
+PUBLISHED = {"llada": LLADA, "Dream": DREAM, "a2d-qwen3": QWEN3}
+TINY = {    # the same with sizes for a test
+    "llada": dict(LLADA, d_model=32, n_heads=4, n_kv_heads=None, n_layers=3, mlp_hidden_size=48,
+                  embedding_size=40, vocab_size=38, max_sequence_length=64, mask_token_id=37,
+                  eos_token_id=36, pad_token_id=36),
+    "Dream": dict(DREAM, hidden_size=32, num_attention_heads=4, num_key_value_heads=2,
+                  num_hidden_layers=3, intermediate_size=48, vocab_size=40, mask_token_id=37,
+                  eos_token_id=36, pad_token_id=36),
+    "a2d-qwen3": dict(QWEN3, hidden_size=32, num_attention_heads=4, num_key_value_heads=2,
+                      head_dim=12, num_hidden_layers=3, intermediate_size=48, vocab_size=40,
+                      eos_token_id=35, max_position_embeddings=64),
+}
+QWEN_TOKENS = {"<|endoftext|>": 36, "<|im_end|>": 35, "<|mask|>": 37}
+
+
+def shapes(family, config):
+    """{published name: shape}, spelled out apart from the code under test."""
+    if family == "llada":
+        C, V, hidden = config["d_model"], config["embedding_size"], config["mlp_hidden_size"]
+        found = {"model.transformer.wte.weight": (V, C), "model.transformer.ln_f.weight": (C,),
+                 "model.transformer.ff_out.weight": (V, C)}
+        for i in range(config["n_layers"]):
+            layer = {"attn_norm": (C,), "ff_norm": (C,), "ff_proj": (hidden, C),
+                     "up_proj": (hidden, C), "ff_out": (C, hidden), "attn_out": (C, C),
+                     "q_proj": (C, C), "k_proj": (C, C), "v_proj": (C, C)}
+            found |= {f"model.transformer.blocks.{i}.{n}.weight": s for n, s in layer.items()}
+        return found
+    C, V, hidden = config["hidden_size"], config["vocab_size"], config["intermediate_size"]
+    D = config.get("head_dim") or C // config["num_attention_heads"]
+    q, kv = config["num_attention_heads"] * D, config["num_key_value_heads"] * D
+    found = {"model.embed_tokens.weight": (V, C), "model.norm.weight": (C,)}
+    if not config["tie_word_embeddings"]:
+        found["lm_head.weight"] = (V, C)
+    for i in range(config["num_hidden_layers"]):
+        layer = {"input_layernorm.weight": (C,), "post_attention_layernorm.weight": (C,),
+                 "mlp.gate_proj.weight": (hidden, C), "mlp.up_proj.weight": (hidden, C),
+                 "mlp.down_proj.weight": (C, hidden), "self_attn.o_proj.weight": (C, q),
+                 "self_attn.q_proj.weight": (q, C), "self_attn.k_proj.weight": (kv, C),
+                 "self_attn.v_proj.weight": (kv, C)}
+        if family == "Dream":
+            layer |= {"self_attn.q_proj.bias": (q,), "self_attn.k_proj.bias": (kv,),
+                      "self_attn.v_proj.bias": (kv,)}
+        else:
+            layer |= {"self_attn.q_norm.weight": (D,), "self_attn.k_norm.weight": (D,)}
+        found |= {f"model.layers.{i}.{n}": s for n, s in layer.items()}
+    return found
+
+
+def generate(folder, family, parts=1, dtype=torch.bfloat16, **changes):
+    """Writes a random tiny checkpoint as published -> {published name: tensor}.
+
+    With several parts, neighbouring tensors of a block lie in different files."""
+    folder.mkdir(exist_ok=True)
+    config, generator = {**TINY[family], **changes}, torch.Generator().manual_seed(3)
+    tensors = {name: torch.randn(shape, generator=generator).to(dtype)
+               for name, shape in shapes(family, config).items()}
+    write(folder, tensors, parts)
+    (folder / CONFIG).write_text(json.dumps(config))
+    if family == "a2d-qwen3":
+        added = {str(i): {"content": text, "special": True} for text, i in QWEN_TOKENS.items()}
+        (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+    return tensors
+
+
+def write(folder, tensors, parts=1):
+    for old in folder.glob("model*.safetensors*"):
+        old.unlink()
+    if parts == 1:
+        return save_file(tensors, folder / WEIGHTS)
+    files = [f"model-{k + 1:05}-of-{parts:05}.safetensors" for k in range(parts)]
+    weight_map = {name: files[i * 7 % parts] for i, name in enumerate(tensors)}
+    for file in files:
+        save_file({n: p for n, p in tensors.items() if weight_map[n] == file}, folder / file)
+    total = sum(p.nbytes for p in tensors.values())
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total},
+                                            "weight_map": weight_map}))
+
+
+def stored(folder) -> dict:
+    return {name: p for file in Path(folder).glob("model*.safetensors")
+            for name, p in load_file(file).items()}
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype and torch.equal(one[name], other[name])
+        for name in one)
+
+
+def small_config(**changes):
+    return replace(ModelConfig(vocab_size=40, mask_id=39, eos_id=38, block_size=16, n_layer=2,
+                               n_head=4, n_kv_head=4, n_embd=32, n_hidden=48), **changes)
+
+
+def random_model(seed=0, **changes):
+    return DLLM(small_config(**changes)).init_weights(torch.Generator().manual_seed(seed))
+
+
+def one_line(caught):
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+# ---- names and sizes ----
+
+
+@pytest.mark.parametrize("family, tensors, nbytes, parameters", [
+    ("llada", 291, 16_031_162_368, 8_015_581_184), ("Dream", 339, 15_231_233_024, 7_615_616_512),
+    ("a2d-qwen3", 310, 1_192_099_840, 596_049_920)])
+def test_full_size_models_have_the_published_names_and_sizes(family, tensors, nbytes, parameters,
+                                                             tmp_path):
+    (tmp_path / "added_tokens.json").write_text('{"<|endoftext|>": 151643, "<|mask|>": 151669}')
+    published = PUBLISHED[family]
+    if family == "llada":
+        (tmp_path / "added_tokens.json").unlink()
+    with torch.device("meta"):
+        model = DLLM(ModelConfig(**config_fields(tmp_path, published))).bfloat16()
+    named = {published_name(name, family): p for name, p in model.named_parameters()}
+    assert {name: tuple(p.shape) for name, p in named.items()} == shapes(family, published)
+    assert len(named) == tensors
+    assert sum(p.nbytes for p in named.values()) == nbytes
+    assert sum(p.numel() for p in named.values()) == parameters
+
+
+@pytest.mark.parametrize("family, preset", [("llada", "llada-8b"), ("Dream", "dream-7b")])
+def test_the_presets_are_what_the_published_configs_say(family, preset, tmp_path):
+    assert ModelConfig(**config_fields(tmp_path, PUBLISHED[family])) == \
+        ModelConfig(**PRESETS[preset])
+
+
+@pytest.mark.parametrize("family, theirs, ours", [
+    ("llada", "model.transformer.blocks.17.attn_out.weight", "blocks.17.o_proj.weight"),
+    ("llada", "model.transformer.blocks.17.attn_norm.weight", "blocks.17.attn_norm.weight"),
+    ("llada", "model.transformer.blocks.17.ff_norm.weight", "blocks.17.mlp_norm.weight"),
+    ("llada", "model.transformer.blocks.17.ff_proj.weight", "blocks.17.gate_proj.weight"),
+    ("llada", "model.transformer.blocks.17.up_proj.weight", "blocks.17.up_proj.weight"),
+    ("llada", "model.transformer.blocks.17.ff_out.weight", "blocks.17.down_proj.weight"),
+    ("llada", "model.transformer.ff_out.weight", "head.weight"),
+    ("llada", "model.transformer.ln_f.weight", "norm.weight"),
+    ("llada", "model.transformer.wte.weight", "embed.weight"),
+    ("Dream", "model.layers.9.input_layernorm.weight", "blocks.9.attn_norm.weight"),
+    ("Dream", "model.layers.9.post_attention_layernorm.weight", "blocks.9.mlp_norm.weight"),
+    ("Dream", "model.layers.9.self_attn.q_proj.weight", "blocks.9.q_proj.weight"),
+    ("Dream", "model.layers.9.self_attn.k_proj.bias", "blocks.9.k_proj.bias"),
+    ("Dream", "model.layers.9.self_attn.v_proj.weight", "blocks.9.v_proj.weight"),
+    ("Dream", "model.layers.9.self_attn.o_proj.weight", "blocks.9.o_proj.weight"),
+    ("Dream", "model.layers.9.mlp.gate_proj.weight", "blocks.9.gate_proj.weight"),
+    ("Dream", "model.layers.9.mlp.up_proj.weight", "blocks.9.up_proj.weight"),
+    ("Dream", "lm_head.weight", "head.weight"),
+    ("a2d-qwen3", "model.layers.9.self_attn.q_norm.weight", "blocks.9.q_norm.weight"),
+    ("a2d-qwen3", "model.layers.9.self_attn.k_norm.weight", "blocks.9.k_norm.weight"),
+    (MODEL_TYPE, "blocks.9.k_norm.weight", "blocks.9.k_norm.weight")])
+def test_a_published_tensor_has_the_role_its_name_says(family, theirs, ours):
+    # many have the same shape, so that sizes alone would not tell gate from up or key from value
+    assert rename(theirs, RENAME[family]) == ours
+    assert published_name(ours, family) == theirs
+
+
+@pytest.mark.parametrize("family", RENAME)
+@pytest.mark.parametrize("key", ["score.weight", "model.layers.3.self_attn.rotary_emb.inv_freq",
+                                 "model.transformer.blocks.3.ff_out.extra.bias", "weight", ""])
+def test_an_unknown_name_is_a_key_error(family, key):
+    with pytest.raises(KeyError):
+        rename(key, RENAME[family])
+
+
+# ---- in ----
+
+
+@every_family
+@pytest.mark.parametrize("parts", [1, 5])
+def test_every_tensor_arrives_where_it_belongs(family, parts, tmp_path):
+    tensors = generate(tmp_path, family, parts)
+    model = DLLM.from_pretrained(str(tmp_path))
+    params = dict(model.named_parameters())
+    assert len(params) == len(tensors)
+    for name, tensor in tensors.items():
+        assert torch.equal(params[rename(name, RENAME[family])], tensor.float())
+    assert all(p.dtype == torch.float32 and p.requires_grad for p in params.values())
+    assert not any(p.is_meta for p in model.state_dict().values())
+
+
+@every_family
+def test_sizes_come_from_config_json(family, tmp_path):
+    generate(tmp_path, family)
+    common = dict(vocab_size=40, mask_id=37, eos_id=36, n_layer=3, n_head=4, n_embd=32, n_hidden=48)
+    expected = {
+        "llada": ModelConfig(**common, block_size=64, n_kv_head=4),
+        "Dream": ModelConfig(**common, block_size=2048, n_kv_head=2, norm_eps=1e-6,
+                             rope_theta=1e6, qkv_bias=True, shift=True),
+        "a2d-qwen3": ModelConfig(**common, block_size=64, n_kv_head=2, norm_eps=1e-6,
+                                 rope_theta=1e6, head_dim=12, qk_norm=True, tied_head=True)}
+    assert DLLM.from_pretrained(tmp_path).config == expected[family]
+
+
+@every_family
+def test_weights_in_bf16_stay_what_they_were(family, tmp_path):
+    generate(tmp_path, family, parts=2)
+    half, full = DLLM.from_pretrained(tmp_path, torch.bfloat16), DLLM.from_pretrained(tmp_path)
+    for (name, p), q in zip(half.named_parameters(), full.parameters()):
+        assert p.dtype == torch.bfloat16 and torch.equal(p.float(), q), name
+    assert half.head.weight is half.embed.weight or not half.config.tied_head
+
+
+def test_weights_do_not_change_with_their_file(tmp_path):
+    generate(tmp_path, "llada")
+    model = DLLM.from_pretrained(tmp_path, torch.bfloat16)
+    before = model.embed.weight.clone()
+    with open(tmp_path / WEIGHTS, "r+b") as file:
+        file.seek(0, os.SEEK_END)
+        size = file.tell()
+        file.seek(size // 2)
+        file.write(bytes(size - size // 2))
+    assert torch.equal(model.embed.weight, before)
+    assert model.blocks[2].gate_proj.weight.float().std() > 0.5
+
+
+TOKENIZER_FILES = {
+    "tokenizer.json": {"added_tokens": [{"content": text, "id": i} for text, i
+                                        in QWEN_TOKENS.items()], "model": {"type": "BPE"}},
+    "added_tokens.json": QWEN_TOKENS,
+    "tokenizer_config.json": {"added_tokens_decoder": {str(i): {"content": text} for text, i
+                                                       in QWEN_TOKENS.items()}},
+}
+
+
+@pytest.mark.parametrize("name", TOKENIZER_FILES)
+def test_qwen3s_mask_and_padding_come_from_any_of_the_tokenizers_files(name, tmp_path):
+    (tmp_path / name).write_text(json.dumps(TOKENIZER_FILES[name]))
+    fields = config_fields(tmp_path, TINY["a2d-qwen3"])
+    assert (fields["mask_id"], fields["eos_id"]) == (37, 36)
+    # a mask in config.json counts; its eos, the end of a turn, never does
+    fields = config_fields(tmp_path, dict(TINY["a2d-qwen3"], mask_token_id=30))
+    assert (fields["mask_id"], fields["eos_id"]) == (30, 36)
+
+
+def test_a_tokenizers_file_that_is_no_such_thing_is_named(tmp_path):
+    for spoilt in ('{"added_tokens": [1]}', '{"added_tokens": 3}', '[]'):
+        (tmp_path / "tokenizer.json").write_text(spoilt)
+        with pytest.raises(ValueError) as caught:
+            config_fields(tmp_path, TINY["a2d-qwen3"])
+        assert str(tmp_path) in one_line(caught)
+
+
+def test_the_rope_of_recent_configs_is_found(tmp_path):
+    config = {**TINY["Dream"], "rope_parameters": {"rope_theta": 7e5, "rope_type": "default"}}
+    del config["rope_theta"]
+    assert config_fields(tmp_path, config)["rope_theta"] == 7e5
+
+
+@pytest.mark.parametrize("family, change", [
+    *[("llada", change) for change in (
+        dict(alibi=True), dict(rope=False), dict(layer_norm_type="default"),
+        dict(activation_type="gelu"), dict(block_type="sequential"), dict(include_bias=True),
+        dict(include_qkv_bias=True), dict(multi_query_attention=True), dict(scale_logits=True),
+        dict(input_emb_norm=True), dict(attention_layer_norm=True), dict(block_group_size=2))],
+    *[("Dream", change) for change in (
+        dict(hidden_act="gelu"), dict(use_sliding_window=True), dict(block_size=32),
+        dict(rope_scaling={"type": "yarn", "factor": 4.0}),
+        dict(rope_scaling={"rope_type": "linear", "factor": 2.0}), dict(rope_scaling="linear"),
+        dict(rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5}),
+        dict(quantization_config={"bits": 4}))],
+    ("a2d-qwen3", dict(attention_bias=True))])
+def test_another_network_than_is_implemented_is_refused_by_its_entry(family, change, tmp_path):
+    generate(tmp_path, family, **change)
+    with pytest.raises(ValueError) as caught:
+        DLLM.from_pretrained(tmp_path)
+    [key] = change
+    assert f"{tmp_path}/config.json has {key} = " in one_line(caught)
+
+
+@pytest.mark.parametrize("family, gone", [
+    ("llada", "d_model"), ("llada", "rope_theta"), ("llada", "mlp_hidden_size"),
+    ("llada", "mask_token_id"), ("Dream", "hidden_size"), ("Dream", "num_key_value_heads"),
+    ("Dream", "rms_norm_eps"), ("a2d-qwen3", "max_position_embeddings")])
+def test_a_config_without_a_size_is_refused_by_its_name(family, gone, tmp_path):
+    generate(tmp_path, family)
+    config = {key: value for key, value in TINY[family].items() if key != gone}
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(ValueError) as caught:
+        DLLM.from_pretrained(tmp_path)
+    assert gone in one_line(caught) and CONFIG in one_line(caught)
+
+
+def test_qwen3_without_its_tokenizer_is_refused(tmp_path):
+    generate(tmp_path, "a2d-qwen3")
+    (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(ValueError) as caught:
+        DLLM.from_pretrained(tmp_path)
+    assert "<|mask|>" in one_line(caught)
+
+
+def test_a_tied_heads_copy_is_accepted_if_it_is_one(tmp_path):
+    tensors = generate(tmp_path, "a2d-qwen3")
+    embedding = tensors["model.embed_tokens.weight"]
+    write(tmp_path, {**tensors, "lm_head.weight": embedding.clone()}, parts=3)
+    assert torch.equal(DLLM.from_pretrained(tmp_path).head.weight, embedding.float())
+    write(tmp_path, {**tensors, "lm_head.weight": embedding + 1}, parts=3)
+    with pytest.raises(ValueError) as caught:
+        DLLM.from_pretrained(tmp_path)
+    assert "lm_head.weight" in one_line(caught) and "tied" in one_line(caught)
+
+
+def test_the_rotation_that_old_versions_stored_is_ignored(tmp_path):
+    tensors = generate(tmp_path, "Dream")
+    extra = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(3)}
+    write(tmp_path, {**tensors, **extra}, parts=2)
+    DLLM.from_pretrained(tmp_path).save(tmp_path, torch.bfloat16)
+    assert set(load_file(tmp_path / WEIGHTS)) == set(tensors)
+
+
+# ---- what may be wrong with the files ----
+
+
+def change_index(folder, change):
+    index = json.loads((folder / INDEX).read_text())
+    change(index["weight_map"])
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def change_tensor(folder, name, change):
+    for file in folder.glob("model*.safetensors"):
+        tensors = load_file(file)
+        if name in tensors:
+            tensors[name] = change(tensors[name])
+            save_file({n: p.contiguous() for n, p in tensors.items() if p is not None}, file)
+
+
+def set_value(value):
+    def change(tensor):
+        tensor = tensor.clone()
+        tensor.view(-1)[-1] = value
+        return tensor
+    return change
+
+
+PART, UP = "model-00002-of-00003.safetensors", "model.layers.1.mlp.up_proj.weight"
+SPOILT_PARTS = {     # what happened to the folder, and the words that the message has to hold
+    "a part gone": (lambda f: (f / PART).unlink(), [PART]),
+    "a part cut short": (lambda f: os.truncate(f / PART, os.path.getsize(f / PART) - 10), [PART]),
+    "a part too long": (lambda f: (f / PART).write_bytes((f / PART).read_bytes() + b"0"), [PART]),
+    "a part of nothing": (lambda f: (f / PART).write_bytes(b""), [PART]),
+    "a part of noise": (lambda f: (f / PART).write_bytes(os.urandom(1000)), [PART]),
+    "a part that is a folder": (lambda f: ((f / PART).unlink(), (f / PART).mkdir()), [PART]),
+    "NaN": (lambda f: change_tensor(f, UP, set_value(float("nan"))), [UP, "NaN", "safetensors"]),
+    "infinite": (lambda f: change_tensor(f, UP, set_value(float("-inf"))), [UP, "infinite"]),
+    "integers": (lambda f: change_tensor(f, UP, lambda p: p.int()), [UP, "I32", "BF16"]),
+    "a wrong shape": (lambda f: change_tensor(f, UP, lambda p: p[:-1]), [UP, "47", "48"]),
+    "a transposed shape": (lambda f: change_tensor(f, UP, lambda p: p.T), [UP, "(32, 48)"]),
+    "gone from its part": (lambda f: change_tensor(f, UP, lambda p: None), [UP, "lacks", INDEX]),
+    "another part named": (lambda f: change_index(f, lambda m: m.update({UP: next(
+        file for file in sorted(set(m.values())) if file != m[UP])})), [UP, INDEX]),
+    "not in the index": (lambda f: change_index(f, lambda m: m.pop(UP)), [UP, INDEX]),
+    "outside the folder": (lambda f: change_index(f, lambda m: m.update({UP: f"../{PART}"})),
+                           [UP, INDEX, f"../{PART}"]),
+    "an absolute path": (lambda f: change_index(f, lambda m: m.update({UP: "/etc/passwd"})),
+                         [UP, "/etc/passwd"]),
+    "a pickle": (lambda f: change_index(f, lambda m: m.update({UP: "pytorch_model.bin"})),
+                 [UP, "pytorch_model.bin"]),
+    "no text as file": (lambda f: change_index(f, lambda m: m.update({UP: 3})), [UP, "3"]),
+    "index empty": (lambda f: (f / INDEX).write_text("{}"), [INDEX, "weight_map"]),
+    "index no JSON": (lambda f: (f / INDEX).write_text("{"), [INDEX]),
+    "index gone": (lambda f: (f / INDEX).unlink(), [WEIGHTS, INDEX]),
+}
+
+
+@pytest.mark.parametrize("spoil, words", SPOILT_PARTS.values(), ids=SPOILT_PARTS)
+def test_spoilt_parts_are_one_line_that_names_the_culprit(spoil, words, tmp_path):
+    generate(tmp_path, "Dream", parts=3)
+    spoil(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        DLLM.from_pretrained(str(tmp_path))
+    assert all(word in one_line(caught) for word in [str(tmp_path), *words]), caught.value
+
+
+@pytest.mark.parametrize("name", ["score.weight", "model.layers.3.mlp.up_proj.weight",
+                                  "model.layers.01.mlp.up_proj.weight", "blocks.0.q_proj.weight",
+                                  "model.layers.0.mlp.up_proj.bias", "lm_head.bias"])
+def test_a_tensor_that_the_model_does_not_have_is_named(name, tmp_path):
+    tensors = generate(tmp_path, "Dream")
+    write(tmp_path, {**tensors, name: torch.zeros(2)}, parts=2)
+    with pytest.raises(ValueError) as caught:
+        DLLM.from_pretrained(tmp_path)
+    assert f"unknown tensor {name}" in one_line(caught)
+
+
+@every_family
+def test_a_tensor_that_is_nowhere_is_named_as_published(family, tmp_path):
+    tensors = generate(tmp_path, family)
+    for name in tensors:
+        write(tmp_path, {other: p for other, p in tensors.items() if other != name})
+        with pytest.raises(ValueError) as caught:
+            DLLM.from_pretrained(tmp_path)
+        assert f"lacks the tensor {name}" in one_line(caught)
+
+
+def test_what_fp16_cannot_hold_is_named(tmp_path):
+    tensors = generate(tmp_path, "llada", dtype=torch.float32)
+    write(tmp_path, {**tensors, "model.transformer.ln_f.weight": torch.full((32,), 1e6)})
+    DLLM.from_pretrained(tmp_path, torch.bfloat16)
+    with pytest.raises(ValueError) as caught:
+        DLLM.from_pretrained(tmp_path, torch.float16)
+    assert "model.transformer.ln_f.weight" in one_line(caught)
+
+
+# ---- out ----
+
+
+@every_family
+@pytest.mark.parametrize("parts", [1, 3])
+def test_there_and_back_in_bf16_is_bit_exact(family, parts, tmp_path, monkeypatch):
+    tensors = generate(tmp_path / "a", family, parts)
+    others = {"README.md": b"# Of \xc3\xa4ll", "modeling_x.py": b"raise SystemExit\r\n",
+              "chat_template.jinja": b"{{ x }}", "generation_config.json": b"{}",
+              "merges.txt": b"a b\n", "vocab.json": b"{}", "tokenizer.model": b"\x00\xff"}
+    for name, content in others.items():
+        (tmp_path / "a" / name).write_bytes(content)
+    (tmp_path / "a" / "pytorch_model.bin").write_bytes(b"a pickle")
+    (tmp_path / "a" / "train_state.safetensors").write_bytes(b"")
+    if parts > 1:
+        monkeypatch.setattr(weights, "PART_BYTES", 20_000)
+    (tmp_path / "b").mkdir()
+    model = DLLM.from_pretrained(tmp_path / "a")        # through fp32
+    shutil.move(tmp_path / "a", tmp_path / "moved")     # a checkpoint is removed when it is old
+    model.save(tmp_path / "b", torch.bfloat16)
+    assert same(stored(tmp_path / "b"), tensors)
+    assert json.loads((tmp_path / "b" / CONFIG).read_text()) == TINY[family]
+    for name, content in others.items():
+        assert (tmp_path / "b" / name).read_bytes() == content
+    beside = {path.name for path in (tmp_path / "b").iterdir() if "safetensors" not in path.name}
+    assert beside - {"tokenizer_config.json"} == {CONFIG, *others}
+    again = DLLM.from_pretrained(tmp_path / "b")
+    assert again.config == model.config
+    assert same(again.state_dict(), model.state_dict())
+
+
+@every_family
+def test_a_checkpoint_in_fp32_says_so_and_changes_nothing_else(family, tmp_path):
+    generate(tmp_path, family)
+    model = DLLM.from_pretrained(tmp_path)
+    model.save(tmp_path)
+    written, before = json.loads((tmp_path / CONFIG).read_text()), TINY[family]
+    assert {key for key in before if written[key] != before[key]} == \
+        {"torch_dtype" if "torch_dtype" in before else "dtype"}
+    assert written.keys() == before.keys() and "float32" in written.values()
+    assert all(p.dtype == torch.float32 for p in load_file(tmp_path / WEIGHTS).values())
+
+
+def test_large_models_are_written_in_parts_with_an_index(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "PART_BYTES", 10_000)
+    model = random_model()
+    model.save(tmp_path)
+    files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert len(files) > 3 and files[0] == f"model-00001-of-{len(files):05}.safetensors"
+    index = json.loads((tmp_path / INDEX).read_text())
+    params = dict(model.named_parameters())
+    assert index["metadata"]["total_size"] == sum(p.nbytes for p in params.values())
+    assert index["weight_map"].keys() == params.keys()
+    for file in files:
+        names = load_file(tmp_path / file).keys()
+        assert {index["weight_map"][name] for name in names} == {file}
+        assert len(names) == 1 or sum(params[name].nbytes for name in names) <= 10_000
+    assert same(DLLM.from_pretrained(tmp_path).state_dict(), model.state_dict())
+
+
+def test_a_tied_head_is_stored_once(tmp_path):
+    model = random_model(tied_head=True)
+    model.save(tmp_path)
+    assert "head.weight" not in load_file(tmp_path / WEIGHTS)
+    loaded = DLLM.from_pretrained(tmp_path)
+    assert loaded.head.weight is loaded.embed.weight
+    assert same(loaded.state_dict(), model.state_dict())
+
+
+def test_transformers_reads_what_is_written(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="reads the exported folder")
+    tensors = generate(tmp_path / "a", "Dream")
+    (tmp_path / "b").mkdir()
+    DLLM.from_pretrained(tmp_path / "a").save(tmp_path / "b", torch.bfloat16)
+    config = json.loads((tmp_path / "b" / CONFIG).read_text())
+    (tmp_path / "b" / CONFIG).write_text(json.dumps({**config, "model_type": "qwen2"}))
+    qwen = transformers.Qwen2ForCausalLM.from_pretrained(tmp_path / "b", dtype="auto")
+    assert qwen.dtype == torch.bfloat16 and same(qwen.state_dict(), tensors)
+
+
+# ---- a command: convert ----
+
+
+@every_family
+def test_a_checkpoint_is_converted_without_a_network(family, tmp_path, monkeypatch, capsys):
+    tensors = generate(tmp_path / "a", family)
+    model = DLLM.from_pretrained(tmp_path / "a")
+    (tmp_path / "run" / "step_0000010").mkdir(parents=True)
+    model.save(tmp_path / "run" / "step_0000010")
+    save_file({"adam": torch.zeros(1)}, tmp_path / "run/step_0000010/train_state.safetensors")
+    (tmp_path / "run/step_0000010/train_state.json").write_text("{}")
+    (tmp_path / "run/step_0000010/README.md").write_text("hello")
+    monkeypatch.setattr(weights, "PART_BYTES", 20_000)
+    convert(ConvertConfig(init_from=str(tmp_path / "run"), out_dir=str(tmp_path / "new" / "b")))
+    assert same(stored(tmp_path / "new" / "b"), tensors)
+    assert json.loads((tmp_path / "new" / "b" / CONFIG).read_text()) == TINY[family]
+    assert (tmp_path / "new" / "b" / "README.md").read_text() == "hello"
+    assert not list((tmp_path / "new" / "b").glob("train_state*"))
+    assert family in capsys.readouterr().out
+    with pytest.raises(ValueError) as caught:
+        convert(ConvertConfig(init_from=str(tmp_path / "a"), out_dir=str(tmp_path / "new" / "b")))
+    assert "not empty" in one_line(caught)
+
+
+def test_our_own_family_converts_too_and_the_command_says_what_is_wrong(tmp_path):
+    def command(*options):
+        return subprocess.run([sys.executable, str(ROOT / "weights.py"), *options],
+                              capture_output=True, text=True, cwd=tmp_path)
+    (tmp_path / "a").mkdir()
+    model = random_model()
+    model.save(tmp_path / "a")
+    done = command(f"--init_from={tmp_path}/a", f"--out_dir={tmp_path}/b", "--dtype=bfloat16")
+    assert done.returncode == 0, done.stderr
+    assert same(DLLM.from_pretrained(tmp_path / "b", torch.bfloat16).state_dict(),
+                model.bfloat16().state_dict())
+    done = command("--init_from=nowhere", "--out_dir=c")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "nowhere" in done.stderr
+
+
+def test_a_failed_conversion_leaves_no_checkpoint(tmp_path):
+    generate(tmp_path / "a", "Dream")
+    change_tensor(tmp_path / "a", UP, set_value(float("nan")))
+    with pytest.raises(ValueError):
+        convert(ConvertConfig(init_from=str(tmp_path / "a"), out_dir=str(tmp_path / "b")))
+    with pytest.raises(FileNotFoundError):
+        find_weights(tmp_path / "b")
+
+
+# ---- training on them ----
+
+
+def test_a_training_checkpoint_of_a_llada_is_a_llada_folder(tmp_path):
+    tok = toy_tokenizer()
+    sizes = dict(embedding_size=tok.n_vocab + 3, vocab_size=tok.n_vocab, mask_token_id=tok.mask_id,
+                 eos_token_id=tok.eos_id, pad_token_id=tok.eos_id, max_sequence_length=256)
+    published = {**TINY["llada"], **sizes}
+    tensors = generate(tmp_path / "a", "llada", parts=2, **sizes)
+    tok.save(tmp_path / "a")
+    (tmp_path / "a" / "modeling_llada.py").write_text("raise SystemExit")
+    cfg = TrainConfig(out_dir=str(tmp_path / "run"), init_from=str(tmp_path / "a"), batch_size=4,
+                      max_steps=1, eval_rows=4, device="cpu", lambda_jepa=1.0, n_pred_layer=1)
+    train(cfg)
+    train(replace(cfg, resume=True, max_steps=2))       # the first checkpoint is removed
+    train(replace(cfg, resume=True, max_steps=3, export_dir=str(tmp_path / "out")))
+    [step] = (tmp_path / "run").glob("step_*")
+    assert step.name == "step_0000003" and (step / "train_state.safetensors").is_file()
+    for folder, dtype in ((step, "float32"), (tmp_path / "out", "bfloat16")):
+        assert json.loads((folder / CONFIG).read_text()) == {**published, "torch_dtype": dtype}
+        assert (folder / "modeling_llada.py").read_text() == "raise SystemExit"
+        assert (folder / "tokenizer.json").read_bytes() == \
+            (tmp_path / "a" / "tokenizer.json").read_bytes()
+        assert stored(folder).keys() == tensors.keys()
+        assert {p.dtype for p in stored(folder).values()} == {getattr(torch, dtype)}
+    trained = stored(step)
+    assert same({name: p.bfloat16() for name, p in trained.items()}, stored(tmp_path / "out"))
+    assert not same(trained, {name: p.float() for name, p in tensors.items()})
+
+
+def test_an_export_dir_in_use_is_refused_before_the_training(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("")
+    with pytest.raises(ValueError) as caught:
+        train(TrainConfig(out_dir=str(tmp_path / "run"), export_dir=str(tmp_path / "out"),
+                          device="cpu"))
+    assert str(tmp_path / "out") in one_line(caught) and not (tmp_path / "run").exists()
+
+
+# ---- finding ----
+
+
+def test_a_hub_name_is_downloaded_and_loaded(tmp_path, monkeypatch):
+    tensors, calls = generate(tmp_path, "llada", parts=2), []
+
+    def snapshot_download(name, revision=None, allow_patterns=None):
+        calls.append((name, revision))
+        assert not any(pattern.endswith(("bin", "pt", "*")) for pattern in allow_patterns)
+        return str(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    model = DLLM.from_pretrained("GSAI-ML/LLaDA-8B-Base", revision="0f2787f2d87e")
+    assert torch.equal(model.embed.weight, tensors["model.transformer.wte.weight"].float())
+    assert find_weights("GSAI-ML/LLaDA-8B-Base") == str(tmp_path)
+    assert calls == [("GSAI-ML/LLaDA-8B-Base", "0f2787f2d87e"), ("GSAI-ML/LLaDA-8B-Base", None)]
+
+
+@pytest.mark.parametrize("failure", [OSError("no\nspace"), ValueError(""), RuntimeError("x\ny"),
+                                     ConnectionError("unreachable")])
+def test_whatever_the_hub_raises_is_one_line_with_name_and_revision(failure, monkeypatch):
+    def snapshot_download(*args, **kwargs):
+        raise failure
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(FileNotFoundError) as caught:
+        find_weights("GSAI-ML/LLaDA-8B-Bse", "main")
+    assert "'GSAI-ML/LLaDA-8B-Bse'" in one_line(caught) and "'main'" in one_line(caught)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "out/tiny/jepa", "/tmp/x/y", "../x", "./x", "", "~/x",
+                                  "https://huggingface.co/GSAI-ML/LLaDA-8B-Base", "a b/c"])
+def test_what_cannot_be_a_hub_name_is_not_asked_for(name, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", None)
+    with pytest.raises(FileNotFoundError) as caught:
+        find_weights(name)
+    assert repr(name) in one_line(caught) and "GSAI-ML/LLaDA-8B-Base" in one_line(caught)
+
+
+def test_a_revision_of_a_folder_is_refused(tmp_path):
+    random_model().save(tmp_path)
+    with pytest.raises(ValueError) as caught:
+        DLLM.from_pretrained(tmp_path, revision="main")
+    assert "revision='main'" in one_line(caught)
+
+
+def test_offline_without_a_cache_is_one_sentence_and_no_network(tmp_path):
+    script = ("import socket\n"
+              "def refuse(*args): raise AssertionError('the network was used')\n"
+              "socket.socket.connect = refuse\n"
+              "from weights import find_weights\n"
+              "try: find_weights('GSAI-ML/LLaDA-8B-Base')\n"
+              "except FileNotFoundError as error: print(error)\n")
+    env = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env,
+                          cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1 and "'GSAI-ML/LLaDA-8B-Base'" in done.stdout
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    for load in (DLLM.from_checkpoint, DLLM.from_pretrained):
+        with pytest.raises(FileNotFoundError) as caught:
+            load(str(tmp_path / "nowhere"))
+        assert "nowhere" in one_line(caught)
+
+
+def save_steps(tmp_path, *names):
+    """Checkpoints in folders of these names, each with weights of its own; -> the folders."""
+    folders = [tmp_path / name for name in names]
+    for seed, folder in enumerate(folders):
+        folder.mkdir()
+        random_model(seed).save(folder)
+    return folders
+
+
+@pytest.mark.parametrize("names", [("step_0000300", "step_0000100", "step_0000200"),
+                                   ("step_100", "step_99")])
+def test_the_newest_checkpoint_has_the_highest_step(names, tmp_path):
+    newest, *_ = save_steps(tmp_path, *names)
+    (tmp_path / "step_notes").mkdir()
+    (tmp_path / "saving").mkdir()
+    assert newest_checkpoint(tmp_path) == find_weights(tmp_path) == str(newest)
+    assert newest_checkpoint(newest) == str(newest)             # a checkpoint is its own newest
+    loaded = DLLM.from_checkpoint(tmp_path)
+    assert torch.equal(loaded.embed.weight, random_model(seed=0).embed.weight)
+
+
+def test_a_step_folder_without_a_config_is_no_checkpoint(tmp_path):
+    complete, incomplete = save_steps(tmp_path, "step_0000100", "step_0000200")
+    (incomplete / "config.json").unlink()
+    assert newest_checkpoint(tmp_path) == str(complete)
+
+
+# ---- our own checkpoints ----
+
+
+@pytest.mark.parametrize("changes", [
+    {}, dict(n_kv_head=2, norm_eps=1e-6, qkv_bias=True, shift=True),
+    dict(n_kv_head=2, head_dim=12, qk_norm=True, tied_head=True)], ids=FAMILIES)
+def test_a_saved_model_comes_back_to_the_last_bit_and_without_pickle(changes, tmp_path):
+    model = random_model(**changes)
+    model.save(tmp_path)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json"}
+    ids = torch.arange(10).view(2, 5)
+    for load in (DLLM.from_checkpoint, DLLM.from_pretrained):
+        loaded = load(str(tmp_path))
+        assert loaded.config == model.config
+        assert same(loaded.state_dict(), model.state_dict())
+        assert torch.equal(loaded(ids), model(ids))
+
+
+def test_a_checkpoint_from_before_the_newest_settings_still_loads(tmp_path):
+    random_model().save(tmp_path)
+    change_config(tmp_path, head_dim=None, qk_norm=None, tied_head=None)
+    assert DLLM.from_pretrained(tmp_path).config == small_config()
+
+
+def change_weights(folder, **changes):
+    """Sets tensors, or removes those that are None; "norm__weight" stands for norm.weight."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors |= {name.replace("__", "."): tensor for name, tensor in changes.items()}
+    tensors = {name: p for name, p in tensors.items() if p is not None}
+    save_file(tensors, folder / "model.safetensors")
+
+
+def change_config(folder, **changes):
+    """Sets entries, or removes those that are None."""
+    config = {**json.loads((folder / "config.json").read_text()), **changes}
+    config = {key: value for key, value in config.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+SPOILT = {   # what happened to the folder, and the words that the message has to hold
+    "weights cut short": (lambda f: os.truncate(f / WEIGHTS, os.path.getsize(f / WEIGHTS) - 100),
+                          [WEIGHTS]),
+    "weights empty": (lambda f: (f / WEIGHTS).write_bytes(b""), [WEIGHTS]),
+    "weights gone": (lambda f: (f / WEIGHTS).unlink(), [WEIGHTS]),
+    "a tensor missing": (lambda f: change_weights(f, norm__weight=None), [WEIGHTS, "norm.weight"]),
+    "a tensor too many": (lambda f: change_weights(f, head__bias=torch.zeros(40)),
+                          [WEIGHTS, "head.bias"]),
+    "a wrong shape": (lambda f: change_weights(f, norm__weight=torch.zeros(33)),
+                      [WEIGHTS, "norm.weight", "33", "32"]),
+    "NaN": (lambda f: change_weights(f, norm__weight=torch.full((32,), torch.nan)),
+            [WEIGHTS, "norm.weight", "NaN"]),
+    "another config": (lambda f: change_config(f, n_hidden=64), [WEIGHTS, "48", "64"]),
+    "a foreign model": (lambda f: change_config(f, model_type="gpt2"), ["'gpt2'", "llada"]),
+    "a nameless model": (lambda f: change_config(f, model_type=None), []),
+    "a size missing": (lambda f: change_config(f, vocab_size=None), [CONFIG, "vocab_size"]),
+    "a size that is text": (lambda f: change_config(f, n_embd="32"), [CONFIG, "n_embd='32'"]),
+    "sizes that do not fit": (lambda f: change_config(f, n_head=5), [CONFIG, "n_head=5"]),
+    "a setting unknown here": (lambda f: change_config(f, n_expert=8), [CONFIG, "n_expert"]),
+    "config no JSON": (lambda f: (f / CONFIG).write_text("n_layer = 2"), [CONFIG]),
+    "config no object": (lambda f: (f / CONFIG).write_text("[1, 2]"), [CONFIG]),
+    "config no text": (lambda f: (f / CONFIG).write_bytes(b"\xff\xfe\x00"), [CONFIG]),
+    "empty folder": (lambda f: [path.unlink() for path in f.iterdir()], []),
+}
+
+
+@pytest.mark.parametrize("spoil, words", SPOILT.values(), ids=SPOILT)
+def test_a_spoilt_checkpoint_is_one_line_that_names_the_place(spoil, words, tmp_path):
+    random_model().save(tmp_path)
+    spoil(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        DLLM.from_checkpoint(str(tmp_path))
+    assert all(word in one_line(caught) for word in [str(tmp_path), *words]), caught.value
+
+
+# ---- memory ----
+
+
+MEASURE = """
+import resource, sys, time
+import torch
+from model import DLLM
+folder, dtype = sys.argv[1], getattr(torch, sys.argv[2])
+peak = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+torch.ones(8, 8) @ torch.ones(8, 8)
+before, began = peak(), time.perf_counter()
+model = DLLM.from_pretrained(folder, dtype)
+seconds = time.perf_counter() - began
+print(peak() - before, sum(p.nbytes for p in model.parameters()), seconds)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_loading_takes_the_memory_of_the_weights_and_one_part(dtype, tmp_path):
+    sizes = dict(d_model=1024, n_heads=16, n_layers=30, mlp_hidden_size=4096, embedding_size=40_000)
+    tensors = {name: torch.empty(shape, dtype=torch.bfloat16).normal_()
+               for name, shape in shapes("llada", {**TINY["llada"], **sizes}).items()}
+    write(tmp_path, tensors, parts=8)
+    (tmp_path / CONFIG).write_text(json.dumps({**TINY["llada"], **sizes}))
+    part = max(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
+    on_disk = sum(p.nbytes for p in tensors.values())
+    del tensors
+    # through a shell: a process starts with the peak of the one that starts it, which is ours
+    done = subprocess.run(["sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-c", MEASURE,
+                           str(tmp_path), dtype], text=True, capture_output=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    peak, size, seconds = map(float, done.stdout.split())
+    print(f"\n{on_disk / 1e9:.2f} GB of bf16 in parts of up to {part / 1e9:.2f} GB, loaded as "
+          f"{dtype} ({size / 1e9:.2f} GB) in {seconds:.1f} s; peak {peak / 1e9:.2f} GB, "
+          f"{peak / size:.2f} of the weights")
+    assert on_disk > 1e9 and size == on_disk * (2 if dtype == "float32" else 1)
+    assert size <= peak < 1.15 * size + part
+
+
+def test_reading_yields_one_tensor_at_a_time_in_the_files_order(tmp_path):
+    tensors = generate(tmp_path, "llada", parts=4)
+    found = catalogue(tmp_path)
+    assert {name: s.shape for name, s in found.items()} == \
+        {name: tuple(p.shape) for name, p in tensors.items()}
+    files = [found[name].file for name, _ in read_tensors(found)]
+    assert files == sorted(files) and len(set(files)) == 4
+    reader = read_tensors(found, torch.float32)
+    name, tensor = next(reader)
+    assert torch.equal(tensor, tensors[name].float()) and math.prod(tensor.shape) > 0

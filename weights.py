@@ -1,0 +1,421 @@
+"""Weights in and out of files, for every family by its own names: what a folder holds, and where.
+
+A folder of weights is a config.json, one model.safetensors or numbered parts with an index, and the
+small files of its tokenizer. LLaDA, Dream and Qwen3-diffusion call the same tensors and sizes by
+different names; the tables below are the only place that knows them. Ours is one more family, whose
+names need no change. Nothing here is unpickled, and no code that comes with weights is run.
+
+    python weights.py --init_from=out/llada8b_gsm8k --out_dir=export --dtype=bfloat16
+
+writes a checkpoint as its family publishes it, for transformers, dllm or llama.cpp. One part at a
+time is in memory.
+"""
+import json
+import math
+import os
+import re
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from configurator import run
+
+MODEL_TYPE = "dllm-jepa"
+CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+PART_BYTES = 5_000_000_000      # of one file; what is smaller is not split, as on the hub
+DOWNLOADED = ("*.safetensors", "*.json", "*.txt", "*.py", "*.jinja")        # no pickles
+SMALL_FILES = ("tokenizer*", "vocab*", "added_tokens.json", "special_tokens_map.json", "*.txt",
+               "generation_config.json", "*.py", "*.jinja", "*.md", "LICENSE*")
+
+# Published names -> ours; {} is the layer, and .weight or .bias follows.
+QWEN = {
+    "model.embed_tokens": "embed",
+    "model.layers.{}.input_layernorm": "blocks.{}.attn_norm",
+    "model.layers.{}.self_attn.q_proj": "blocks.{}.q_proj",
+    "model.layers.{}.self_attn.k_proj": "blocks.{}.k_proj",
+    "model.layers.{}.self_attn.v_proj": "blocks.{}.v_proj",
+    "model.layers.{}.self_attn.q_norm": "blocks.{}.q_norm",
+    "model.layers.{}.self_attn.k_norm": "blocks.{}.k_norm",
+    "model.layers.{}.self_attn.o_proj": "blocks.{}.o_proj",
+    "model.layers.{}.post_attention_layernorm": "blocks.{}.mlp_norm",
+    "model.layers.{}.mlp.gate_proj": "blocks.{}.gate_proj",
+    "model.layers.{}.mlp.up_proj": "blocks.{}.up_proj",
+    "model.layers.{}.mlp.down_proj": "blocks.{}.down_proj",
+    "model.norm": "norm",
+    "lm_head": "head",
+}
+RENAME = {
+    "llada": {
+        "model.transformer.wte": "embed",
+        "model.transformer.blocks.{}.attn_norm": "blocks.{}.attn_norm",
+        "model.transformer.blocks.{}.q_proj": "blocks.{}.q_proj",
+        "model.transformer.blocks.{}.k_proj": "blocks.{}.k_proj",
+        "model.transformer.blocks.{}.v_proj": "blocks.{}.v_proj",
+        "model.transformer.blocks.{}.attn_out": "blocks.{}.o_proj",
+        "model.transformer.blocks.{}.ff_norm": "blocks.{}.mlp_norm",
+        "model.transformer.blocks.{}.ff_proj": "blocks.{}.gate_proj",
+        "model.transformer.blocks.{}.up_proj": "blocks.{}.up_proj",
+        "model.transformer.blocks.{}.ff_out": "blocks.{}.down_proj",
+        "model.transformer.ln_f": "norm",
+        "model.transformer.ff_out": "head",
+    },
+    "Dream": QWEN,
+    "a2d-qwen3": QWEN,
+    MODEL_TYPE: {ours: ours for ours in QWEN.values()},
+}
+IGNORED = r".*\.rotary_emb\.inv_freq"   # old versions of transformers stored it; rope_theta says it
+
+# Fields of ModelConfig <- entries of config.json, or the id of a token that the tokenizer adds: the
+# first that is there counts. No text: always so in this family. eos_id is the token that pads,
+# which need not be what a config calls eos: Qwen's may be its end of turn.
+QWEN_KEYS = dict(
+    vocab_size="vocab_size", block_size="max_position_embeddings", n_layer="num_hidden_layers",
+    n_head="num_attention_heads", n_kv_head="num_key_value_heads", head_dim="head_dim",
+    n_embd="hidden_size", n_hidden="intermediate_size", norm_eps="rms_norm_eps",
+    rope_theta="rope_theta", tied_head="tie_word_embeddings", mask_id="mask_token_id <|mask|>",
+    eos_id="<|endoftext|> pad_token_id")
+KEYS = {
+    "llada": dict(
+        vocab_size="embedding_size vocab_size", block_size="max_sequence_length",
+        n_layer="n_layers", n_head="n_heads", n_kv_head="n_kv_heads n_heads", n_embd="d_model",
+        n_hidden="mlp_hidden_size", norm_eps="rms_norm_eps", rope_theta="rope_theta",
+        tied_head="weight_tying", mask_id="mask_token_id <|mdm_mask|>",
+        eos_id="<|endoftext|> pad_token_id eos_token_id"),
+    # Dream's config has inherited 131072 positions; its authors say 2048 work
+    "Dream": dict(QWEN_KEYS, block_size=2048, qkv_bias=True, shift=True,
+                  eos_id="<|endoftext|> pad_token_id eos_token_id"),
+    "a2d-qwen3": dict(QWEN_KEYS, qk_norm=True),
+}
+OPTIONAL = {"head_dim", "tied_head"}    # where absent, these families' default is ModelConfig's
+
+# Entries of config.json that could ask for another network: the only value implemented here.
+IMPLEMENTED = {
+    "llada": dict(
+        activation_type="silu", block_type="llama", block_group_size=1, layer_norm_type="rms",
+        layer_norm_with_affine=True, bias_for_layer_norm=False, attention_layer_norm=False,
+        input_emb_norm=False, include_bias=False, include_qkv_bias=False, alibi=False, rope=True,
+        rope_full_precision=True, multi_query_attention=False, scale_logits=False,
+        quantization_config=None),
+    "Dream": dict(hidden_act="silu", use_sliding_window=False, use_mrope=False,
+                  quantization_config=None, block_size=None),   # this would be block diffusion
+    "a2d-qwen3": dict(hidden_act="silu", use_sliding_window=False, attention_bias=False,
+                      quantization_config=None),
+}
+
+
+@dataclass
+class ConvertConfig:
+    init_from: str = ""                 # a checkpoint, an out_dir, or a name on the hub
+    revision: str = ""                  # of a name on the hub: branch, tag or commit
+    out_dir: str = ""                   # a folder that is new or empty
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"  # of the weights written
+
+
+def main(cfg: ConvertConfig):
+    if not cfg.init_from or not cfg.out_dir:
+        raise ValueError("it takes --init_from=... to read and --out_dir=... to write")
+    source, dtype = find_weights(cfg.init_from, cfg.revision), getattr(torch, cfg.dtype)
+    published, stored = read_config(source), catalogue(source)
+    config_fields(source, published)                            # stops at a family unknown here
+    new_folder(cfg.out_dir)
+    sizes = {name: math.prod(tensor.shape) * dtype.itemsize for name, tensor in stored.items()}
+    write_weights(cfg.out_dir, published, small_files(source), sizes, read_tensors(stored, dtype),
+                  dtype)
+    print(f"{cfg.out_dir}: {len(sizes)} tensors of a {published['model_type']} model in "
+          f"{cfg.dtype}, {sum(sizes.values()):,} bytes")
+
+
+# ----------------------------------------------------------------------------------------------
+# folders
+
+
+def find_weights(name_or_dir, revision: str = "") -> str:
+    """The folder of a checkpoint, of the newest one in an out_dir, or of a hub name, downloaded.
+
+    Raises FileNotFoundError or ValueError, one sentence. HF_HOME and HF_HUB_OFFLINE are honoured.
+    """
+    name = str(name_or_dir)
+    if os.path.isdir(name):
+        if revision:
+            raise ValueError(f"revision={revision!r} is for names on the hub; {name} is a folder")
+        return newest_checkpoint(name)
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        raise FileNotFoundError(f"there are no weights at {name!r}: it is no folder here, and no "
+                                f"name on the hub, such as GSAI-ML/LLaDA-8B-Base")
+    import huggingface_hub      # half a second that local folders need not wait for
+    try:
+        folder = huggingface_hub.snapshot_download(name, revision=revision or None,
+                                                   allow_patterns=list(DOWNLOADED))
+    except Exception as error:  # of the hub, of httpx, of the disk: all end as one sentence
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        at = f" at revision {revision!r}" if revision else ""
+        raise FileNotFoundError(f"there are no weights at {name!r}: it is no folder here, and the "
+                                f"hub did not give it{at}: {reason}") from None
+    return newest_checkpoint(folder)
+
+
+def newest_checkpoint(folder) -> str:
+    """The folder itself if it is a checkpoint, else its `step_*` with the highest number."""
+    is_checkpoint = lambda path: os.path.isfile(os.path.join(path, CONFIG))
+    folder = str(folder)
+    if is_checkpoint(folder):
+        return folder
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    steps = {int(name[5:]): os.path.join(folder, name)
+             for name in names if re.fullmatch(r"step_\d+", name)}
+    steps = {step: path for step, path in steps.items() if is_checkpoint(path)}
+    if not steps:
+        raise FileNotFoundError(f"there is no checkpoint in {folder}")
+    return steps[max(steps)]
+
+
+def new_folder(path: str):
+    """Makes the folder. Raises ValueError if something is in it already."""
+    os.makedirs(path, exist_ok=True)
+    if os.listdir(path):
+        raise ValueError(f"{path} is not empty; a model is written to a new folder")
+
+
+def small_files(folder) -> dict:
+    """{name: bytes} of tokenizer, licence, code (to go along, not to run) and the like."""
+    return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())
+            if path.is_file() and any(path.match(pattern) for pattern in SMALL_FILES)}
+
+
+# ----------------------------------------------------------------------------------------------
+# config.json
+
+
+def read_json(path) -> dict:
+    try:
+        return dict(json.loads(Path(path).read_text("utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not a JSON object: {error}") from None
+
+
+def read_config(folder) -> dict:
+    return read_json(os.path.join(folder, CONFIG))
+
+
+def config_fields(folder, published: dict) -> dict:
+    """The fields of ModelConfig that config.json states. Raises ValueError naming an entry that is
+    missing, or that asks for a network which is not implemented here."""
+    where, family = os.path.join(folder, CONFIG), published.get("model_type")
+    if family not in RENAME:
+        raise ValueError(f"{folder} holds a model of type {family!r}; known are "
+                         f"{', '.join(RENAME)}")
+    if family == MODEL_TYPE:
+        return {key: value for key, value in published.items() if key != "model_type"}
+    for key, value in IMPLEMENTED[family].items():
+        if published.get(key) not in (None, value):
+            raise ValueError(f"{where} has {key} = {json.dumps(published[key])}; only "
+                             f"{json.dumps(value)} is implemented")
+    given = {**added_tokens(folder), **published}
+    for key in ("rope_scaling", "rope_parameters"):     # the second holds rope_theta since 2025
+        rope = published.get(key) or {}
+        if not isinstance(rope, dict) or any(
+                rope[name] != "default" for name in rope if name != "rope_theta"):
+            raise ValueError(f"{where} has {key} = {json.dumps(rope)}; only plain rope is "
+                             f"implemented")
+        given = {**rope, **given}
+    fields = {}
+    for field, keys in KEYS[family].items():
+        if not isinstance(keys, str):
+            fields[field] = keys
+        elif found := [given[key] for key in keys.split() if given.get(key) is not None]:
+            fields[field] = found[0]
+        elif field not in OPTIONAL:
+            raise ValueError(f"{where} lacks {' or '.join(keys.split())}")
+    return fields
+
+
+def added_tokens(folder) -> dict:
+    """{text: id} of the tokens that the tokenizer's files add to the learnt vocabulary."""
+    paths = (os.path.join(folder, name)
+             for name in ("tokenizer.json", "added_tokens.json", "tokenizer_config.json"))
+    whole, added, config = (read_json(path) if os.path.isfile(path) else {} for path in paths)
+    try:
+        return {**{token["content"]: token["id"] for token in whole.get("added_tokens", [])},
+                **added,
+                **{token["content"]: int(i)
+                   for i, token in config.get("added_tokens_decoder", {}).items()}}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ValueError(f"the tokenizer's files in {folder} do not list their added tokens as "
+                         f"transformers writes them") from None
+
+
+# ----------------------------------------------------------------------------------------------
+# tensors
+
+
+class Stored(NamedTuple):
+    file: str                   # its path
+    shape: tuple
+
+
+def rename(key: str, table: dict) -> str:
+    """The name that a table gives to this one; KeyError if the table does not know it."""
+    module, _, leaf = key.rpartition(".")
+    layer = re.search(r"\d+", module)
+    return table[re.sub(r"\d+", "{}", module, count=1)].format(layer and layer[0]) + "." + leaf
+
+
+def published_name(ours: str, family: str) -> str:
+    return rename(ours, {ours: theirs for theirs, ours in RENAME[family].items()})
+
+
+def weights_file(folder) -> str:
+    """The path of the one file with weights, or of the index of several."""
+    paths = [os.path.join(folder, name) for name in (SINGLE, INDEX)]
+    found = [path for path in paths if os.path.isfile(path)]
+    if not found:
+        raise FileNotFoundError(f"there is neither {SINGLE} nor {INDEX} in {folder}")
+    return found[0]
+
+
+def open_safetensors(path):
+    try:
+        return safe_open(path, "pt")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {path}") from None
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from None
+
+
+def read_safetensors(path) -> dict:
+    with open_safetensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
+
+
+def catalogue(folder) -> dict:
+    """{published name: Stored}, file by file, from the headers alone: no weight is read yet.
+
+    Raises ValueError or FileNotFoundError when files are missing, cut short or not what the index
+    says, or hold anything but floating-point numbers.
+    """
+    where = weights_file(folder)
+    files = {SINGLE: None}
+    if where.endswith(INDEX):
+        weight_map = read_json(where).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ValueError(f"{where} has no weight_map")
+        for name, file in weight_map.items():
+            if not isinstance(file, str) or not re.fullmatch(r"[\w.-]+\.safetensors", file):
+                raise ValueError(f"{where} places {name} in {file!r}, which is no safetensors "
+                                 f"file of this folder")
+        files = {file: {name for name in weight_map if weight_map[name] == file}
+                 for file in sorted(set(weight_map.values()))}
+    stored = {}
+    for file, expected in files.items():
+        path = os.path.join(folder, file)
+        with open_safetensors(path) as tensors:
+            held = {name: tensors.get_slice(name) for name in tensors.keys()}
+            for name in sorted(held.keys() ^ (held.keys() if expected is None else expected)):
+                verb = "also holds" if name in held else "lacks"
+                raise ValueError(f"{path} {verb} the tensor {name}, unlike {where} says")
+            for name, header in held.items():
+                if header.get_dtype() not in ("F32", "F16", "BF16"):
+                    raise ValueError(f"{path}: {name} is stored as {header.get_dtype()}; F32, F16 "
+                                     f"or BF16 would fit")
+                if not re.fullmatch(IGNORED, name):
+                    stored[name] = Stored(path, tuple(header.get_shape()))
+    return stored
+
+
+def read_model(folder, model, dtype, device):
+    """Yields (our name, tensor) for every parameter of a model that may be on the meta device.
+
+    Raises ValueError naming a tensor that is missing, unknown, of another shape or not finite.
+    """
+    stored, family = catalogue(folder), model.published["model_type"]
+    params = {published_name(name, family): (name, p) for name, p in model.named_parameters()}
+    if model.config.tied_head:
+        drop_copy(stored, published_name("head.weight", family),
+                  published_name("embed.weight", family))
+    check_names_and_shapes(stored, {name: p for name, (_, p) in params.items()},
+                           weights_file(folder))
+    for name, tensor in read_tensors(stored, dtype, device):
+        yield params[name][0], tensor
+
+
+def drop_copy(stored: dict, head: str, embed: str):
+    """Forgets a tied head that is stored all the same. ValueError if it is not the embedding."""
+    if head in stored and embed in stored:
+        (_, one), (_, other) = read_tensors({name: stored[name] for name in (head, embed)})
+        if not torch.equal(one, other):
+            raise ValueError(f"{stored[head].file}: {head} differs from {embed}, to which "
+                             f"{CONFIG} says it is tied")
+        del stored[head]
+
+
+def check_names_and_shapes(given: dict, wanted: dict, where: str):
+    """Raises ValueError naming the first tensor that is missing, unknown or of another shape."""
+    for name in sorted(wanted.keys() - given.keys()):
+        raise ValueError(f"{where} lacks the tensor {name}")
+    for name in sorted(given.keys() - wanted.keys()):
+        raise ValueError(f"{where} holds an unknown tensor {name}")
+    for name, tensor in wanted.items():
+        if given[name].shape != tensor.shape:
+            raise ValueError(f"{where}: {name} has shape {tuple(given[name].shape)}, "
+                             f"{tuple(tensor.shape)} would fit")
+
+
+def read_tensors(stored: dict, dtype=None, device="cpu"):
+    """Yields (published name, tensor) file by file; a file is closed before the next is opened.
+
+    dtype None: as stored. Raises ValueError naming a tensor with NaN or infinite values.
+    """
+    items = tqdm(stored.items(), "weights", unit="tensor", delay=2, leave=False,
+                 disable=os.environ.get("RANK", "0") != "0")
+    for path, group in groupby(items, key=lambda item: item[1].file):
+        with open_safetensors(path) as file:
+            for name, _ in group:
+                # the file is mapped, not read: without a copy the weights would change with it
+                tensor = file.get_tensor(name).to(device, dtype, copy=True)
+                low, high = tensor.aminmax()                    # one pass, NaN goes through
+                if not (low.isfinite() and high.isfinite()):
+                    raise ValueError(f"{path}: {name} has NaN or infinite values")
+                yield name, tensor
+
+
+def write_weights(folder, published: dict, files: dict, sizes: dict, weights, dtype):
+    """Writes weights, small files and config.json, in this order: a folder with config is complete.
+
+    sizes: {published name: bytes}. weights yields (published name, tensor) in the same order. dtype
+    is what config.json is to say, if it speaks of it.
+    """
+    parts, room = [], 0
+    for name, size in sizes.items():
+        if not parts or size > room:
+            parts, room = [*parts, []], PART_BYTES
+        parts[-1].append(name)
+        room -= size
+    weights, weight_map = iter(weights), {}
+    for k, names in enumerate(parts, 1):
+        file = f"model-{k:05}-of-{len(parts):05}.safetensors" if len(parts) > 1 else SINGLE
+        save_file({name: tensor.to("cpu", dtype).contiguous()       # no name: freed before the next
+                   for name, tensor in islice(weights, len(names))},
+                  os.path.join(folder, file), metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
+    if len(parts) > 1:
+        write_json(os.path.join(folder, INDEX), {"metadata": {"total_size": sum(sizes.values())},
+                                                 "weight_map": dict(sorted(weight_map.items()))})
+    for name, content in files.items():
+        Path(folder, name).write_bytes(content)
+    named = {key: str(dtype).removeprefix("torch.") for key in ("torch_dtype", "dtype")}
+    write_json(os.path.join(folder, CONFIG),
+               {key: named.get(key, value) for key, value in published.items()})
+
+
+def write_json(path, what: dict):
+    Path(path).write_text(json.dumps(what, indent=2, ensure_ascii=False), "utf-8")
+
+
+if __name__ == "__main__":
+    run(main, ConvertConfig)
