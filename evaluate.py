@@ -32,6 +32,7 @@ from weights import find_weights, weights_file
 class EvalConfig:
     init_from: str = "out/tiny/jepa"    # checkpoint, out_dir or hub name (GSAI-ML/LLaDA-8B-Base)
     revision: str = ""                  # of a hub name: branch, tag or commit
+    chat: bool = False                  # ask in turns of a chat (Instruct models)
     task: str = "toy"                   # a module of tasks/
     data_dir: str = ""                  # a folder with {split}.jsonl[.gz]; empty: the task's own
     keep_marks: bool = False            # gsm8k: leave the calculator's <<...>> in the shots
@@ -60,7 +61,7 @@ def main(cfg: EvalConfig):
 
 def evaluate(cfg: EvalConfig) -> dict:
     """Answers what is not answered yet in cfg.out -> scores, also written beside it as .json."""
-    model, tok = load_model(cfg.init_from, cfg.device, cfg.revision)
+    model, tok = load_model(cfg.init_from, cfg.device, cfg.revision, cfg.chat)
     task = load_task(cfg.task)
     examples = task.load(cfg.split, cfg.data_dir, cfg.keep_marks)
     examples = examples[:cfg.limit or None]

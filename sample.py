@@ -29,6 +29,7 @@ class SampleConfig:
     init_from: str = "out/tiny/jepa"    # checkpoint, out_dir or hub name (GSAI-ML/LLaDA-8B-Base)
     revision: str = ""                  # of a hub name: branch, tag or commit
     prompt: str = "Anna has 3 boxes with 4 apples in each. How many apples?"  # a question
+    chat: bool = False                  # ask it as a turn of a chat (Instruct models)
     gen_length: int = 16                # tokens to generate, end-of-text included
     block_length: int = 16              # a block is finished before the next begins
     steps: int = 16                     # forward passes; gen_length of them reveal one token each
@@ -39,9 +40,10 @@ class SampleConfig:
 
 
 def main(cfg: SampleConfig):
-    model, tok = load_model(cfg.init_from, cfg.device, cfg.revision)
+    model, tok = load_model(cfg.init_from, cfg.device, cfg.revision, cfg.chat)
     screen = Screen(tok, in_place=sys.stdout.isatty())
-    complete(model, tok, [question_prompt(cfg.prompt)], cfg, on_step=lambda x: screen.show(x[0]))
+    prompt = cfg.prompt if cfg.chat else question_prompt(cfg.prompt)
+    complete(model, tok, [prompt], cfg, on_step=lambda x: screen.show(x[0]))
 
 
 @torch.no_grad()
@@ -138,11 +140,11 @@ def check_lengths(block_size: int, prompt, gen_length: int, block_length: int, s
                          f"block_size={block_size}; prompts up to {block_size - gen_length} fit")
 
 
-def load_model(init_from: str, device: str, revision: str = ""):
+def load_model(init_from: str, device: str, revision: str = "", chat: bool = False):
     """-> model, tokenizer, for sampling; the weights in bf16 where a GPU computes in it."""
     folder, device = find_weights(init_from, revision), pick_device(device)
     dtype = pick_dtype("auto", device)
-    model, tok = DLLM.from_pretrained(folder, dtype, device=device), load_tokenizer(folder)
+    model, tok = DLLM.from_pretrained(folder, dtype, device=device), load_tokenizer(folder, chat)
     tok.check_fits(model.config)
     model.compute_dtype = dtype
     return model.eval(), tok

@@ -53,6 +53,8 @@ class TrainConfig:
     revision: str = ""                  # of a hub name: branch, tag or commit
     preset: Literal["tiny", "llada-8b", "dream-7b"] = "tiny"  # the shape, when from scratch
     tokenizer: str = ""                 # bytes or toy; empty: the one of init_from
+    chat: bool = False                  # prompts and answers are turns of a chat (Instruct models)
+    eos_fill: bool = True               # fill short answers with end-of-text (LLaDA's, Dream's SFT)
     # data
     task: str = "toy"                   # a module of tasks/
     data_dir: str = ""                  # a folder with {split}.jsonl[.gz]; empty: the task's own
@@ -132,13 +134,13 @@ def main(cfg: TrainConfig):
     # ---- model and objective ---------------------------------------------------------------
     if cfg.init_from or start:
         folder = start or find_weights(cfg.init_from, cfg.revision)
-        model, tok = DLLM.from_pretrained(folder, device=device), load_tokenizer(folder)
-        if cfg.tokenizer and load_tokenizer(cfg.tokenizer) != tok:
+        model, tok = DLLM.from_pretrained(folder, device=device), load_tokenizer(folder, cfg.chat)
+        if cfg.tokenizer and load_tokenizer(cfg.tokenizer, cfg.chat) != tok:
             raise ValueError(f"tokenizer={cfg.tokenizer!r} is not the vocabulary that {folder} was "
                              f"trained with ({tok.name!r}, {tok.n_vocab} tokens); leave it out")
         tok.check_fits(model.config)
     else:
-        tok = load_tokenizer(cfg.tokenizer)
+        tok = load_tokenizer(cfg.tokenizer, cfg.chat)
         model = DLLM(ModelConfig(**{"vocab_size": tok.n_vocab, "mask_id": tok.mask_id,
                                     "eos_id": tok.eos_id, **PRESETS[cfg.preset]}))
         tok.check_fits(model.config)
@@ -207,6 +209,7 @@ def main(cfg: TrainConfig):
         for micro in range(n_micro):
             batch, fill = batch_at(step, rows, cfg.batch_size, cfg.seed,
                                    part=rank * n_micro + micro, n_parts=world * n_micro)
+            fill = fill if cfg.eos_fill else 0      # 0: one end-of-text ends each answer
             x0, maskable, is_real = collate(batch, fill, max_length, tok.eos_id, device)
             generators = row_generators(cfg.seed, step, [row.example_id for row in batch])
             last = micro == n_micro - 1
@@ -251,7 +254,8 @@ def find_checkpoint(cfg: TrainConfig):
 @torch.no_grad()
 def held_out_loss(model, rows, cfg: TrainConfig, max_length: int, rank=0, world=1) -> dict:
     """{t: mean over rows of the cross-entropy at masked answer tokens}; always the same masks."""
-    fill, device = max(len(row.answer) for row in rows) + 1, model.embed.weight.device
+    device = model.embed.weight.device
+    fill = max(len(row.answer) for row in rows) + 1 if cfg.eos_fill else 0
     totals = torch.zeros(len(cfg.eval_t), dtype=torch.float64)
     size = min(cfg.batch_size, 64)
     for i in range(rank * size, len(rows), world * size):
