@@ -134,18 +134,22 @@ def answers_so_far(out: str, cfg: EvalConfig) -> dict:
         key = next(key for key in {**now, **before} if before.get(key) != now.get(key))
         raise ValueError(f"{out} was made with {key}={before.get(key)!r}, not {now.get(key)!r}; "
                          f"choose another --out, or remove it to start again")
-    with open(out) as file:
-        text = file.read()
-    lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    with open(out, "w") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
-    return {line["id"]: line for line in lines}
+    with open(out, "rb+") as file:
+        written = file.read()
+        file.truncate(written.rfind(b"\n") + 1)             # whole lines stay as they are
+    try:
+        lines = [json.loads(line) for line in written.split(b"\n")[:-1]]
+        return {line["id"]: line for line in lines}
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{out} has a line that is no answer of ours; choose another "
+                         f"--out") from None
 
 
 def identity(cfg: EvalConfig) -> dict:
     """What an answer depends on: the settings that shape it, and the weights themselves."""
     weights = weights_file(find_weights(cfg.init_from, cfg.revision))
-    settings = {key: value for key, value in asdict(cfg).items() if key not in ("limit", "out")}
+    settings = {key: value for key, value in asdict(cfg).items()
+                if key not in ("limit", "out", "batch_size")}
     return {**settings, "weights": f"{weights} of {os.stat(weights).st_mtime_ns}"}
 
 

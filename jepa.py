@@ -117,8 +117,9 @@ def cosine_distance(z_hat, z_tgt):
 
 
 def constant_floor(z_tgt):
-    """The loss of the best predictor that ignores its input: 1 - |mean unit target| of the batch. A
-    JEPA loss that is not below it says nothing about the single example. Not in the paper."""
+    """The loss of the best predictor that ignores its input: 1 - |mean unit target|. A JEPA loss
+    that is not below it says nothing about the single example. Over the rows of one pass, so
+    smaller micro-batches have a lower one. Not in the paper."""
     return 1 - F.normalize(z_tgt, dim=-1).mean(dim=0).norm()
 
 

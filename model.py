@@ -196,8 +196,9 @@ class DLLM(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator):
-        """From scratch: std 1/sqrt(fan-in), less on what writes to the residual stream, as LLaDA.
-        Embedding 0.5 and head 0.02 are ours: wide inits learn arithmetic faster when tiny."""
+        """From scratch: std 1/sqrt(fan-in), and 1/sqrt(2 layers) of it on what writes to the
+        residual stream, much as LLaDA. Embedding 0.5 and head 0.02 are ours: wide inits learn
+        arithmetic faster when tiny."""
         def normal_(p, std):
             p.copy_(torch.randn(p.shape, generator=generator) * std)
         normal_(self.embed.weight, 0.5)
@@ -260,7 +261,7 @@ def row_generators(seed: int, step: int, example_ids, device="cpu") -> list[torc
     same masks on one process or on eight, in a batch of 64 or in 4 x 16, and after a restart."""
     def hashed(example_id):
         digest = hashlib.blake2b(f"{seed} {step} {example_id}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little") >> 1        # manual_seed takes 63 bits
+        return int.from_bytes(digest, "little") >> 1        # 63 bits, of which a CPU uses 32
     return [torch.Generator(device).manual_seed(hashed(i)) for i in example_ids]
 
 
@@ -337,6 +338,6 @@ def pick_device(name: str) -> torch.device:
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """`auto` is bf16 on a GPU that computes in it, else fp32: on CPUs bf16 is rarely faster."""
     if name == "auto":
-        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         name = "bfloat16" if has_bf16 else "float32"
     return getattr(torch, name)

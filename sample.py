@@ -7,6 +7,7 @@ public generate.py): blocks from left to right; in a block every step reads the 
 proposes a token for each mask and keeps the few it is surest of. What is revealed stays.
 """
 import os
+import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -109,8 +110,15 @@ def draw(logits, temperature: float, generator):
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
-    u = uniform(logits.shape, generator, logits.device, torch.float64)
-    return (logits.double() - temperature * (-u.log()).log()).argmax(dim=-1)
+    device = draws_on(logits.device)
+    u = uniform(logits.shape, generator, device, torch.float64)
+    noisy = logits.to(device).double() - temperature * (-u.log()).log()
+    return noisy.argmax(dim=-1).to(logits.device)
+
+
+def draws_on(device):
+    """The device itself, but for Apple's MPS, which has no fp64."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def complete(model, tok, prompts: list[str], cfg, on_step=None) -> list[str]:
@@ -118,7 +126,7 @@ def complete(model, tok, prompts: list[str], cfg, on_step=None) -> list[str]:
 
     Row b draws from (seed, the prompt itself), so an answer does not depend on its batch.
     """
-    generator = row_generators(cfg.seed, 0, prompts, model.embed.weight.device)
+    generator = row_generators(cfg.seed, 0, prompts, draws_on(model.embed.weight.device))
     never = [*tok.never, *range(tok.n_vocab, model.config.vocab_size)]  # rows that are no token
     x = generate(model, [tok.prompt_ids(text) for text in prompts], cfg.gen_length,
                  cfg.block_length, cfg.steps, cfg.temperature, cfg.remasking, generator, on_step,
@@ -160,7 +168,8 @@ class Screen:
         text = self.tok.show(x.tolist())
         if self.in_place:
             up = f"\x1b[{self.height}F\x1b[0J" if self.height else ""
-            self.height = text.count("\n") + 1
+            width = shutil.get_terminal_size().columns
+            self.height = sum(1 + max(0, len(line) - 1) // width for line in text.split("\n"))
             print(f"{up}{text}", flush=True)
             time.sleep(0.05)                    # slow enough to watch
         else:

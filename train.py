@@ -11,6 +11,7 @@ number of processes, accumulation and restarts change nothing but the order of a
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -36,7 +37,7 @@ from model import (PRESETS, DLLM, ModelConfig, diffusion_loss, forward_process, 
 from tasks.common import batch_at, collate, load_task, tokenize
 from tasks.tokenizer import load_tokenizer
 from weights import (check_names_and_shapes, find_weights, new_folder, newest_checkpoint,
-                     read_safetensors)
+                     read_json, read_safetensors)
 
 
 @dataclass
@@ -103,24 +104,28 @@ class TrainConfig:
                      "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("lambda_jepa", "n_pred_layer", "micro_batch_size", "max_steps", "lr"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        for name in ("lambda_jepa", "n_pred_layer", "micro_batch_size", "max_steps", "epochs", "lr",
+                     "min_lr_ratio", "warmup_ratio", "weight_decay", "grad_clip", "seed"):
+            if not 0 <= getattr(self, name) < 2 ** 63:      # NaN is not, either
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative or huge")
 
 
 def main(cfg: TrainConfig):
     if cfg.compare:                     # not one run but three: base, plain arm, JEPA arm
+        if cfg.resume or cfg.init_from or "RANK" in os.environ:
+            raise ValueError("with `compare`, base and arms are trained anew, each in a process of "
+                             "its own: start it without torchrun, --resume and --init_from, or "
+                             "train one model with --compare=")
         script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "analysis", "compare.py")
         os.execv(sys.executable, [sys.executable, script, *sys.argv[1:]])
 
     # ---- device ----------------------------------------------------------------------------
     # torchrun starts one process per GPU and sets these; without it we are rank 0 of 1
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1 and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))                # what "cuda" means here
     device = pick_device(cfg.device)
     if world > 1:
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     micro_batch_size = cfg.micro_batch_size or max(1, cfg.batch_size // world)
     n_micro, remainder = divmod(cfg.batch_size, micro_batch_size * world)   # micro-steps per rank
@@ -141,10 +146,10 @@ def main(cfg: TrainConfig):
         tok.check_fits(model.config)
     else:
         tok = load_tokenizer(cfg.tokenizer, cfg.chat)
-        model = DLLM(ModelConfig(**{"vocab_size": tok.n_vocab, "mask_id": tok.mask_id,
-                                    "eos_id": tok.eos_id, **PRESETS[cfg.preset]}))
-        tok.check_fits(model.config)
-        model.init_weights(torch.Generator().manual_seed(cfg.seed))
+        config = ModelConfig(**{"vocab_size": tok.n_vocab, "mask_id": tok.mask_id,
+                                "eos_id": tok.eos_id, **PRESETS[cfg.preset]})
+        tok.check_fits(config)
+        model = DLLM(config).init_weights(torch.Generator().manual_seed(cfg.seed))
     model.compute_dtype = pick_dtype(cfg.dtype, device)
     objective = DLLMJEPA(model, cfg.lambda_jepa, cfg.t_ctx, cfg.t_tgt, cfg.n_pred_layer,
                          cfg.ema_decay, cfg.mask_scope, cfg.diffusion_t, cfg.loss_form, cfg.seed)
@@ -253,7 +258,9 @@ def find_checkpoint(cfg: TrainConfig):
 
 @torch.no_grad()
 def held_out_loss(model, rows, cfg: TrainConfig, max_length: int, rank=0, world=1) -> dict:
-    """{t: mean over rows of the cross-entropy at masked answer tokens}; always the same masks."""
+    """{t: mean over rows of the cross-entropy at masked answer tokens}; always the same masks.
+
+    As in training, an answer's fill with end-of-text counts as answer: easy tokens, and many."""
     device = model.embed.weight.device
     fill = max(len(row.answer) for row in rows) + 1 if cfg.eos_fill else 0
     totals = torch.zeros(len(cfg.eval_t), dtype=torch.float64)
@@ -323,7 +330,7 @@ def besides_model(objective) -> dict:
 def remove_checkpoints(out_dir: str, keep=None):
     for name in os.listdir(out_dir):
         path = os.path.join(out_dir, name)
-        if name.startswith("step_") and path != keep:
+        if re.fullmatch(r"step_\d+", name) and path != keep:
             shutil.rmtree(path)
 
 
@@ -339,8 +346,11 @@ def load_train_state(folder: str, objective, optimizer, named: dict) -> int:
     for name, p in named.items():
         optimizer.state[p] = {key: state[f"adam.{key}.{name}"].to(p.device)
                               for key in ("step", "exp_avg", "exp_avg_sq")}
-    with open(os.path.join(folder, "train_state.json")) as file:
-        return json.load(file)["step"]
+    where = os.path.join(folder, "train_state.json")
+    step = read_json(where).get("step")
+    if type(step) is not int:
+        raise ValueError(f"{where} does not say after which step it was written")
+    return step
 
 
 # ----------------------------------------------------------------------------------------------
@@ -360,9 +370,11 @@ class Log:
         if step and os.path.exists(path):           # resumed: drop what came after the checkpoint
             with open(path) as file:                # (this step's held-out loss will come again)
                 kept = [line for line in file if line.endswith("\n")
-                        and json.loads(line)["step"] < step + ("ms" in line)]
-        self.file = open(path, "w", buffering=1)
-        self.file.writelines(kept)
+                        and json.loads(line)["step"] < step + ('"ms":' in line)]
+        with open(path + ".new", "w") as file:
+            file.writelines(kept)
+        os.replace(path + ".new", path)
+        self.file = open(path, "a", buffering=1)
         with open(os.path.join(cfg.out_dir, "settings.json"), "w") as file:
             json.dump({**asdict(cfg), "commit": git_commit(), "torch": torch.__version__,
                        "python": sys.version.split()[0]}, file, indent=1)
@@ -385,9 +397,10 @@ class Log:
         if not due:
             return
         ms, self.seconds, self.steps = 1000 * self.seconds / self.steps, 0.0, 0
-        if not math.isfinite(numbers["loss"]):
-            raise ValueError(f"the loss is {numbers['loss']} at step {step}; the last checkpoint "
-                             f"is kept, a lower lr than {self.cfg.lr} may help")
+        for name in ("loss", "grad_norm"):          # before anything of this step is saved
+            if not math.isfinite(numbers[name]):
+                raise ValueError(f"the {name} is {numbers[name]} at step {step}; the last "
+                                 f"checkpoint is kept, a lower lr than {self.cfg.lr} may help")
         if self.rank == 0:
             shown = [name for name in ("diffusion", "jepa", "lr") if name in numbers]
             self.bar.set_postfix({name: f"{numbers[name]:.4g}" for name in shown})

@@ -1,6 +1,6 @@
 """The embedded default: a 0.9 M parameter base, then plain and JEPA tuning from it, side by side.
 
-Two CPU cores, about four minutes, no downloads; ends with a table and out/tiny/summary.json. Word
+Two CPU cores, about five minutes, no downloads; ends with a table and out/tiny/summary.json. Word
 problems in GSM8K's format (tasks/toy.py). Rates, EMA, predictor and lambda are the paper's. Two
 things are not: the context rate is drawn from U(0, 1), and every masked token weighs the same.
 Trained at t = 0.2 alone, a model this small does not learn to start from masks only;

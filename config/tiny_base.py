@@ -1,4 +1,4 @@
-"""The tiny default's base: plain diffusion on short stories and sums, from scratch, under a minute.
+"""The tiny default's base: plain diffusion on short stories and sums, from scratch, in a minute.
 
     python train.py config/tiny_base.py
 """

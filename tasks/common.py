@@ -82,7 +82,7 @@ def tokenize(examples: list[Example], tok, max_length: int, name: str = "") -> l
     fitting = [row for row in rows
                if row.prompt and row.answer and len(row.prompt) + len(row.answer) < max_length]
     if not fitting:
-        raise ValueError(f"none of {len(rows)} {name} rows fits "
+        raise ValueError(f"none of {len(rows)} {name} rows has an answer and fits "
                          f"max_length={max_length}; the shortest needs "
                          f"{min(len(r.prompt) + len(r.answer) for r in rows) + 1} tokens")
     return fitting

@@ -150,8 +150,8 @@ def read_folder(folder: Path, chat: bool) -> Tokenizer:
              for name in bpe.FILES if (folder / name).is_file()}
     one_file = FILE_NAME in files
     if not one_file and not {"vocab.json", "merges.txt"} <= set(files):
-        raise FileNotFoundError(f"there is no tokenizer {folder / FILE_NAME}; use bytes, toy or "
-                                f"the folder of a checkpoint")
+        raise FileNotFoundError(f"there is no tokenizer in {str(folder)!r}; use bytes, toy or the "
+                                f"folder of a checkpoint")
     try:
         spec = json.loads(files[FILE_NAME]) if one_file else {}
         if "pieces" in spec:

@@ -5,7 +5,7 @@
     12-2=10
     #### 10
 
-Half of the problems take one step, half take two. Every number is below 100 and is one token
+About half of the problems take one step, half take two. Every number is below 100 and is one token
 of the toy vocabulary (tasks/tokenizer.py). A question belongs to train, validation or test by
 its own hash, so the three can never share one, whatever is asked for; the arithmetic facts
 below them are shared.

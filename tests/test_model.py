@@ -474,3 +474,22 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(name):
 def test_a_device_that_is_there_is_taken():
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device("auto").type in ("cpu", "cuda", "mps")
+
+
+# ----------------------------------------------------------------------------------------------
+# from scratch
+
+
+def test_initial_weights_have_the_widths_that_the_docstring_states():
+    config = ModelConfig(200, 1, 0, n_layer=8, n_head=2, n_kv_head=1, n_embd=64, n_hidden=160,
+                         qkv_bias=True)
+    model = DLLM(config).init_weights(torch.Generator().manual_seed(0))
+    block = model.blocks[3]
+    for weight, std in ((model.embed.weight, 0.5), (model.head.weight, 0.02),
+                        (block.q_proj.weight, 64 ** -0.5), (block.up_proj.weight, 64 ** -0.5),
+                        (block.o_proj.weight, (64 * 16) ** -0.5),
+                        (block.down_proj.weight, (160 * 16) ** -0.5)):
+        n = weight.numel()
+        assert abs(weight.std().item() / std - 1) < 4 / (2 * n) ** 0.5
+        assert abs(weight.mean().item()) < 4 * std / n ** 0.5
+    assert not block.q_proj.bias.any() and (block.attn_norm.weight == 1).all()

@@ -14,7 +14,11 @@ from safetensors.torch import load_file
 
 import train
 from configurator import configure, run
-from tasks import toy
+from jepa import DLLMJEPA
+from model import DLLM, PRESETS, ModelConfig, row_generators
+from tasks import gsm8k, toy
+from tasks.common import batch_at, collate, tokenize
+from tasks.tokenizer import load_tokenizer
 from train import TrainConfig, lr_at, main
 
 ROOT = Path(train.__file__).parent
@@ -107,10 +111,7 @@ def test_one_batch_of_8_equals_two_processes_with_4(cfg, tmp_path):
 
 def test_the_masks_are_the_same_for_any_world_size(cfg, data_dir, monkeypatch):
     """What the objective is called with, row by row, in one part or in four, is the same."""
-    from model import forward_process, row_generators
-    from tasks.common import batch_at, collate, tokenize
-    from tasks import gsm8k
-    from tasks.tokenizer import load_tokenizer
+    from model import forward_process
     tok = load_tokenizer("toy")
     rows = tokenize(gsm8k.load("train", str(data_dir)), tok, 64)
 
@@ -173,11 +174,54 @@ def test_the_predictor_and_the_target_move_and_every_parameter_is_trained(cfg):
         assert not torch.equal(before[name], after[name]), name
 
 
-def test_compile_changes_nothing_but_round_off(cfg, tmp_path, monkeypatch):
+def test_compile_is_asked_of_every_block_of_model_and_target(cfg, monkeypatch):
     blocks = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **kw: blocks.append(self))
     main(replace(cfg, compile=True))
     assert len(blocks) == 8                 # each block of the model and of the target
+
+
+def test_three_steps_are_three_steps_of_adamw_by_hand(cfg, tmp_path):
+    """Masks by (seed, step, id), the lr of the schedule, clipping, decay of matrices alone."""
+    cfg = replace(cfg, seed=5, lr=1e-2, weight_decay=0.1, grad_clip=0.1, beta2=0.9,
+                  warmup_ratio=0.5)
+    main(cfg)
+    tok = load_tokenizer("toy")
+    model = DLLM(ModelConfig(tok.n_vocab, tok.mask_id, tok.eos_id, **PRESETS["tiny"]))
+    model.init_weights(torch.Generator().manual_seed(5))
+    objective = DLLMJEPA(model, seed=5)
+    params = [p for p in objective.parameters() if p.requires_grad]
+    moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in params]
+    rows = tokenize(gsm8k.load("train", cfg.data_dir), tok, 64)
+    for step in range(3):
+        batch, fill = batch_at(step, rows, 8, 5)
+        generators = row_generators(5, step, [row.example_id for row in batch])
+        objective(*collate(batch, fill, 64, tok.eos_id), generators)[0].backward()
+        norm = torch.stack([p.grad.norm() for p in params]).norm()
+        assert norm > 0.1                               # so that clipping is seen
+        lr = 1e-2 * [0.5, 1.0, 1.0][step]       # two steps of warm-up, then the cosine's top
+        for p, (m, v) in zip(params, moments):
+            g = p.grad * (0.1 / norm)
+            m.lerp_(g, 0.1)
+            v.lerp_(g * g, 0.1)
+            with torch.no_grad():
+                p.mul_(1 - lr * 0.1 * (p.ndim > 1))
+                p -= lr * (m / (1 - 0.9 ** (step + 1))) / (
+                    (v / (1 - 0.9 ** (step + 1))).sqrt() + 1e-8)
+            p.grad = None
+        objective.update_target()
+    trained = tensors(cfg.out_dir)
+    for name, p in {**dict(model.named_parameters()), **{
+            name: p for name, p in objective.named_parameters() if "model." not in name}}.items():
+        torch.testing.assert_close(trained[name], p.detach(), rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_another_seed_is_another_start_and_other_batches(cfg, tmp_path):
+    other = replace(cfg, seed=7, out_dir=str(tmp_path / "other"))
+    main(cfg)
+    main(other)
+    held_out = [lines(c.out_dir)[0]["held_out"] for c in (cfg, other)]
+    assert held_out[0] != held_out[1]                   # at step 0: the same masks, other weights
 
 
 # ----------------------------------------------------------------------------------------------
@@ -337,9 +381,37 @@ def test_weights_that_are_not_there_are_named(monkeypatch, tmp_path):
         assert "GSAI-ML/LLaDA-8B-Base" in said and "weights" in said
 
 
+def test_a_gradient_that_is_not_finite_leaves_the_checkpoint_as_it_was(cfg, monkeypatch):
+    main(cfg)
+    before = tensors(cfg.out_dir)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(float("nan")))
+    with pytest.raises(ValueError, match="grad_norm is nan at step 4"):
+        main(replace(cfg, resume=True, max_steps=4))
+    after = tensors(cfg.out_dir)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_only_checkpoints_are_ever_removed(cfg):
+    for name in ("step_notes", "step_0000009_copy", "other"):
+        (Path(cfg.out_dir) / name).mkdir(parents=True)
+        (Path(cfg.out_dir) / name / "precious").write_text("x")
+    main(cfg)
+    main(replace(cfg, overwrite=True))
+    assert len(list(Path(cfg.out_dir).glob("*/precious"))) == 3
+
+
+@pytest.mark.parametrize("option", ["--resume", "--init_from=mine", "RANK"])
+def test_a_comparison_refuses_what_it_would_ignore(option, monkeypatch, tmp_path):
+    if option == "RANK":
+        monkeypatch.setenv("RANK", "1")
+    options = [f"--out_dir={tmp_path}/x"] + [option] * (option != "RANK")
+    with pytest.raises(ValueError, match="--compare="):
+        main(configure(TrainConfig, ["config/tiny.py", *options]))
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(cfg, monkeypatch):
-    assert "the loss is" in sentence_of(monkeypatch, cfg, "--lr=1e30", "--grad_clip=0",
-                                        "--max_steps=20")
+    sentence = sentence_of(monkeypatch, cfg, "--lr=1e30", "--grad_clip=0", "--max_steps=20")
+    assert "at step" in sentence and "the last checkpoint is kept" in sentence
 
 
 # ----------------------------------------------------------------------------------------------
