@@ -106,8 +106,10 @@ class TrainConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("lambda_jepa", "n_pred_layer", "micro_batch_size", "max_steps", "epochs", "lr",
                      "min_lr_ratio", "warmup_ratio", "weight_decay", "grad_clip", "seed"):
-            if not 0 <= getattr(self, name) < 2 ** 63:      # NaN is not, either
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative or huge")
+            if not getattr(self, name) >= 0:                # NaN is not, either
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if self.seed >= 2 ** 63:
+            raise ValueError(f"seed={self.seed} must lie below 2**63")
 
 
 def main(cfg: TrainConfig):
