@@ -33,7 +33,8 @@ def split(full):
 
 def join(high, low):
     """bf16 and int16 -> the fp32 they were split from, every bit of it."""
-    return ((high.view(torch.int16).to(torch.int32) << 16) + low).view(torch.float32)
+    bits = high.view(torch.int16).to(torch.int32).bitwise_left_shift_(16).add_(low)
+    return bits.view(torch.float32)
 
 
 def round_at_random(x, generator):

@@ -38,6 +38,7 @@ class LoRALinear(Linear):
         low = F.linear(x, self.lora_a.to(x.dtype))                          # (..., r)
         return super().forward(x) + F.linear(low, self.lora_b.to(x.dtype)) * self.scale
 
+    @torch.no_grad()
     def merged(self):
         """One Linear that computes the same; summed in fp32, then rounded to the base's dtype."""
         linear = Linear(self.in_features, self.out_features, bias=False, device="meta")
@@ -64,7 +65,6 @@ def add_lora(model, rank: int, alpha: float, targets, seed: int):
             setattr(block, name, LoRALinear(getattr(block, name), rank, alpha / rank, generator))
 
 
-@torch.no_grad()
 def merge(model):
     """-> the model without adapters, on the CPU, frozen; it computes the same to round-off.
 
@@ -81,11 +81,14 @@ def merge(model):
 
 
 def check_base(model, folder):
-    """ValueError unless the checkpoint in folder was trained on this base, told by its embedding:
-    adapters on another base would be loaded without a word, and mean nothing."""
-    name = published_name("embed.weight", model.published["model_type"])
-    stored = catalogue(folder)[name]
-    [(_, theirs)] = read_tensors({name: stored}, device=model.embed.weight.device)
-    if not torch.equal(model.embed.weight.to(theirs.dtype), theirs):
-        raise ValueError(f"{folder} was trained on another base than the one that init_from names; "
-                         f"resume with the base that it started from")
+    """ValueError unless base and adapters, merged, give the checkpoint in folder, told by one
+    matrix: adapters resumed on another base would mean nothing, and nothing else would say so."""
+    name, linear = next((name, module) for name, module in model.named_modules()
+                        if isinstance(module, LoRALinear))
+    name = published_name(f"{name}.weight", model.published["model_type"])
+    [(_, stored)] = read_tensors({name: catalogue(folder)[name]}, device=linear.weight.device)
+    ours = linear.merged().weight.to(stored.dtype)
+    rtol = 2 * torch.finfo(stored.dtype).eps                # another device may round otherwise
+    if not torch.allclose(ours, stored, rtol, atol=1e-6):
+        raise ValueError(f"{folder} is not this base with its adapters; to resume, init_from and "
+                         f"lora_alpha must be what they were")

@@ -168,8 +168,6 @@ def main(cfg: TrainConfig):
         model.init_weights(torch.Generator().manual_seed(cfg.seed))
     model.compute_dtype = dtype
     if cfg.lora_rank:
-        if start:
-            check_base(model, start)
         add_lora(model, cfg.lora_rank, cfg.lora_alpha, cfg.lora_targets, cfg.seed)
     objective = DLLMJEPA(model, cfg.lambda_jepa, cfg.t_ctx, cfg.t_tgt, cfg.n_pred_layer,
                          cfg.ema_decay, cfg.mask_scope, cfg.diffusion_t, cfg.loss_form, cfg.seed)
@@ -207,6 +205,8 @@ def main(cfg: TrainConfig):
                                       fused=device.type != "mps")
     full = optimizer.full if cfg.optimizer == "lean" else torch.Tensor.float    # fp32 values
     step = resumed_at = load_train_state(start, objective, optimizer, named) if start else 0
+    if start and cfg.lora_rank:
+        check_base(model, start)
     wrapped = objective
     if world > 1:
         wrapped = DDP(objective, device_ids=[device] if device.type == "cuda" else None)

@@ -1,9 +1,9 @@
 """LLaDA-8B on GSM8K with LoRA and JEPA on one GPU of 40 GB; 24 GB may do with batches this small.
 
-States, in GB: base in bf16 16.0, 83.9 M adapters with gradients, moments and EMA 1.7, predictor 2.7;
-activations are 4.5 MB a token, 2.3 GB at 2 x 256. A prediction: this has not been run yet. The paper
-trains all weights; rank 32, alpha 64 and the targets are those of its public reproduction. The
-learning rate is ours.
+States, in GB: base in bf16 16.0, adapters (83.9 M, with gradients, moments and EMA) 1.7, predictor
+2.7; activations are 4.5 MB a token, 2.3 GB at 2 x 256. A prediction: this has not been run yet. The
+paper trains all weights; rank 32, alpha 64 and the targets are those of its public reproduction.
+The learning rate is ours.
     python train.py config/llada8b_gsm8k_lora.py
 """
 

@@ -14,7 +14,8 @@ from model import DLLM, PRESETS, ModelConfig, row_generators
 from train import TrainConfig, main
 
 from test_jepa import CONFIG, IDS, as_batch, eight_rows, make_model, seeded
-from test_train import cfg, data_dir, lines, sentence_of, tensors, without_clock  # noqa: F401
+from test_train import (assert_same_step, cfg, data_dir, lines, sentence_of,  # noqa: F401
+                        tensors, torchrun, without_clock)
 
 ALL = TrainConfig.lora_targets
 GQA = replace(CONFIG, n_kv_head=2, qkv_bias=True, shift=True)
@@ -83,7 +84,7 @@ def test_the_merged_model_computes_the_same_to_round_off(config):
     plain = merge(model)
     torch.testing.assert_close(plain(ids()), model(ids()), atol=1e-5, rtol=1e-5)
     assert (model(ids()) - untouched).abs().max() > 0.05
-    assert dict(plain.named_parameters()).keys() == dict(make_model(config).named_parameters()).keys()
+    assert plain.state_dict().keys() == make_model(config).state_dict().keys()
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name]), name
     if config.tied_head:
@@ -265,12 +266,25 @@ def test_a_lora_checkpoint_is_the_merged_model_for_use_and_adapters_to_resume(lo
     assert json.loads((folder / "config.json").read_text())["n_layer"] == 4
 
 
-def test_lora_is_resumed_on_its_own_base_only(lora_cfg, cfg, monkeypatch, tmp_path):  # noqa: F811
+def test_lora_is_resumed_on_its_own_base_and_scale_only(lora_cfg, cfg, monkeypatch,  # noqa: F811
+                                                        tmp_path):
     main(lora_cfg)
-    other = replace(cfg, out_dir=str(tmp_path / "other"), seed=7, max_steps=1)
-    main(other)
-    said = sentence_of(monkeypatch, replace(lora_cfg, init_from=other.out_dir, resume=True))
-    assert "another base" in said
+    main(replace(cfg, out_dir=str(tmp_path / "other"), seed=7, max_steps=1))
+    resumed = replace(lora_cfg, resume=True)
+    main(resumed)
+    for wrong in {"init_from": str(tmp_path / "other")}, {"lora_alpha": 9.0}:
+        assert "is not this base" in sentence_of(monkeypatch, replace(resumed, **wrong))
+    assert "would fit" in sentence_of(monkeypatch, replace(resumed, lora_rank=5))
+
+
+@pytest.mark.slow
+def test_lora_on_two_processes_equals_one(lora_cfg, tmp_path):
+    one = replace(lora_cfg, max_steps=1, lambda_jepa=2.0)
+    two = replace(one, out_dir=str(tmp_path / "two"))
+    main(one)
+    done = torchrun(two)
+    assert done.returncode == 0, done.stderr
+    assert_same_step(one, two)
 
 
 @pytest.mark.parametrize("options, words", [
