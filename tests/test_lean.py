@@ -275,8 +275,8 @@ def test_checkpoint_and_export_hold_the_bf16_half_and_the_train_state_the_rest(l
 
 
 def test_a_lean_run_has_the_losses_of_an_adamw_run(lean_cfg, cfg, tmp_path):  # noqa: F811
-    ours = replace(lean_cfg, max_steps=20, micro_batch_size=4)
-    theirs = replace(cfg, max_steps=20, micro_batch_size=4, out_dir=str(tmp_path / "adamw"))
+    ours = replace(lean_cfg, max_steps=10, micro_batch_size=4)
+    theirs = replace(cfg, max_steps=10, micro_batch_size=4, out_dir=str(tmp_path / "adamw"))
     main(ours)
     main(theirs)
     for one, two in zip(lines(ours.out_dir), lines(theirs.out_dir)):
