@@ -35,8 +35,8 @@ class LoRALinear(Linear):
         self.lora_b = nn.Parameter(torch.zeros(self.out_features, rank, device=device))
 
     def forward(self, x):
-        low = F.linear(x, self.lora_a.to(x.dtype))                          # (..., r)
-        return super().forward(x) + F.linear(low, self.lora_b.to(x.dtype)) * self.scale
+        low = F.linear(x, self.lora_a.to(x.dtype)) * self.scale             # (..., r)
+        return super().forward(x) + F.linear(low, self.lora_b.to(x.dtype))
 
     @torch.no_grad()
     def merged(self):
