@@ -87,10 +87,10 @@ class DLLMJEPA(nn.Module):
         return 1e-3 + (1 - 1e-3) * u            # LLaDA's floor: 1 / t stays below 1000
 
     @torch.no_grad()
-    def update_target(self):
-        """After each optimizer step."""
+    def update_target(self, full=torch.Tensor.float):
+        """After each optimizer step. full: parameter -> its fp32 value, which lean.py splits."""
         if self.lambda_jepa > 0:
-            ema_update(self.target, self.model, self.ema_decay)
+            ema_update(self.target, self.model, self.ema_decay, full)
 
 
 def for_target(generator):
@@ -154,14 +154,20 @@ class Predictor(nn.Module):
 
 
 def make_target(model):
-    """A frozen fp32 copy of the model; bf16 could not hold the small steps of the EMA."""
-    target = copy.deepcopy(model, memo={id(model.head): None})              # all but the head
-    return target.float().requires_grad_(False)
+    """A frozen copy: fp32 of what is trained (bf16 could not hold the small steps of the EMA); a
+    frozen parameter, such as the base under LoRA, is the model's own."""
+    shared = {id(p): p for p in model.parameters() if not p.requires_grad}
+    target = copy.deepcopy(model, memo={id(model.head): None, **shared})    # all but the head
+    for p in target.parameters():
+        if id(p) not in shared:
+            p.data = p.data.float()
+    return target.requires_grad_(False)
 
 
 @torch.no_grad()
-def ema_update(target, model, decay: float):
-    """target <- decay * target + (1 - decay) * model, in fp32, paired by name."""
+def ema_update(target, model, decay: float, full=torch.Tensor.float):
+    """target <- decay * target + (1 - decay) * model, in fp32, paired by name; the shared stay."""
     online = dict(model.named_parameters())
     for name, p in target.named_parameters():
-        p.lerp_(online[name].float(), 1 - decay)
+        if p is not online[name]:
+            p.lerp_(full(online[name]), 1 - decay)

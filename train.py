@@ -32,6 +32,8 @@ from tqdm import tqdm
 
 from configurator import run
 from jepa import DLLMJEPA
+from lean import Lean
+from lora import add_lora, check_base, merge
 from model import (PRESETS, DLLM, ModelConfig, diffusion_loss, forward_process, pick_device,
                    pick_dtype, row_generators)
 from tasks.common import batch_at, collate, load_task, tokenize
@@ -66,6 +68,11 @@ class TrainConfig:
     micro_batch_size: int = 0           # rows per pass, accumulated to batch_size; 0: all in one
     max_steps: int = 0                  # optimizer steps; 0: epochs says
     epochs: float = 2.0                 # passes over the data (paper)
+    # LoRA: see lora.py
+    lora_rank: int = 0                  # width of the adapters; 0: full fine-tuning
+    lora_alpha: float = 64.0            # what they add is scaled by alpha / rank
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj",
+                                     "up_proj", "down_proj")  # what has one, in every layer
     # objective: see jepa.py
     lambda_jepa: float = 1.0            # weight of the JEPA term (paper: 0.5, 1, 2); 0: plain
     t_ctx: float = 0.2                  # masking rate of the context view (paper)
@@ -76,6 +83,7 @@ class TrainConfig:
     diffusion_t: Literal["context", "uniform"] = "context"  # t_ctx (paper), or U(0,1)
     loss_form: Literal["masked_mean", "llada_sft", "unweighted"] = "masked_mean"  # first: paper
     # optimizer: AdamW
+    optimizer: Literal["adamw", "lean"] = "adamw"  # lean: fp32 weights at half the memory, lean.py
     lr: float = 1e-5                    # peak learning rate (paper: 1e-5 aggressive, 1.4e-6 Wide-t)
     min_lr_ratio: float = 0.0           # the cosine ends at this share of lr
     warmup_ratio: float = 0.03          # share of the steps with linear warm-up (paper silent)
@@ -105,11 +113,20 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("lambda_jepa", "n_pred_layer", "micro_batch_size", "max_steps", "epochs", "lr",
-                     "min_lr_ratio", "warmup_ratio", "weight_decay", "grad_clip", "seed"):
+                     "min_lr_ratio", "warmup_ratio", "weight_decay", "grad_clip", "seed",
+                     "lora_rank"):
             if not getattr(self, name) >= 0:                # NaN is not, either
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         if self.seed >= 2 ** 63:
             raise ValueError(f"seed={self.seed} must lie below 2**63")
+        if self.lora_rank and not self.lora_targets:
+            raise ValueError("lora_targets is empty; name what gets an adapter, such as q_proj")
+        if self.lora_rank and not self.init_from and not self.compare:
+            raise ValueError(f"lora_rank={self.lora_rank} adapts weights that exist; name them "
+                             f"with init_from, or leave it at 0 to train all")
+        if self.lora_rank and self.optimizer == "lean":
+            raise ValueError("optimizer='lean' splits what is fine-tuned in full; LoRA's few "
+                             "weights need optimizer='adamw'")
 
 
 def main(cfg: TrainConfig):
@@ -139,9 +156,13 @@ def main(cfg: TrainConfig):
         new_folder(cfg.export_dir)      # in use already? better said now than after the training
 
     # ---- model and objective ---------------------------------------------------------------
+    dtype = pick_dtype(cfg.dtype, device)
     if cfg.init_from or start:
-        folder = start or find_weights(cfg.init_from, cfg.revision)
-        model, tok = DLLM.from_pretrained(folder, device=device), load_tokenizer(folder, cfg.chat)
+        # a checkpoint of LoRA is merged, for use; its training goes on from the base
+        folder = start if start and not cfg.lora_rank else find_weights(cfg.init_from, cfg.revision)
+        model = DLLM.from_pretrained(folder, dtype if cfg.lora_rank else torch.float32,
+                                     device=device)
+        tok = load_tokenizer(folder, cfg.chat)
         if cfg.tokenizer and load_tokenizer(cfg.tokenizer, cfg.chat) != tok:
             raise ValueError(f"tokenizer={cfg.tokenizer!r} is not the vocabulary that {folder} was "
                              f"trained with ({tok.name!r}, {tok.n_vocab} tokens); leave it out")
@@ -152,7 +173,9 @@ def main(cfg: TrainConfig):
                                 "eos_id": tok.eos_id, **PRESETS[cfg.preset]})
         tok.check_fits(config)
         model = DLLM(config).init_weights(torch.Generator().manual_seed(cfg.seed))
-    model.compute_dtype = pick_dtype(cfg.dtype, device)
+    model.compute_dtype = dtype
+    if cfg.lora_rank:
+        add_lora(model, cfg.lora_rank, cfg.lora_alpha, cfg.lora_targets, cfg.seed)
     objective = DLLMJEPA(model, cfg.lambda_jepa, cfg.t_ctx, cfg.t_tgt, cfg.n_pred_layer,
                          cfg.ema_decay, cfg.mask_scope, cfg.diffusion_t, cfg.loss_form, cfg.seed)
     objective.to(device)
@@ -179,10 +202,18 @@ def main(cfg: TrainConfig):
     matrices = [p for p in named.values() if p.ndim > 1]
     others = [p for p in named.values() if p.ndim < 2]
     assert len(matrices) + len(others) == len(named)        # each parameter in exactly one group
-    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": cfg.weight_decay},
-                                   {"params": others, "weight_decay": 0.0}],
-                                  lr=cfg.lr, betas=(0.9, cfg.beta2), fused=device.type != "mps")
+    groups = [{"params": matrices, "weight_decay": cfg.weight_decay},
+              {"params": others, "weight_decay": 0.0}]
+    if cfg.optimizer == "lean":         # the model becomes bf16; the predictor computes in fp32
+        optimizer = Lean(groups, halve=model.parameters(), lr=cfg.lr, betas=(0.9, cfg.beta2),
+                         seed=cfg.seed)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, cfg.beta2),
+                                      fused=device.type != "mps")
+    full = optimizer.full if cfg.optimizer == "lean" else torch.Tensor.float    # fp32 values
     step = resumed_at = load_train_state(start, objective, optimizer, named) if start else 0
+    if start and cfg.lora_rank:
+        check_base(model, start)
     wrapped = objective
     if world > 1:
         wrapped = DDP(objective, device_ids=[device] if device.type == "cuda" else None)
@@ -194,8 +225,9 @@ def main(cfg: TrainConfig):
     log = Log(cfg, step, n_steps, rank, world)
     arm = (f"JEPA with lambda {cfg.lambda_jepa:g}; at the end the EMA is still "
            f"{cfg.ema_decay ** n_steps:.0%} the start") if cfg.lambda_jepa else "plain diffusion"
-    log.say(f"{cfg.out_dir}: {sum(p.numel() for p in model.parameters()):,} parameters in "
-            f"{model.compute_dtype} on {world} x {device.type}, {n_steps} steps of "
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    log.say(f"{cfg.out_dir}: {trained:,} of {sum(p.numel() for p in model.parameters()):,} "
+            f"parameters in {model.compute_dtype} on {world} x {device.type}, {n_steps} steps of "
             f"{cfg.batch_size} out of {len(rows):,} rows, {arm}")
     while True:
         if step % cfg.eval_every == 0 or step == n_steps:
@@ -232,13 +264,13 @@ def main(cfg: TrainConfig):
         optimizer.zero_grad(set_to_none=True)
 
         # 3 EMA
-        objective.update_target()
+        objective.update_target(full)
         step += 1
         log.step(step, {**total, "grad_norm": grad_norm, "lr": lr}, began)
 
     log.close()
     if rank == 0 and cfg.export_dir:
-        model.save(cfg.export_dir, torch.bfloat16)
+        (merge(model) if cfg.lora_rank else model).save(cfg.export_dir, torch.bfloat16)
         tok.save(cfg.export_dir)
     if world > 1:
         dist.destroy_process_group()
@@ -307,7 +339,7 @@ def save_checkpoint(cfg: TrainConfig, step: int, objective, optimizer, named: di
     aside = os.path.join(cfg.out_dir, "saving")
     shutil.rmtree(aside, ignore_errors=True)
     os.makedirs(aside)
-    objective.model.save(aside)
+    (merge(objective.model) if cfg.lora_rank else objective.model).save(aside)
     tok.save(aside)
     state = {f"adam.{key}.{name}": value
              for name, p in named.items() for key, value in optimizer.state[p].items()}
@@ -324,9 +356,11 @@ def save_checkpoint(cfg: TrainConfig, step: int, objective, optimizer, named: di
 
 
 def besides_model(objective) -> dict:
-    """Predictor and target."""
-    return {name: value for name, value in objective.state_dict().items()
-            if not name.startswith("model.")}
+    """Predictor and target; with LoRA predictor and adapters, for their base is init_from's."""
+    state = objective.state_dict()
+    has_lora = any("lora_" in name for name in state)
+    return {name: value for name, value in state.items() if name.startswith("predictor.")
+            or ("lora_" in name if has_lora else name.startswith("target."))}
 
 
 def remove_checkpoints(out_dir: str, keep=None):
@@ -341,13 +375,16 @@ def load_train_state(folder: str, objective, optimizer, named: dict) -> int:
     where = os.path.join(folder, "train_state.safetensors")
     state = read_safetensors(where)
     rest = besides_model(objective)
-    moments = {f"adam.{key}.{name}": torch.tensor(0.0) if key == "step" else p
-               for name, p in named.items() for key in ("step", "exp_avg", "exp_avg_sq")}
+    # Lean has its state from the start, AdamW from the first step
+    kept = {name: optimizer.state[p] or {"step": p.new_tensor(0.0), "exp_avg": p, "exp_avg_sq": p}
+            for name, p in named.items()}
+    moments = {f"adam.{key}.{name}": value
+               for name, values in kept.items() for key, value in values.items()}
     check_names_and_shapes(state, {**rest, **moments}, where)
     objective.load_state_dict({name: state[name] for name in rest}, strict=False)
     for name, p in named.items():
-        optimizer.state[p] = {key: state[f"adam.{key}.{name}"].to(p.device)
-                              for key in ("step", "exp_avg", "exp_avg_sq")}
+        optimizer.state[p] = {key: state[f"adam.{key}.{name}"].to(value.device)
+                              for key, value in kept[name].items()}
     where = os.path.join(folder, "train_state.json")
     step = read_json(where).get("step")
     if type(step) is not int:

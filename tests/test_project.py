@@ -23,9 +23,9 @@ CONFIGS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("config/*.py"
 # what a file may import of the project; the arrows all point down
 LEVELS = {
     "configurator.py": set(), "weights.py": {"configurator"}, "model.py": {"weights"},
-    "jepa.py": {"model"},
+    "jepa.py": {"model"}, "lora.py": {"model", "weights"}, "lean.py": set(),
     "sample.py": {"model", "weights", "tasks", "configurator"},
-    "train.py": {"model", "weights", "jepa", "tasks", "configurator"},
+    "train.py": {"model", "weights", "jepa", "lora", "lean", "tasks", "configurator"},
     "evaluate.py": {"sample", "weights", "tasks", "configurator"},
     "eval_gsm8k.py": {"evaluate", "configurator"},
     "tasks/*.py": {"tasks"},
