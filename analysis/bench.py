@@ -1,7 +1,7 @@
 """What a step costs: time, memory and FLOPs, measured side by side, and predicted for 8 B.
 
-    python analysis/bench.py --width=256 --data_dir=path/to/gsm8k       a CPU, a realistic vocabulary
-    python analysis/bench.py --preset=llada-8b --n_layer=8 --compile    as much of 8 B as a GPU holds
+    python analysis/bench.py --width=256 --data_dir=path/to/gsm8k     a CPU, a real vocabulary
+    python analysis/bench.py --preset=llada-8b --n_layer=4            as much of it as a GPU holds
 
 Six steps take turns on the same rows, so that all meet the same machine, and medians are printed:
 
@@ -24,8 +24,7 @@ import re
 import statistics
 import sys
 import time
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -48,7 +47,8 @@ from tasks import gsm8k
 from tasks.common import Row, batch_at, collate
 from tasks.tokenizer import load_tokenizer
 
-PEAK_TFLOPS = {"A100": 312, "H100": 989, "H200": 989, "B200": 2250, "L40S": 362, "4090": 165}  # bf16
+PEAK_TFLOPS = {"A100": 312, "H100": 989, "H200": 989, "B200": 2250, "4090": 165}    # bf16
+MASKED = 0.12                       # share of GSM8K's tokens that t = 0.2 masks: answers are 59 %
 
 
 @dataclass
@@ -62,7 +62,7 @@ class BenchConfig:
     length: int = 166                   # tokens of every row (GSM8K's mean) when there is no data
     data_dir: str = ""                  # a folder with GSM8K's train.jsonl[.gz]: its real lengths
     tokenizer: str = ""                 # folder of the one that counts; empty: words, digits, signs
-    eos_fill: bool = False              # answers as long as the batch's longest, as in LLaDA's SFT
+    eos_fill: bool = False              # answers as long as the longest of the batch (LLaDA's SFT)
     pad_to: int = 256                   # tokens; longer rows are left out
     # the step
     t_ctx: float = 0.2                  # masking rate of the context view
@@ -81,8 +81,8 @@ class BenchConfig:
 
     def __post_init__(self):
         if min(self.batch_size, self.steps) < 1 or not 3 <= self.length <= self.pad_to:
-            raise ValueError(f"batch_size={self.batch_size} and steps={self.steps} must be at least "
-                             f"1, and length={self.length} lie in 3..pad_to={self.pad_to}")
+            raise ValueError(f"batch_size={self.batch_size} and steps={self.steps} must be at "
+                             f"least 1, and length={self.length} from 3 to pad_to={self.pad_to}")
 
 
 def main(cfg: BenchConfig):
@@ -95,9 +95,10 @@ def main(cfg: BenchConfig):
     steps = make_steps(cfg, model)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     peak = next((tflops for name, tflops in PEAK_TFLOPS.items() if name in gpu), None)
-    print(f"{gpu or device.type}, {model.compute_dtype}, {sum(parameters(config).values()):,} "
-          f"parameters, {cfg.batch_size} rows of {sum(map(length_of, rows)) / len(rows):.0f} tokens "
-          f"on average, compile {'on' if cfg.compile else 'off'}")
+    mean = sum(len(row.prompt) + len(row.answer) + 1 for row in rows) / len(rows)
+    print(f"{gpu or device.type}, {torch.get_num_threads()} threads, {model.compute_dtype}, "
+          f"{sum(parameters(config).values()):,} parameters, {cfg.batch_size} of {len(rows)} rows "
+          f"of {mean:.0f} tokens on average, compile {'on' if cfg.compile else 'off'}")
 
     found = {name: {"flops": count_flops(step, batch_of(cfg, rows, 0))}
              for name, step in steps.items()}
@@ -153,10 +154,6 @@ def make_rows(cfg: BenchConfig, config: ModelConfig) -> list[Row]:
             if p + a < cfg.pad_to]
 
 
-def length_of(row: Row) -> int:
-    return len(row.prompt) + len(row.answer) + 1
-
-
 def batch_of(cfg: BenchConfig, rows, step: int):
     """-> the arguments of a step: rows as for training, and the same masks for all its kinds."""
     some, fill = batch_at(step, rows, cfg.batch_size, cfg.seed)
@@ -166,10 +163,11 @@ def batch_of(cfg: BenchConfig, rows, step: int):
 
 def make_steps(cfg: BenchConfig, model) -> dict:
     """The kinds of step by name; one model and one optimizer serve them all, to save memory."""
-    jepa = DLLMJEPA(model, 1.0, cfg.t_ctx, cfg.t_tgt, cfg.n_pred_layer).to(model.embed.weight.device)
+    device = model.embed.weight.device
+    jepa = DLLMJEPA(model, 1.0, cfg.t_ctx, cfg.t_tgt, cfg.n_pred_layer).to(device)
     plain = DLLMJEPA(model, 0.0, cfg.t_ctx)
     optimizer = torch.optim.AdamW([p for p in jepa.parameters() if p.requires_grad], lr=1e-5,
-                                  fused=model.embed.weight.device.type != "mps")
+                                  fused=device.type != "mps")
     own = cfg.pack
     return {
         "plain": Step(plain, plain, optimizer, own),
@@ -232,7 +230,7 @@ class Straightforward(Step):
 
 
 def pad_to(length: int, *batch):
-    """The batch with rows of this many tokens, where that is more; ids and flags of padding are 0."""
+    """The batch with rows of this many tokens, if that is more; padding is 0 in all of them."""
     return [F.pad(x, (0, max(0, length - x.shape[1]))) for x in batch]
 
 
@@ -360,14 +358,17 @@ def step_flops(kind: str, cfg: BenchConfig, config: ModelConfig, rows, step: int
     n_masked = forward_process(x0, t, maskable, config.mask_id, generator, True)[1].sum().item()
     packed = kind == "jepa packed" or cfg.pack and kind in ("plain", "jepa", "two gradients")
     T = max(x0.shape[1], cfg.pad_to) if kind in ("jepa padded", "straightforward") else x0.shape[1]
-    trunk = trunk_flops(config, is_real.sum(dim=1).tolist() if packed else [T] * len(x0))
-    share = {"none": 0, "selective": 1 / 2, "full": 1}[cfg.checkpoint_activations]
+    lengths = is_real.sum(dim=1).tolist() if packed else [T] * len(x0)
+    trunk = trunk_flops(config, lengths)
+    again = {"none": 0, "selective": (config.n_layer + 1) // 2, "full": config.n_layer}[
+        cfg.checkpoint_activations]         # blocks made again, up to their last product's input
+    again *= trunk / config.n_layer - 2 * config.n_embd * config.n_hidden * sum(lengths)
     predictor = 3 * 20 * config.n_embd ** 2 * cfg.n_pred_layer * len(x0)
     if kind in ("naive plain", "straightforward"):
         head = 3 * head_flops(config, len(x0) * T)
     else:                                                       # in chunks: forward once more
         head = (3 + (n_masked > model_module.NLL_ROWS)) * head_flops(config, n_masked)
-    with_gradient = trunk * (3 + share)
+    with_gradient = 3 * trunk + again
     return round({
         "plain": with_gradient + head, "naive plain": with_gradient + head,
         "jepa": with_gradient + trunk + head + predictor,
@@ -398,27 +399,27 @@ class Setup:
     gpu: str
     n_gpu: int
     memory: float                   # GB a GPU
-    bytes_of: dict                  # per parameter: weights, grads, moments, ema
-    checkpointed: bool = False
+    bytes_of: dict                  # per trained parameter: weights, grads, moments, ema
+    n_pred_layer: int = 2
+    checkpointed: bool = False      # activations, fully
     rank: int = 0                   # of LoRA adapters on every matrix of a layer; 0: none
 
 
-SHARDED = {"weights": 4, "grads": 4, "moments": 8, "ema": 4}    # fp32, bf16 only in flight
+FP32 = {"weights": 4, "grads": 4, "moments": 8, "ema": 4}    # sharded: bf16 in flight
 SETUPS = [
-    Setup("8 x A100-80, sharded", "A100", 8, 80, SHARDED),
-    Setup("4 x A100-80, sharded", "A100", 4, 80, SHARDED),
-    # bf16 weights and gradients, 8-bit moments, and the EMA alone in fp32
-    Setup("1 x H200, lean", "H200", 1, 141, {"weights": 2, "grads": 2, "moments": 2, "ema": 4},
-          checkpointed=True),
-    Setup("1 x 24 GB, LoRA r16", "4090", 1, 24, SHARDED, checkpointed=True, rank=16),
+    Setup("8 x A100-80, sharded", "A100", 8, 80, FP32),
+    Setup("4 x A100-80, sharded", "A100", 4, 80, FP32),
+    # weights in two halves, bf16 gradients and moments
+    Setup("1 x H200, lean", "H200", 1, 141, {"weights": 4, "grads": 2, "moments": 4, "ema": 4}),
+    Setup("1 x 24 GB, LoRA r16", "4090", 1, 24, FP32, n_pred_layer=1, checkpointed=True, rank=16),
 ]
 
 
-def memory(setup: Setup, config: ModelConfig, n_pred_layer: int, tokens: int) -> dict:
+def memory(setup: Setup, config: ModelConfig, tokens: int) -> dict:
     """GB on each GPU: {weights, grads, moments, ema, predictor, in flight, activations}.
 
     tokens: of one pass on one GPU. `in flight` is what sharding gathers in bf16: two layers,
-    embedding and head. The EMA has no head. Logits are NLL_ROWS rows, three times in fp32.
+    embedding and head. The EMA has no head. Logits exist three times in fp32 where loss is taken.
     """
     n, C = parameters(config), config.n_embd
     trained = sum(n.values())
@@ -433,37 +434,43 @@ def memory(setup: Setup, config: ModelConfig, n_pred_layer: int, tokens: int) ->
     gb = {key: of[key] * (without_head if key == "ema" else trained) / setup.n_gpu for key in of}
     if setup.rank:
         gb["weights"] += 2 * sum(n.values())                    # the base, frozen, in bf16
-    gb["predictor"] = 16 * predictor_parameters(config, n_pred_layer) / setup.n_gpu
+    gb["predictor"] = 16 * predictor_parameters(config, setup.n_pred_layer) / setup.n_gpu
     gb["in flight"] = 2 * (2 * n["layers"] / config.n_layer + n["embed"] + n["head"]) \
         if setup.n_gpu > 1 else 0
     layer = activation_bytes(config)
     kept = 2 * C * config.n_layer + layer if setup.checkpointed else config.n_layer * layer
-    logits = 3 * 4 * config.vocab_size * min(tokens, model_module.NLL_ROWS)
+    logits = 3 * 4 * config.vocab_size * min(round(MASKED * tokens), model_module.NLL_ROWS)
     gb["activations"] = tokens * kept + logits
     return {key: value / 1e9 for key, value in gb.items()}
 
 
 def prediction(mfu: float, rows: int = 64, length: int = 166) -> str:
-    """The table of memory and step time for LLaDA-8B on GSM8K, packed, at this share of the peak."""
+    """The table of memory and step time for LLaDA-8B on GSM8K, packed, at this share of peak."""
     config = ModelConfig(**PRESETS["llada-8b"])
-    lines = [f"Predicted for LLaDA-8B, {rows} packed rows of {length} tokens a step, predictor of 2, "
+    lines = [f"Predicted, not measured: LLaDA-8B, {rows} packed rows of {length} tokens a step, "
              f"at {mfu:.0%} of the GPUs' peak; GB on each GPU:"]
     for i, setup in enumerate(SETUPS):
         # without sharding rows are accumulated, eight at a time
         tokens = length * (rows // setup.n_gpu if setup.n_gpu > 1 else 8)
-        gb = memory(setup, config, 2, tokens)
+        gb = memory(setup, config, tokens)
         if i == 0:
-            lines.append(f"{'':<22}" + "".join(f"{key:>12}" for key in gb)
-                         + f"{'sum':>8}{'has':>6}{'plain':>9}{'jepa':>9}")
+            lines.append(f"{'':<20}" + "".join(f"{key:>12}" for key in gb)
+                         + f"{'sum':>8}{'has':>5}{'plain':>8}{'jepa':>8}")
         trunk = trunk_flops(config, [length] * rows)
         # a frozen base has no gradients of weights: backward is one forward
         passes = (2 if setup.rank else 3) + setup.checkpointed
-        plain = passes * trunk + 3 * head_flops(config, round(0.12 * rows * length))
+        plain = passes * trunk + 3 * head_flops(config, round(MASKED * rows * length))
         seconds = [x / (setup.n_gpu * PEAK_TFLOPS[setup.gpu] * 1e12 * mfu)
                    for x in (plain, plain + trunk)]
-        lines.append(f"{setup.name:<22}" + "".join(f"{value:12.2f}" for value in gb.values())
-                     + f"{sum(gb.values()):8.1f}{setup.memory:6.0f}"
-                     + "".join(f"{s:7.2f} s" for s in seconds))
+        lines.append(f"{setup.name:<20}" + "".join(f"{value:12.2f}" for value in gb.values())
+                     + f"{sum(gb.values()):8.1f}{setup.memory:5.0f}"
+                     + "".join(f"{s:6.2f} s" for s in seconds))
+    trunk = trunk_flops(config, [length]) / length              # of one token
+    head, few = 3 * head_flops(config, 1), 3 * MASKED * head_flops(config, 1)
+    ratios = {"plain": 3 * trunk + few, "naive plain": 3 * trunk + head,
+              "two gradients": 6 * trunk + few}
+    lines.append("FLOPs of jepa there: " + ", ".join(
+        f"{(4 * trunk + few) / flops:.3f} x {name}" for name, flops in ratios.items()))
     return "\n".join(lines)
 
 

@@ -116,6 +116,23 @@ def test_padding_costs_a_packed_model_nothing():
     assert flops_of(lambda: model.encode(ids, is_real)) == everything * 32 // 64
 
 
+@pytest.mark.parametrize("pack", [False, True])
+@every
+def test_a_step_reads_nothing_back_from_the_device(config, pack, monkeypatch):
+    """On the meta device nothing can be read, so whatever would wait for a GPU raises here."""
+    monkeypatch.setattr(model_module, "NLL_ROWS", 4)            # chunks, too
+    with torch.device("meta"):
+        model = DLLM(config)
+    model.pack = pack
+    objective = DLLMJEPA(model, n_pred_layer=0, t_ctx=0.5)
+    loss, _, grads = step(objective)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    objective.update_target()
+    assert loss.is_meta and len(grads) == len(list(model.parameters()))
+    with pytest.raises(RuntimeError):
+        loss.item()
+
+
 # ---- chunks, recomputed blocks ----
 
 
@@ -211,3 +228,41 @@ def test_a_step_without_the_jepa_term_costs_three_quarters():
                         for kind in (True, False))
     plain = flops_of(lambda: step(DLLMJEPA(objective.model, 0.0)))
     assert without < 1.005 * plain and with_it / without == pytest.approx(4 / 3, rel=0.03)
+
+
+# ---- compiled blocks ----
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("checkpoint_activations", ["none", "full"])
+def test_compiled_blocks_meet_new_lengths_without_compiling_again(pack, checkpoint_activations):
+    from torch._dynamo.utils import counters
+    config = replace(DREAM, n_embd=36, n_hidden=52, head_dim=10)
+    results = []
+    for is_compiled in (False, True):
+        torch._dynamo.reset()
+        counters.clear()
+        model = make_model(config)
+        model.pack, model.checkpoint_activations = pack, checkpoint_activations
+        objective = DLLMJEPA(model, 0.7)
+        if is_compiled:
+            for block in [*model.blocks, *objective.target.blocks]:
+                block.compile(dynamic=True)                     # as in train.py
+        graphs = []
+        for i in range(12):
+            ids = torch.randint(38, (40,), generator=seeded(i)).tolist()
+            rows = [Row(b, ids[:3 + (5 * i + b) % 7], ids[:4 + (3 * i + 2 * b) % 11])
+                    for b in range(8 if i < 8 else 5)]
+            objective.zero_grad()
+            loss, _ = objective(*collate(rows, 0, 64, 38), row_generators(0, i, range(len(rows))))
+            loss.backward()
+            if i == 1:                                          # as for the held-out loss
+                with torch.no_grad():
+                    model.encode(torch.tensor([ids[:9]] * 3), torch.ones(3, 9, dtype=torch.bool))
+            graphs.append(counters["stats"].get("unique_graphs", 0))
+        results.append((loss.detach(), {}, {name: p.grad for name, p in model.named_parameters()}))
+    # with gradient, without, and another number of rows; packed, each in two: attention is apart
+    assert 0 < graphs[-1] <= 8 and graphs[2] == graphs[7], graphs
+    assert graphs[8] == graphs[-1], graphs
+    assert_same(*results)
