@@ -147,15 +147,20 @@ class Packed:
 
     @torch.compiler.disable         # lengths change with each batch, and would be compiled in
     def attention(self, q, k, v):
-        """q (1, H, N, D), k and v (1, H or fewer, N, D) -> (1, H, N, D), within each row alone."""
-        if not q.is_cuda or q.dtype == torch.float32:       # the kernel has half precision only
-            gqa = q.shape[1] != k.shape[1]
-            by_row = zip(*(x.split(self.lengths, dim=2) for x in (q, k, v)))
-            return torch.cat([F.scaled_dot_product_attention(*row, enable_gqa=gqa)
-                              for row in by_row], dim=2)
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))  # torch 2.11
-        y = varlen_attn(*(x[0].transpose(0, 1) for x in (q, k, v)), self.ends, self.ends,
-                        max(self.lengths), max(self.lengths))
+        """q (1, H, N, D), k and v with H or fewer heads -> (1, H, N, D), each row by itself."""
+        if q.is_cuda and q.dtype != torch.float32:          # the kernel has half precision only
+            return self.varlen(q, k, v)
+        gqa = q.shape[1] != k.shape[1]
+        by_row = zip(*(x.split(self.lengths, dim=2) for x in (q, k, v)))
+        return torch.cat([F.scaled_dot_product_attention(*row, enable_gqa=gqa) for row in by_row],
+                         dim=2)
+
+    def varlen(self, q, k, v):
+        # torch 2.11 has no enable_gqa here: each key and value head is repeated for its group
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        longest = max(self.lengths)
+        y = varlen_attn(*(x[0].transpose(0, 1) for x in (q, k, v)),             # (N, H, D)
+                        self.ends, self.ends, longest, longest)
         return y.transpose(0, 1)[None]
 
 

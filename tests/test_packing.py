@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import model as model_module
 from jepa import DLLMJEPA, ema_update, make_target
-from model import DLLM, ModelConfig, row_generators
+from model import DLLM, ModelConfig, Packed, row_generators
 from tasks.common import Row, collate
 
 torch.set_num_threads(1)
@@ -100,6 +100,23 @@ def test_a_packed_row_does_not_see_its_neighbours():
     other = ids.clone()
     other[[0, 2]] += 1
     assert torch.equal(model(ids, is_real)[1], model(other, is_real)[1])
+
+
+def test_the_kernel_for_rows_of_any_length_is_called_as_it_wants(monkeypatch):
+    """torch's varlen_attn has no CPU form; one written after its documentation stands in for it."""
+    def varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k):
+        assert cu_q.dtype == cu_k.dtype == torch.int32 and q.shape == k.shape == v.shape
+        assert max_q == max_k == cu_q.diff().max() and cu_q[0] == 0 and cu_q[-1] == len(q)
+        y = torch.zeros_like(q)                                 # (N, H, D)
+        for a, b in zip(cu_q[:-1], cu_q[1:]):
+            weights = torch.einsum("ihd,jhd->hij", q[a:b], k[a:b]) * q.shape[-1] ** -0.5
+            y[a:b] = torch.einsum("hij,jhd->ihd", weights.softmax(dim=-1), v[a:b])
+        return y
+    monkeypatch.setattr(model_module, "varlen_attn", varlen_attn)
+    is_real = torch.arange(9) < torch.tensor([[9], [2], [5]])
+    rows = Packed(is_real, torch.device("cpu"))
+    q, k, v = (torch.randn(1, H, 16, 8, generator=seeded(H)) for H in (4, 2, 2))
+    torch.testing.assert_close(rows.varlen(q, k, v), rows.attention(q, k, v))
 
 
 def flops_of(run):
