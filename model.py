@@ -111,13 +111,19 @@ def rotate(x, cos, sin):
 
 
 class Padded:
-    """Rows of one length: attention of every token to the real tokens of its row.
+    """Rows of one length: each token attends to the tokens of its row that are real.
 
-    is_real (B, T) or None, on any device.
+    is_real (B, T), on any device, or None: all are.
     """
 
     def __init__(self, is_real, device):
         self.attend = None if is_real is None else to_device(is_real[:, None, None, :], device)
+
+    def pack(self, xt, cos, sin):
+        return xt, cos, sin
+
+    def unpack(self, x):
+        return x
 
     def attention(self, q, k, v):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=self.attend,   # not causal
@@ -125,21 +131,21 @@ class Padded:
 
 
 class Packed:
-    """The same rows laid end to end without their padding, as one row (1, N) of all real tokens.
+    """The same rows without their padding, end to end, as one row of all N real tokens.
 
-    All of a transformer but attention goes token by token, so only `attention` has to know where
-    one row ends and the next begins.
+    A transformer but for attention works token by token, so only `attention` has to know where one
+    row ends and the next begins. Outside of the blocks nothing changes: states come back (B, T, C).
     """
 
     def __init__(self, is_real, device):
         self.shape, self.lengths = is_real.shape, is_real.sum(dim=1).tolist()
-        self.index = [to_device(i, device) for i in is_real.nonzero(as_tuple=True)]
-        ends = torch.tensor([0, *self.lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-        self.ends = to_device(ends, device)
+        self.index = index_of(is_real, device)
+        ends = torch.tensor([0, *self.lengths]).cumsum(0).to(torch.int32)
+        self.ends = to_device(ends, device)                                 # (B + 1,)
 
-    def pack(self, x):
-        """(B, T, ...) -> (1, N, ...)"""
-        return x[*self.index][None]
+    def pack(self, xt, cos, sin):
+        """(B, T) ids, (T, D/2) angles -> (1, N), (N, D/2): a token keeps the position it had."""
+        return xt[self.index][None], cos[self.index[1]], sin[self.index[1]]
 
     def unpack(self, x):
         """(1, N, C) -> (B, T, C), zeros where padding was."""
@@ -236,12 +242,9 @@ class DLLM(nn.Module):
         if T > self.config.block_size:
             raise ValueError(f"a sequence of {T} tokens is longer than "
                              f"block_size={self.config.block_size}")
-        packed = self.pack and is_real is not None
-        rows = Packed(is_real, device) if packed else Padded(is_real, device)
-        xt = to_device(xt, device)
+        rows = (Packed if self.pack and is_real is not None else Padded)(is_real, device)
         cos, sin = rope_table(T, self.blocks[0].head_dim, self.config.rope_theta, device)
-        if packed:
-            xt, cos, sin = rows.pack(xt), cos[rows.index[1]], sin[rows.index[1]]
+        xt, cos, sin = rows.pack(to_device(xt, device), cos, sin)
         x = self.embed(xt).to(self.compute_dtype)
         every = {"none": 0, "selective": 2, "full": 1}[self.checkpoint_activations]
         for i, block in enumerate(self.blocks):
@@ -249,8 +252,7 @@ class DLLM(nn.Module):
                 x = recomputed(block, x, cos, sin, rows)
             else:
                 x = block(x, cos, sin, rows)
-        x = self.norm(x)
-        return rows.unpack(x) if packed else x
+        return rows.unpack(self.norm(x))
 
     def unembed(self, h, where=None):
         """(B, T, C) -> fp32 logits (B, T, V); the row at position i scores the token at position i.

@@ -87,7 +87,7 @@ class TrainConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of activations
     compile: bool = False               # torch.compile each block; pays on long runs
     pack: bool = False                  # no work on padding: rows end to end, the same loss
-    checkpoint_activations: Literal["none", "selective", "full"] = "none"  # of every 2nd block, all
+    checkpoint_activations: Literal["none", "selective", "full"] = "none"  # every 2nd block, or all
     # watching
     log_every: int = 10                 # steps between lines in log.jsonl
     eval_every: int = 200               # steps between held-out losses; also at step 0 and the end

@@ -140,8 +140,9 @@ def test_lengths_are_those_of_the_data(tmp_path):
     assert 1 not in one.prompt + one.answer                     # the mask's id
 
 
-@pytest.mark.parametrize("option, words", [("--steps=0", "at least 1"), ("--length=2", "pad_to"),
-                                           ("--steps=x", "an int"), ("--device=cuda:77", "cuda:77")])
+@pytest.mark.parametrize("option, words", [
+    ("--steps=0", "at least 1"), ("--length=2", "pad_to"), ("--steps=x", "an int"),
+    ("--device=cuda:77", "cuda:77")])
 def test_a_bad_setting_stops_with_one_sentence(option, words, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["bench.py", option])
     with pytest.raises(SystemExit) as caught:
