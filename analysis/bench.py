@@ -3,7 +3,7 @@
     python analysis/bench.py --width=256 --data_dir=path/to/gsm8k     a CPU, a real vocabulary
     python analysis/bench.py --preset=llada-8b --n_layer=4            as much of it as a GPU holds
 
-Six steps take turns on the same rows, so that all meet the same machine, and medians are printed:
+Seven steps take turns on the same rows, so that all meet the same machine; medians are printed:
 
     plain            diffusion fine-tuning: logits at masked tokens only
     naive plain      the same with logits at every position
@@ -15,7 +15,8 @@ Six steps take turns on the same rows, so that all meet the same machine, and me
                      position, in the target too, an EMA parameter by parameter
 
 Each is a whole step with AdamW and EMA. FLOPs are counted (FlopCounterMode, matrix products only)
-and stand beside the closed form. Tokens are real ones: padding makes no step faster.
+and stand beside the closed form. Tokens are real ones: padding makes no step faster. Peak memory,
+on CUDA, includes what all kinds share: one model, its moments and both copies of it.
 """
 import copy
 import json
@@ -105,10 +106,13 @@ def main(cfg: BenchConfig):
     for name in steps:
         found[name]["closed_form"] = step_flops(name, cfg, config, rows, step=0)
     if cfg.compile:
-        for block in [*model.blocks, *steps["jepa"].target.blocks]:
-            block.compile(dynamic=True)
-    measure(cfg, rows, steps, found, device)
-    ratios = ratios_of(found)
+        for network in (model, steps["jepa"].target, steps["straightforward"].target):
+            for block in network.blocks:
+                block.compile(dynamic=True)
+    ratios = measure(cfg, rows, steps, found, device)
+    ratios["flops_jepa_over_two_gradient"] = (found["jepa"]["flops"]
+                                              / found["two gradients"]["flops"])
+    ratios = {name: round(value, 4) for name, value in ratios.items()}
 
     print(f"\n{'':<16} {'ms':>9} {'tokens/s':>9} {'peak GB':>8} {'GFLOP':>9} {'closed form':>11} "
           f"{'MFU':>6}")
@@ -270,12 +274,11 @@ def two_gradients(objective, x0, maskable, is_real, generator):
 # measured
 
 
-def measure(cfg: BenchConfig, rows, steps: dict, found: dict, device):
-    """Fills in ms, tokens_per_s and peak_gb of each kind; the kinds take turns."""
+def measure(cfg: BenchConfig, rows, steps: dict, found: dict, device) -> dict:
+    """Fills in ms, tokens_per_s and peak_gb of each kind -> ratios of times; kinds take turns."""
     is_cuda = device.type == "cuda"
-    wait = torch.cuda.synchronize if is_cuda else torch.mps.synchronize if device.type == "mps" \
-        else lambda: None
-    ms, rate = ({name: [] for name in steps} for _ in range(2))
+    wait = getattr(torch, device.type).synchronize              # torch.cpu has one too
+    ms, n_tokens = {name: [] for name in steps}, []
     for i in range(cfg.steps + 1):
         for name, step in steps.items():
             batch = batch_of(cfg, rows, i)
@@ -286,24 +289,19 @@ def measure(cfg: BenchConfig, rows, steps: dict, found: dict, device):
             step(*batch)
             wait()
             ms[name].append(1000 * (time.perf_counter() - began))
-            rate[name].append(batch[2].sum().item() / ms[name][-1] * 1000)
             found[name]["peak_gb"] = torch.cuda.max_memory_allocated(device) / 1e9 if is_cuda else 0
+        n_tokens.append(batch[2].sum().item())
     for name in steps:                                          # the first of each warmed up
         found[name]["ms"] = round(statistics.median(ms[name][1:]), 2)
-        found[name]["tokens_per_s"] = round(statistics.median(rate[name][1:]), 1)
+        found[name]["tokens_per_s"] = round(statistics.median(
+            1000 * n / each for n, each in zip(n_tokens[1:], ms[name][1:])), 1)
 
-
-def ratios_of(found: dict) -> dict:
-    def ms(one, other):
-        return found[one]["ms"] / found[other]["ms"]
-    ratios = {
-        "jepa_over_plain": ms("jepa", "plain"),
-        "jepa_over_naive_plain": ms("jepa", "naive plain"),
-        "flops_jepa_over_two_gradient": found["jepa"]["flops"] / found["two gradients"]["flops"],
-        "packed_over_padded": ms("jepa padded", "jepa packed"),     # throughput
-        "over_straightforward": ms("straightforward", "jepa packed"),
-    }
-    return {name: round(value, 4) for name, value in ratios.items()}
+    def over(one, other):                                       # on the same rows, side by side
+        return statistics.median(a / b for a, b in zip(ms[one][1:], ms[other][1:]))
+    return {"jepa_over_plain": over("jepa", "plain"),
+            "jepa_over_naive_plain": over("jepa", "naive plain"),
+            "packed_over_padded": over("jepa padded", "jepa packed"),   # throughput
+            "over_straightforward": over("straightforward", "jepa packed")}
 
 
 def count_flops(step: Step, batch) -> int:
