@@ -19,12 +19,13 @@ fine-tuning and 6F for LLM-JEPA, which back-propagates through both views. Only 
 kept.
 """
 import copy
+import random
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import Linear, diffusion_loss, forward_process, uniform
+from model import Linear, diffusion_loss, forward_process, to_device, uniform
 
 
 class DLLMJEPA(nn.Module):
@@ -36,21 +37,25 @@ class DLLMJEPA(nn.Module):
 
     def __init__(self, model, lambda_jepa: float = 1.0, t_ctx: float = 0.2, t_tgt: float = 0.7,
                  n_pred_layer: int = 2, ema_decay: float = 0.996, mask_scope: str = "response",
-                 diffusion_t: str = "context", loss_form: str = "masked_mean", seed: int = 0):
+                 diffusion_t: str = "context", loss_form: str = "masked_mean", seed: int = 0,
+                 jepa_rate: float = 1.0):
         super().__init__()
         self.model = model
         self.lambda_jepa, self.ema_decay = lambda_jepa, ema_decay
         self.t_ctx, self.t_tgt, self.mask_scope = t_ctx, t_tgt, mask_scope
         self.diffusion_t, self.loss_form = diffusion_t, loss_form
+        self.seed, self.jepa_rate = seed, jepa_rate
         if lambda_jepa > 0:
             self.predictor = Predictor(model.config.n_embd, n_pred_layer, seed)
             self.target = make_target(model)
 
-    def forward(self, x0, maskable, is_real, generator):
+    def forward(self, x0, maskable, is_real, generator, step: int = 0):
         """(B, T) ids and masks -> loss (), parts {name: ()}; one pass with gradient, one without.
 
         maskable: the answer. is_real: all but padding. generator: one, or a list of one per row
         (`row_generators`). The context masks are drawn first: with lambda = 0 they are the same.
+        `step` matters for jepa_rate < 1. On the CPU the batch costs no wait for a GPU: it is there
+        that masks are drawn and masked tokens found, and the model moves what it needs.
         """
         config = self.model.config
         if self.mask_scope == "all":            # all but the first token: Dream cannot predict it,
@@ -59,7 +64,8 @@ class DLLMJEPA(nn.Module):
         t_ctx = self.draw_t_ctx(x0, generator)                              # (B,)
         xt_ctx, is_masked_ctx = forward_process(x0, t_ctx, maskable, config.mask_id, generator,
                                                 at_least_one=self.loss_form == "masked_mean")
-        if self.lambda_jepa > 0:                # first: its memory is free again for the next pass
+        has_jepa = self.has_jepa(step)
+        if has_jepa:                            # first: its memory is free again for the next pass
             # end-of-text that fills short answers is trained, but as an embedding it is padding
             is_content = is_real & (x0 != config.eos_id)
             t_tgt = torch.full_like(t_ctx, self.t_tgt)
@@ -69,15 +75,25 @@ class DLLMJEPA(nn.Module):
                 z_tgt = pool(self.target.encode(xt_tgt, is_real), is_content & ~is_masked_tgt)
 
         h = self.model.encode(xt_ctx, is_real)                              # the pass with gradient
-        logits = self.model.unembed(h, where=is_masked_ctx)                 # (N, V)
-        diffusion = diffusion_loss(logits, x0, is_masked_ctx, maskable, t_ctx, self.loss_form)
+        nll = self.model.nll(h, x0, is_masked_ctx)                          # (N,)
+        diffusion = diffusion_loss(nll, is_masked_ctx, maskable, t_ctx, self.loss_form)
         if self.lambda_jepa == 0:               # plain diffusion fine-tuning, to the last bit
             return diffusion, {"diffusion": diffusion.detach()}
+        if not has_jepa:                        # zero gradients: DDP waits for every parameter's
+            zero = 0 * self.predictor(h.new_zeros(1, h.shape[-1], dtype=torch.float32)).sum()
+            return diffusion + zero, {"diffusion": diffusion.detach()}
         z_hat = self.predictor(pool(h, is_content & ~is_masked_ctx))
         jepa = cosine_distance(z_hat, z_tgt)
-        return diffusion + self.lambda_jepa * jepa, {
+        return diffusion + self.lambda_jepa / self.jepa_rate * jepa, {
             "diffusion": diffusion.detach(), "jepa": jepa.detach(),
             "jepa_floor": constant_floor(z_tgt)}
+
+    def has_jepa(self, step: int) -> bool:
+        """Whether this step pays for the JEPA term: on a share jepa_rate of them, with lambda /
+        jepa_rate, so that the expected gradient is that of every step. Ranks and micro-batches
+        agree, for it depends on (seed, step) alone."""
+        rng = random.Random(f"jepa {self.seed} {step}")
+        return self.lambda_jepa > 0 and rng.random() < self.jepa_rate
 
     def draw_t_ctx(self, x0, generator):
         """The context rate of each row (B,): t_ctx, or with diffusion_t="uniform" U(0, 1)."""
@@ -106,7 +122,7 @@ def pool(h, where):
 
     In fp32. A row where nothing is chosen gives the zero vector.
     """
-    where = where[..., None]                                                # (B, T, 1)
+    where = to_device(where[..., None], h.device)                           # (B, T, 1)
     mean = (h.float() * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)
     return F.layer_norm(mean, mean.shape[-1:])
 
@@ -168,6 +184,7 @@ def make_target(model):
 def ema_update(target, model, decay: float, full=torch.Tensor.float):
     """target <- decay * target + (1 - decay) * model, in fp32, paired by name; the shared stay."""
     online = dict(model.named_parameters())
-    for name, p in target.named_parameters():
-        if p is not online[name]:
-            p.lerp_(full(online[name]), 1 - decay)
+    pairs = [(p, online[name]) for name, p in target.named_parameters() if p is not online[name]]
+    for i in range(0, len(pairs), 16):          # few launches, and few fp32 copies if it is bf16
+        ps, news = zip(*pairs[i:i + 16])
+        torch._foreach_lerp_(ps, [full(p) for p in news], 1 - decay)

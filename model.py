@@ -18,8 +18,12 @@ from dataclasses import asdict, dataclass, fields
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.nn.attention.varlen import varlen_attn
+from torch.utils.checkpoint import checkpoint
 
 import weights
+
+NLL_ROWS = 1024                  # logits that exist at once in the loss: 0.5 GB of fp32 at V = 126k
 
 
 @dataclass
@@ -106,6 +110,66 @@ def rotate(x, cos, sin):
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
+class Padded:
+    """Rows of one length: each token attends to the tokens of its row that are real.
+
+    is_real (B, T), on any device, or None: all are.
+    """
+
+    def __init__(self, is_real, device):
+        self.attend = None if is_real is None else to_device(is_real[:, None, None, :], device)
+
+    def pack(self, xt, cos, sin):
+        return xt, cos, sin
+
+    def unpack(self, x):
+        return x
+
+    def attention(self, q, k, v):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.attend,   # not causal
+                                              enable_gqa=q.shape[1] != k.shape[1])
+
+
+class Packed:
+    """The same rows without their padding, end to end, as one row of all N real tokens.
+
+    A transformer but for attention works token by token, so only `attention` has to know where one
+    row ends and the next begins. Outside of the blocks nothing changes: states come back (B, T, C).
+    """
+
+    def __init__(self, is_real, device):
+        self.shape, self.lengths = is_real.shape, is_real.sum(dim=1).tolist()
+        self.index = index_of(is_real, device)
+        ends = torch.tensor([0, *self.lengths]).cumsum(0).to(torch.int32)
+        self.ends = to_device(ends, device)                                 # (B + 1,)
+
+    def pack(self, xt, cos, sin):
+        """(B, T) ids, (T, D/2) angles -> (1, N), (N, D/2): a token keeps the position it had."""
+        return xt[self.index][None], cos[self.index[1]], sin[self.index[1]]
+
+    def unpack(self, x):
+        """(1, N, C) -> (B, T, C), zeros where padding was."""
+        return x.new_zeros(*self.shape, x.shape[-1]).index_put(self.index, x[0])
+
+    @torch.compiler.disable         # lengths change with each batch, and would be compiled in
+    def attention(self, q, k, v):
+        """q (1, H, N, D), k and v with H or fewer heads -> (1, H, N, D), each row by itself."""
+        if q.is_cuda and q.dtype != torch.float32:          # the kernel has half precision only
+            return self.varlen(q, k, v)
+        gqa = q.shape[1] != k.shape[1]
+        by_row = zip(*(x.split(self.lengths, dim=2) for x in (q, k, v)))
+        return torch.cat([F.scaled_dot_product_attention(*row, enable_gqa=gqa) for row in by_row],
+                         dim=2)
+
+    def varlen(self, q, k, v):
+        # torch 2.11 has no enable_gqa here: each key and value head is repeated for its group
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        longest = max(self.lengths)
+        y = varlen_attn(*(x[0].transpose(0, 1) for x in (q, k, v)),             # (N, H, D)
+                        self.ends, self.ends, longest, longest)
+        return y.transpose(0, 1)[None]
+
+
 class Block(nn.Module):
     """One transformer layer: x += attention(norm(x)), then x += mlp(norm(x))."""
 
@@ -125,17 +189,21 @@ class Block(nn.Module):
         self.up_proj = Linear(C, config.n_hidden, bias=False)
         self.down_proj = Linear(config.n_hidden, C, bias=False)
 
-    def forward(self, x, cos, sin, attend):
+    def forward(self, x, cos, sin, rows):
         B, T, _ = x.shape
         y = self.attn_norm(x)
         q, k, v = (proj(y).view(B, T, -1, self.head_dim).transpose(1, 2)    # (B, H, T, D)
                    for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=attend,       # not causal: both ways
-                                           enable_gqa=q.shape[1] != k.shape[1])
+        y = rows.attention(q, k, v)
         x = x + self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
         y = self.mlp_norm(x)
         return x + self.down_proj(F.silu(self.gate_proj(y)) * self.up_proj(y))
+
+
+def recomputed(function, *inputs):
+    """function(*inputs), keeping nothing else for backward, which calls it once more."""
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 class DLLM(nn.Module):
@@ -149,6 +217,8 @@ class DLLM(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype = torch.float32      # of the activations; bf16 where the device has it
+        self.pack = False                       # no work on padding: see Packed
+        self.checkpoint_activations = "none"    # selective, full: less memory, more work
         self.embed = nn.Embedding(config.vocab_size, config.n_embd)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = RMSNorm(config.n_embd, config.norm_eps)
@@ -165,18 +235,24 @@ class DLLM(nn.Module):
         """(B, T) ids -> (B, T, C) states after the final norm; every position sees every real one.
 
         is_real (B, T) is False on padding: nothing attends to it, so its content changes nothing.
+        What is on the CPU is moved without waiting for the device; packing waits if is_real is not.
         Raises ValueError when T exceeds block_size.
         """
-        T = xt.shape[1]
+        T, device = xt.shape[1], self.embed.weight.device
         if T > self.config.block_size:
             raise ValueError(f"a sequence of {T} tokens is longer than "
                              f"block_size={self.config.block_size}")
-        cos, sin = rope_table(T, self.blocks[0].head_dim, self.config.rope_theta, xt.device)
-        attend = None if is_real is None else is_real[:, None, None, :]     # (B, 1, 1, T): keys
+        rows = (Packed if self.pack and is_real is not None else Padded)(is_real, device)
+        cos, sin = rope_table(T, self.blocks[0].head_dim, self.config.rope_theta, device)
+        xt, cos, sin = rows.pack(to_device(xt, device), cos, sin)
         x = self.embed(xt).to(self.compute_dtype)
-        for block in self.blocks:
-            x = block(x, cos, sin, attend)
-        return self.norm(x)
+        every = {"none": 0, "selective": 2, "full": 1}[self.checkpoint_activations]
+        for i, block in enumerate(self.blocks):
+            if every and i % every == 0:        # keeps x alone; the rest comes again in backward
+                x = recomputed(block, x, cos, sin, rows)
+            else:
+                x = block(x, cos, sin, rows)
+        return rows.unpack(self.norm(x))
 
     def unembed(self, h, where=None):
         """(B, T, C) -> fp32 logits (B, T, V); the row at position i scores the token at position i.
@@ -184,11 +260,27 @@ class DLLM(nn.Module):
         `where` picks positions, and the others cost nothing: (B, T) bool with N True -> (N, V), or
         a pair of index tensors (rows, columns) as in h[rows, columns] -> their shape + (V,).
         """
+        return self.head(self.scorers(h, where)).float()
+
+    def nll(self, h, x0, where):
+        """-log p of the clean token at N places -> (N,) fp32; h (B, T, C), `where` as in unembed.
+
+        In chunks whose logits are made again in backward: all N x V of them never exist at once.
+        """
+        def of_chunk(h, tokens):
+            return F.cross_entropy(self.head(h).float(), tokens, reduction="none")
+        where = index_of(where, h.device)
+        h, tokens = self.scorers(h, where), to_device(x0, h.device)[where]  # (N, C), (N,)
+        if len(tokens) <= NLL_ROWS:
+            return of_chunk(h, tokens)
+        return torch.cat([recomputed(of_chunk, *chunk)
+                          for chunk in zip(h.split(NLL_ROWS), tokens.split(NLL_ROWS))])
+
+    def scorers(self, h, where=None):
+        """The states whose logits score the tokens there: h itself, but for Dream's shift."""
         if self.config.shift:                   # state i-1 scores token i; position 0 has no scorer
             h = torch.cat([h[:, :1], h[:, :-1]], dim=1)
-        if where is not None:
-            h = h[where]
-        return self.head(h).float()
+        return h if where is None else h[index_of(where, h.device)]
 
     def forward(self, xt, is_real=None):
         """(B, T) ids -> fp32 logits (B, T, V)."""
@@ -294,8 +386,8 @@ def forward_process(x0, t, maskable, mask_id: int, generator, at_least_one: bool
     return torch.where(is_masked, mask_id, x0), is_masked
 
 
-def diffusion_loss(logits, x0, is_masked, maskable, t, form: str = "masked_mean"):
-    """Cross-entropy at the N masked positions -> (). logits (N, V) fp32, ordered as x0[is_masked].
+def diffusion_loss(nll, is_masked, maskable, t, form: str = "masked_mean"):
+    """(N,) cross-entropies, in order, at the N places where is_masked (B, T) is True -> ().
 
     A row's sum over its masked tokens is divided, before the mean over rows, by
 
@@ -305,8 +397,6 @@ def diffusion_loss(logits, x0, is_masked, maskable, t, form: str = "masked_mean"
     unweighted    0.5 * answer length   the mean of that over t ~ U(0, 1): every masked token weighs
                                         the same, so nearly empty rows, where sampling starts, more
     """
-    nll = torch.zeros(x0.shape, device=logits.device)                       # (B, T)
-    nll[is_masked] = F.cross_entropy(logits, x0[is_masked], reduction="none")
     if form == "masked_mean":
         divisor = is_masked.sum(dim=1)
     elif form == "llada_sft":
@@ -316,11 +406,26 @@ def diffusion_loss(logits, x0, is_masked, maskable, t, form: str = "masked_mean"
     else:
         raise ValueError(f"there is no loss form {form!r}; "
                          f"choose masked_mean, llada_sft or unweighted")
-    return (nll.sum(dim=1) / divisor).mean()
+    weight = (1 / divisor)[:, None].expand(is_masked.shape)[is_masked]      # (N,)
+    return nll @ to_device(weight, nll.device) / len(is_masked)
 
 
 # ----------------------------------------------------------------------------------------------
 # the machine
+
+
+def to_device(x, device):
+    """x on the device. From the CPU to a GPU it travels behind the host, which does not wait."""
+    if x.is_cpu and device.type == "cuda":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
+
+
+def index_of(where, device):
+    """(B, T) bool, or indices (rows, columns) -> such indices on the device; a bool there waits."""
+    if isinstance(where, torch.Tensor):
+        where = where.nonzero(as_tuple=True)
+    return tuple(to_device(i, device) for i in where)
 
 
 def pick_device(name: str) -> torch.device:

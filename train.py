@@ -79,6 +79,7 @@ class TrainConfig:
     t_tgt: float = 0.7                  # masking rate of the target view (paper)
     n_pred_layer: int = 2               # blocks of the predictor (paper: 1..5); 0: none
     ema_decay: float = 0.996            # of the target encoder, per optimizer step (paper)
+    jepa_rate: float = 1.0              # share of the steps that have the term, at lambda / share
     mask_scope: Literal["response", "all"] = "response"  # may be masked (paper silent)
     diffusion_t: Literal["context", "uniform"] = "context"  # t_ctx (paper), or U(0,1)
     loss_form: Literal["masked_mean", "llada_sft", "unweighted"] = "masked_mean"  # first: paper
@@ -94,6 +95,8 @@ class TrainConfig:
     device: str = "auto"                # cpu, cuda, mps; auto takes a GPU if there is one
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of activations
     compile: bool = False               # torch.compile each block; pays on long runs
+    pack: bool = False                  # no work on padding: rows end to end, the same loss
+    checkpoint_activations: Literal["none", "selective", "full"] = "none"  # every 2nd block, or all
     # watching
     log_every: int = 10                 # steps between lines in log.jsonl
     eval_every: int = 200               # steps between held-out losses; also at step 0 and the end
@@ -106,6 +109,9 @@ class TrainConfig:
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} is no masking rate: those lie in "
                                  f"(0, 1]")
+        if not 0 < self.jepa_rate <= 1:
+            raise ValueError(f"jepa_rate={self.jepa_rate} must lie in (0, 1]; without the term it "
+                             f"is lambda_jepa that is 0")
         if not 0 <= self.ema_decay <= 1:
             raise ValueError(f"ema_decay={self.ema_decay} must lie in [0, 1]; the paper has 0.996")
         for name in ("batch_size", "max_length", "log_every", "eval_every", "eval_rows",
@@ -174,10 +180,12 @@ def main(cfg: TrainConfig):
         tok.check_fits(config)
         model = DLLM(config).init_weights(torch.Generator().manual_seed(cfg.seed))
     model.compute_dtype = dtype
+    model.pack, model.checkpoint_activations = cfg.pack, cfg.checkpoint_activations
     if cfg.lora_rank:
         add_lora(model, cfg.lora_rank, cfg.lora_alpha, cfg.lora_targets, cfg.seed)
     objective = DLLMJEPA(model, cfg.lambda_jepa, cfg.t_ctx, cfg.t_tgt, cfg.n_pred_layer,
-                         cfg.ema_decay, cfg.mask_scope, cfg.diffusion_t, cfg.loss_form, cfg.seed)
+                         cfg.ema_decay, cfg.mask_scope, cfg.diffusion_t, cfg.loss_form, cfg.seed,
+                         cfg.jepa_rate)
     objective.to(device)
     if cfg.compile:
         for block in [*model.blocks, *(objective.target.blocks if cfg.lambda_jepa else ())]:
@@ -216,7 +224,7 @@ def main(cfg: TrainConfig):
         check_base(model, start)
     wrapped = objective
     if world > 1:
-        wrapped = DDP(objective, device_ids=[device] if device.type == "cuda" else None)
+        wrapped = DDP(objective)        # no device_ids: it would move the batch, and wait for it
 
     # ---- loop ------------------------------------------------------------------------------
     if rank == 0:
@@ -249,11 +257,11 @@ def main(cfg: TrainConfig):
             batch, fill = batch_at(step, rows, cfg.batch_size, cfg.seed,
                                    part=rank * n_micro + micro, n_parts=world * n_micro)
             fill = fill if cfg.eos_fill else 0      # 0: one end-of-text ends each answer
-            x0, maskable, is_real = collate(batch, fill, max_length, tok.eos_id, device)
+            x0, maskable, is_real = collate(batch, fill, max_length, tok.eos_id)
             generators = row_generators(cfg.seed, step, [row.example_id for row in batch])
             last = micro == n_micro - 1
             with nullcontext() if world == 1 or last else wrapped.no_sync():    # ranks sum once
-                loss, parts = wrapped(x0, maskable, is_real, generators)
+                loss, parts = wrapped(x0, maskable, is_real, generators, step)
                 (loss / n_micro).backward()
             for name, value in {"loss": loss.detach(), **parts}.items():
                 total[name] = total.get(name, 0) + value / n_micro
@@ -301,14 +309,14 @@ def held_out_loss(model, rows, cfg: TrainConfig, max_length: int, rank=0, world=
     size = min(cfg.batch_size, 64)
     for i in range(rank * size, len(rows), world * size):
         some = rows[i:i + size]
-        x0, maskable, is_real = collate(some, fill, max_length, model.config.eos_id, device)
+        x0, maskable, is_real = collate(some, fill, max_length, model.config.eos_id)
         for k, rate in enumerate(cfg.eval_t):
-            t = torch.full((len(some),), rate, device=device)
+            t = torch.full((len(some),), rate)
             generators = row_generators(0, 0, [row.example_id for row in some])
             xt, is_masked = forward_process(x0, t, maskable, model.config.mask_id, generators,
                                             at_least_one=True)
-            logits = model.unembed(model.encode(xt, is_real), where=is_masked)
-            totals[k] += len(some) * diffusion_loss(logits, x0, is_masked, maskable, t).item()
+            nll = model.nll(model.encode(xt, is_real), x0, is_masked)
+            totals[k] += len(some) * diffusion_loss(nll, is_masked, maskable, t).item()
     totals = totals.to(device) if device.type != "mps" else totals
     if world > 1:
         dist.all_reduce(totals)

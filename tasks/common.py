@@ -110,10 +110,12 @@ def order_of_epoch(n: int, seed: int, epoch: int) -> list[int]:
     return order
 
 
-def collate(rows: list[Row], fill: int, max_length: int, eos_id: int, device="cpu"):
+def collate(rows: list[Row], fill: int, max_length: int, eos_id: int):
     """-> x0 (B, T) ids, maskable (B, T) the answer with its fill, is_real (B, T) all but padding.
 
     A row is [prompt | answer | end-of-text up to `fill`, as far as max_length allows | padding].
+    Packing (`pack`) drops the padding only: with a fill that is what longer prompts leave, without
+    one (fill 0: each answer has one end-of-text) all that shorter rows leave.
     """
     lengths = [min(len(row.prompt) + max(fill, len(row.answer) + 1), max_length) for row in rows]
     x0 = torch.full((len(rows), max(lengths)), eos_id)
@@ -123,4 +125,4 @@ def collate(rows: list[Row], fill: int, max_length: int, eos_id: int, device="cp
         x0[b, :len(ids)] = torch.tensor(ids)
     is_real = position < torch.tensor(lengths)[:, None]
     maskable = is_real & (position >= torch.tensor([len(row.prompt) for row in rows])[:, None])
-    return x0.to(device), maskable.to(device), is_real.to(device)
+    return x0, maskable, is_real

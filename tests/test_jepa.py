@@ -86,8 +86,8 @@ def test_lambda_zero_is_plain_diffusion_fine_tuning_to_the_last_bit(loss_form, d
         t = 1e-3 + (1 - 1e-3) * uniform((8, 1), generators, "cpu")[:, 0]
     xt, is_masked = forward_process(x0, t, maskable, 31, generators,
                                     at_least_one=loss_form == "masked_mean")
-    logits = model.unembed(model.encode(xt, is_real), is_masked)
-    by_hand = diffusion_loss(logits, x0, is_masked, maskable, t, loss_form)
+    nll = model.nll(model.encode(xt, is_real), x0, is_masked)
+    by_hand = diffusion_loss(nll, is_masked, maskable, t, loss_form)
     by_hand.backward()
 
     assert torch.equal(loss, by_hand)
@@ -140,7 +140,7 @@ def test_the_loss_is_diffusion_plus_lambda_times_the_distance_of_the_two_views(s
     if diffusion_t == "uniform":
         t = 1e-3 + (1 - 1e-3) * uniform((8, 1), row_generators(0, 0, IDS), "cpu")[:, 0]
     h = model.encode(torch.where(context, 31, x0), is_real)
-    diffusion = diffusion_loss(model.unembed(h, context), x0, context, maskable, t)
+    diffusion = diffusion_loss(model.nll(h, x0, context), context, maskable, t)
     is_content = is_real & (x0 != 30)
     z_tgt = pool(target.encode(torch.where(heavy, 31, x0), is_real), is_content & ~heavy).detach()
     z_hat = objective.predictor(pool(h, is_content & ~context))
@@ -475,7 +475,7 @@ def test_a_step_costs_two_thirds_of_a_two_gradient_step_and_four_thirds_of_plain
         t = torch.full((8,), 0.2)
         xt, is_masked = forward_process(x0, t, maskable, 31, seeded(), at_least_one=True)
         h, h_tgt = model.encode(xt, is_real), model.encode(x0, is_real)
-        loss = diffusion_loss(model.unembed(h, is_masked), x0, is_masked, maskable, t)
+        loss = diffusion_loss(model.nll(h, x0, is_masked), is_masked, maskable, t)
         (loss + cosine_distance(pool(h, is_real), pool(h_tgt, is_real))).backward()
 
     ours = flops_of(lambda: step(DLLMJEPA(model, lambda_jepa=1.0, n_pred_layer=0), batch))

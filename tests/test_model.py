@@ -421,6 +421,10 @@ def loss_inputs(t=(0.9, 0.5, 0.3)):
     return torch.randn(*x0.shape, 40, generator=seeded()), x0, is_masked, maskable, t
 
 
+def nll_of(logits, x0, is_masked):
+    return F.cross_entropy(logits[is_masked], x0[is_masked], reduction="none")
+
+
 @pytest.mark.parametrize("form", ["masked_mean", "llada_sft", "unweighted"])
 def test_the_loss_equals_a_naive_loop_over_rows_and_masked_tokens(form):
     logits, x0, is_masked, maskable, t = loss_inputs()
@@ -431,7 +435,7 @@ def test_the_loss_equals_a_naive_loop_over_rows_and_masked_tokens(form):
         divisor = {"masked_mean": len(nll), "llada_sft": t[b] * maskable[b].sum(),
                    "unweighted": 0.5 * maskable[b].sum()}[form]
         total += sum(nll) / divisor / 3
-    loss = diffusion_loss(logits[is_masked], x0, is_masked, maskable, t, form)
+    loss = diffusion_loss(nll_of(logits, x0, is_masked), is_masked, maskable, t, form)
     torch.testing.assert_close(loss, total)
 
 
@@ -447,17 +451,18 @@ def test_all_forms_have_the_mean_over_answer_tokens_as_their_expectation(form, r
             t = torch.rand(3, generator=generator).clamp(min=1e-3)
         _, is_masked = forward_process(x0, t, maskable, 39, generator,
                                        at_least_one=form == "masked_mean")
-        drawn[i] = diffusion_loss(logits[is_masked], x0, is_masked, maskable, t, form)
+        drawn[i] = diffusion_loss(nll_of(logits, x0, is_masked), is_masked, maskable, t, form)
     assert (drawn.mean() - expected).abs() < 4 * drawn.std() / 1500 ** 0.5
     assert drawn.std() / 1500 ** 0.5 < 0.03 * expected          # a test that sharp says something
 
 
 def test_masked_mean_is_the_default_and_an_unknown_form_is_refused_in_one_line():
     logits, x0, *rest = loss_inputs()
-    default = diffusion_loss(logits[rest[0]], x0, *rest)
-    assert torch.equal(default, diffusion_loss(logits[rest[0]], x0, *rest, form="masked_mean"))
+    nll = nll_of(logits, x0, rest[0])
+    default = diffusion_loss(nll, *rest)
+    assert torch.equal(default, diffusion_loss(nll, *rest, form="masked_mean"))
     with pytest.raises(ValueError) as caught:
-        diffusion_loss(logits[rest[0]], x0, *rest, form="mean")
+        diffusion_loss(nll, *rest, form="mean")
     assert all(word in one_line(caught) for word in ("'mean'", "masked_mean", "llada_sft"))
 
 

@@ -89,7 +89,8 @@ def test_every_setting_is_used_by_some_config_or_is_about_the_run():
     """An option that no config uses goes. These are for the command line of the day."""
     about_the_run = {"seed", "resume", "device", "dtype", "compile", "keep_marks", "mask_scope",
                      "micro_batch_size", "grad_clip", "ema_decay", "eval_t", "revision",
-                     "export_dir", "eos_fill"}
+                     "export_dir", "eos_fill", "jepa_rate", "pack",
+                     "checkpoint_activations"}
     used = {node.targets[0].id for config in CONFIGS
             for node in ast.parse((ROOT / config).read_text()).body if isinstance(node, ast.Assign)}
     assert set(TrainConfig.__dataclass_fields__) - used <= about_the_run

@@ -109,6 +109,21 @@ def test_one_batch_of_8_equals_two_processes_with_4(cfg, tmp_path):
         assert_same_step(cfg, two)
 
 
+@pytest.mark.slow
+def test_packed_steps_some_without_the_jepa_term_are_the_same_in_two_processes(cfg, tmp_path):
+    """A rank never waits for the gradient of a predictor that this step does not use."""
+    cfg = replace(cfg, max_steps=4, jepa_rate=0.5, seed=1, pack=True, eos_fill=False,
+                  checkpoint_activations="full")
+    two = replace(cfg, out_dir=str(tmp_path / "two"))
+    done = torchrun(two)
+    assert done.returncode == 0, done.stderr
+    main(cfg)
+    one, other = ([line for line in lines(c.out_dir) if "loss" in line] for c in (cfg, two))
+    assert 0 < sum("jepa" in line for line in one) < 4
+    for a, b in zip(one, other, strict=True):
+        assert a.keys() == b.keys() and a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+
+
 def test_the_masks_are_the_same_for_any_world_size(cfg, data_dir, monkeypatch):
     """What the objective is called with, row by row, in one part or in four, is the same."""
     from model import forward_process
