@@ -44,7 +44,7 @@ def save_checkpoint(cfg, step: int, objective, optimizer, named: dict, tok, rank
             yield
         except (OSError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
-        if agree(int(bool(reason)), device):
+        if agree([int(bool(reason))], device) != [0]:
             if rank == 0:
                 shutil.rmtree(aside, ignore_errors=True)        # makes room on a full disk
             raise OSError(f"the checkpoint of step {step} cannot be written to {cfg.out_dir}, "

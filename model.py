@@ -239,8 +239,8 @@ class DLLM(nn.Module):
         `folder` is a checkpoint, or an out_dir whose newest checkpoint is meant. Raises ValueError
         or FileNotFoundError, one sentence, when it is foreign, truncated or does not fit.
         """
-        model = cls.on_meta(folder)
         folder = weights.newest_checkpoint(folder)
+        model = cls.on_meta(folder)
         for name, tensor in weights.read_model(folder, model, dtype, device):
             module, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(module), leaf, nn.Parameter(tensor))

@@ -56,13 +56,13 @@ def is_sharded(module) -> bool:
     return any(hasattr(p, "full_tensor") for p in module.parameters())
 
 
-def agree(number: int, device) -> int:
-    """The largest of the numbers that the ranks hold; all wait for each other here."""
+def agree(numbers: list[int], device) -> list[int]:
+    """The largest of each number over the ranks, which all wait for each other here."""
     if not dist.is_initialized():
-        return number
-    largest = torch.tensor(number, device=device)
+        return numbers
+    largest = torch.tensor(numbers, device=device)
     dist.all_reduce(largest, dist.ReduceOp.MAX)
-    return largest.item()
+    return largest.tolist()
 
 
 # ----------------------------------------------------------------------------------------------

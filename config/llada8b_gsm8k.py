@@ -18,4 +18,5 @@ t_ctx = 0.2
 t_tgt = 0.7
 lambda_jepa = 1.0
 n_pred_layer = 2
+shard = True
 diffusion_t = "context"

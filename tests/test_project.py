@@ -23,9 +23,9 @@ CONFIGS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("config/*.py"
 # what a file may import of the project; the arrows all point down
 LEVELS = {
     "configurator.py": set(), "weights.py": {"configurator"}, "model.py": {"weights"},
-    "jepa.py": {"model"},
+    "jepa.py": {"model"}, "sharding.py": {"weights"}, "checkpoint.py": {"weights", "sharding"},
     "sample.py": {"model", "weights", "tasks", "configurator"},
-    "train.py": {"model", "weights", "jepa", "tasks", "configurator"},
+    "train.py": {"model", "weights", "jepa", "sharding", "checkpoint", "tasks", "configurator"},
     "evaluate.py": {"sample", "weights", "tasks", "configurator"},
     "eval_gsm8k.py": {"evaluate", "configurator"},
     "tasks/*.py": {"tasks"},
@@ -89,7 +89,7 @@ def test_every_setting_is_used_by_some_config_or_is_about_the_run():
     """An option that no config uses goes. These are for the command line of the day."""
     about_the_run = {"seed", "resume", "device", "dtype", "compile", "keep_marks", "mask_scope",
                      "micro_batch_size", "grad_clip", "ema_decay", "eval_t", "revision",
-                     "export_dir", "eos_fill"}
+                     "export_dir", "eos_fill", "keep", "on_nan"}
     used = {node.targets[0].id for config in CONFIGS
             for node in ast.parse((ROOT / config).read_text()).body if isinstance(node, ast.Assign)}
     assert set(TrainConfig.__dataclass_fields__) - used <= about_the_run
