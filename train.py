@@ -262,6 +262,7 @@ def main(cfg: TrainConfig):
         if rank == 0:
             tok.save(cfg.export_dir)
     if world > 1:
+        del wrapped             # first: DDP's end waits, with the GIL, for threads that may want it
         dist.destroy_process_group()
     if step < n_steps:                      # the exit code says that the run is not complete
         log.say(f"{cfg.out_dir}: {signal.Signals(stopping).name} after step {step} of {n_steps}, "
