@@ -127,7 +127,7 @@ class StopSignal:
     """Notes Ctrl-C and SIGTERM, so that the loop can save and end between two steps.
 
     More of them change nothing (torchrun passes on what its processes have got already); kill -9
-    and Ctrl-\\ end at once. torchrun itself kills after 30 s, or --shutdown_timeout seconds.
+    and Ctrl-\\ end at once. torchrun itself kills after 30 s (newer ones have --shutdown_timeout).
     """
 
     def __init__(self):

@@ -1,9 +1,9 @@
 """Training spread over processes that each keep a part: FSDP2 for the modules, DCP for their state.
 
-Rank r of n keeps rows [r, r + 1) / n of every tensor: online model, EMA target, predictor, gradients
+Each of n ranks keeps 1/n of the rows of every tensor: online model, EMA target, predictor, gradients
 and moments, all in fp32. A block's weights are gathered, in the dtype of the activations, when the
-block is due, and dropped again behind it. At 8 B that is 20 bytes a parameter over n GPUs, plus
-2 GB for embedding and head and one block.
+block is due, and dropped again behind it. So a parameter costs 20 bytes over n GPUs; each also holds
+embedding and head (2 GB at 8 B, in bf16) and the block that is due.
 """
 import torch
 import torch.distributed as dist

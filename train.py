@@ -324,9 +324,11 @@ def not_finite(total: dict, grad_norm, step: int, batches, objective, inputs, wo
         dist.all_gather(every, bad)
         bad = torch.cat(every)
     ids = sorted(i for i in bad.tolist() if i >= 0)
-    who = (f"that of each of its {len(bad)} examples, too, so that a lower lr may help"
-           if len(ids) == len(bad) else f"because of the examples with id {', '.join(map(str, ids))}"
-           if ids else "though that of each example alone is finite")
+    who = f"because of the examples with id {', '.join(map(str, ids))}"
+    if not ids:
+        who = "though the loss of each example alone is finite"
+    elif len(ids) == len(bad):
+        who = f"and so for each of the {len(bad)} examples alone; a lower lr may help"
     return (f"at step {step + 1} the loss is {total['loss'].item():g} and the norm of the gradient "
             f"{grad_norm.item():g}, {who}")
 

@@ -331,7 +331,8 @@ def catalogue(folder) -> dict:
 def read_model(folder, model, dtype, device, rows=None):
     """Yields (our name, tensor) for every parameter of a model that may be on the meta device.
 
-    rows: {our name: slice}, the part of each tensor to read; None: all. Raises ValueError naming a tensor that is missing, unknown, of another shape or not finite.
+    rows: {our name: slice}, the part of each tensor to read; None: all.
+    Raises ValueError naming a tensor that is missing, unknown, of another shape or not finite.
     """
     stored, family = catalogue(folder), model.published["model_type"]
     params = {published_name(name, family): (name, p) for name, p in model.named_parameters()}
@@ -370,7 +371,8 @@ def check_names_and_shapes(given: dict, wanted: dict, where: str):
 def read_tensors(stored: dict, dtype=None, device="cpu", rows=None):
     """Yields (published name, tensor) file by file; a file is closed before the next is opened.
 
-    dtype None: as stored. rows {name: slice}: only these. Raises ValueError naming a tensor with NaN or infinite values.
+    dtype None: as stored. rows {name: slice}: only these.
+    Raises ValueError naming a tensor with NaN or infinite values.
     """
     items = tqdm(stored.items(), "weights", unit="tensor", delay=2, leave=False,
                  disable=os.environ.get("RANK", "0") != "0")
