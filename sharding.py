@@ -1,9 +1,9 @@
 """Training spread over processes that each keep a part: FSDP2 for the modules, DCP for their state.
 
-Each of n ranks keeps 1/n of the rows of every tensor: online model, EMA target, predictor, gradients
-and moments, all in fp32. A block's weights are gathered, in the dtype of the activations, when the
-block is due, and dropped again behind it. So a parameter costs 20 bytes over n GPUs; each also holds
-embedding and head (2 GB at 8 B, in bf16) and the block that is due.
+Each of n ranks keeps 1/n of the rows of every tensor: online model, EMA target, predictor,
+gradients and moments, all in fp32. A block's weights are gathered, in the dtype of the activations,
+when the block is due, and dropped again behind it. So a parameter costs 20 bytes over n GPUs; each
+also holds embedding and head (2 GB at 8 B, in bf16) and the block that is due.
 """
 import torch
 import torch.distributed as dist

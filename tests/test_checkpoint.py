@@ -2,6 +2,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -261,7 +262,7 @@ for kill in range(30):
         step = read_json(os.path.join(newest(), "train_state.json"))["step"]
         assert step >= reached
         reached = step
-print("reached", reached, "killed in a save", in_a_save)
+print(f"reached {{reached}}, {{in_a_save}} in a save", flush=True)
 rest = dict(save_every=9999, max_steps=reached + 5)
 assert os.waitpid(child(lambda: train.main(replace(cfg, resume=True, **rest))), 0)[1] == 0
 peace = replace(cfg, out_dir=cfg.out_dir + "_in_peace", **rest)
@@ -271,7 +272,8 @@ assert os.waitpid(child(lambda: train.main(peace)), 0)[1] == 0
     done = subprocess.run([sys.executable, script], capture_output=True, text=True,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
-    reached, in_a_save = [int(word) for word in done.stdout.split() if word.isdigit()][-2:]
+    found = re.search(r"reached (\d+), (\d+) in a save", done.stdout)
+    reached, in_a_save = map(int, found.groups())
     print(f"{in_a_save} of 30 kills met a save, step {reached}, {time.time() - began:.0f} s")
     assert reached and in_a_save
     assert_same(cfg, replace(cfg, out_dir=cfg.out_dir + "_in_peace"))
