@@ -294,6 +294,26 @@ train.Log.step = killed
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("what, rank", [("write_shards", 1), ("shutil.rmtree", 0)])
+def test_a_disk_that_is_full_for_one_rank_ends_all(cfg, tmp_path, what, rank):
+    """From the state on for rank 1, or from the start, the model, for rank 0."""
+    patch = f"""
+import resource
+def full(*args, real=checkpoint.{what}, **kwargs):
+    if os.environ["RANK"] == "{rank}":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    return real(*args, **kwargs)
+checkpoint.{what} = full
+"""
+    cfg = replace(cfg, max_steps=2, shard=True, save_every=1)
+    finished(patched(tmp_path, replace(cfg, max_steps=1), n=2))
+    before = fingerprint(newest_checkpoint(cfg.out_dir))
+    _, err = finished(patched(tmp_path, replace(cfg, resume=True), patch, n=2), code=1)
+    assert err.count("older ones are kept") == 1 and "File too large" in err, err
+    assert fingerprint(newest_checkpoint(cfg.out_dir)) == before
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("n, shard", [(1, False), (2, False), (2, True)])
 def test_20_steps_are_12_and_kill_9_and_8_to_the_bit(cfg, tmp_path, n, shard):
     cfg = replace(cfg, max_steps=20, save_every=12, shard=shard)
