@@ -75,8 +75,8 @@ train.run(main, train.TrainConfig)
 
 
 def launched(script, n):
-    launch = ["-m", "torch.distributed.run", f"--nproc_per_node={n}",
-              f"--master_port={29500 + os.getpid() % 2000}"] if n > 1 else []
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"]
+    launch = launch if n > 1 else []
     return subprocess.Popen([sys.executable, *launch, script], text=True, stderr=subprocess.PIPE,
                             stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
