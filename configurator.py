@@ -10,9 +10,12 @@ import ast
 import contextlib
 import difflib
 import inspect
+import os
 import re
 import shlex
+import signal
 import sys
+import time
 from pathlib import Path
 from tokenize import COMMENT, generate_tokens
 from typing import Literal, get_args, get_origin, get_type_hints
@@ -43,6 +46,9 @@ def run(main, cls, default=None):
     try:
         main(configure(cls, default=default))
     except (ValueError, OSError) as error:
+        # Under torchrun all processes may say the same: it ends those that wait once one has ended
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(3 if int(os.environ.get("RANK", 0)) else 0)
         sys.exit(str(error))  # on stderr, with exit code 1
 
 

@@ -308,12 +308,22 @@ class DLLM(nn.Module):
     # in and out of files
 
     def save(self, folder, dtype=None):
-        """Writes a folder that exists, as the model's family publishes it; dtype None: as it is."""
+        """Writes a folder that exists, as the model's family publishes it; dtype None: as it is.
+
+        When the model is sharded every rank calls it, and all but one with folder None.
+        """
         family, dtype = self.published["model_type"], dtype or self.embed.weight.dtype
         named = {weights.published_name(name, family): p.detach()
                  for name, p in self.named_parameters()}
         sizes = {name: p.numel() * dtype.itemsize for name, p in named.items()}
-        weights.write_weights(folder, self.published, self.small_files, sizes, named.items(), dtype)
+        whole = ((name, p.full_tensor() if hasattr(p, "full_tensor") else p)    # one at a time
+                 for name, p in named.items())
+        try:
+            if folder is not None:
+                weights.write_weights(folder, self.published, self.small_files, sizes, whole, dtype)
+        finally:                # on a full disk too: the other ranks wait for this one to gather
+            for _ in whole:
+                pass
 
     @classmethod
     def from_checkpoint(cls, folder, dtype=torch.float32, device="cpu"):
@@ -323,18 +333,25 @@ class DLLM(nn.Module):
         or FileNotFoundError, one sentence, when it is foreign, truncated or does not fit.
         """
         folder = weights.newest_checkpoint(folder)
-        published = weights.read_config(folder)
-        known = weights.config_fields(folder, published)
-        try:
-            with torch.device("meta"):              # shapes without memory: weights come only once
-                model = cls(ModelConfig(**known))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{folder}/config.json does not describe a model: {error}") from None
-        model.published, model.small_files = published, weights.small_files(folder)
+        model = cls.on_meta(folder)
         for name, tensor in weights.read_model(folder, model, dtype, device):
             module, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(module), leaf, nn.Parameter(tensor))
         model.tie()
+        return model
+
+    @classmethod
+    def on_meta(cls, folder):
+        """The model that config.json there describes, as shapes without memory."""
+        folder = weights.newest_checkpoint(folder)
+        published = weights.read_config(folder)
+        known = weights.config_fields(folder, published)
+        try:
+            with torch.device("meta"):
+                model = cls(ModelConfig(**known))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{folder}/config.json does not describe a model: {error}") from None
+        model.published, model.small_files = published, weights.small_files(folder)
         return model
 
     @classmethod

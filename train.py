@@ -11,8 +11,7 @@ number of processes, accumulation and restarts change nothing but the order of a
 import json
 import math
 import os
-import re
-import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -26,20 +25,20 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel as DDP
 from tqdm import tqdm
 
+from checkpoint import StopSignal, load_train_state, remove_checkpoints, save_checkpoint
 from configurator import run
 from jepa import DLLMJEPA
 from lean import Lean
 from lora import add_lora, check_base, merge
 from model import (PRESETS, DLLM, ModelConfig, diffusion_loss, forward_process, pick_device,
                    pick_dtype, row_generators)
+from sharding import agree, shard
 from tasks.common import batch_at, collate, load_task, tokenize
 from tasks.tokenizer import load_tokenizer
-from weights import (check_names_and_shapes, find_weights, new_folder, newest_checkpoint,
-                     read_json, read_safetensors)
+from weights import find_weights, new_folder, newest_checkpoint
 
 
 @dataclass
@@ -94,15 +93,18 @@ class TrainConfig:
     # machine
     device: str = "auto"                # cpu, cuda, mps; auto takes a GPU if there is one
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of activations
+    shard: bool = False                 # each process keeps a part of all (FSDP2); with torchrun
     compile: bool = False               # torch.compile each block; pays on long runs
     pack: bool = False                  # no work on padding: rows end to end, the same loss
     checkpoint_activations: Literal["none", "selective", "full"] = "none"  # every 2nd block, or all
+    on_nan: Literal["stop", "skip"] = "stop"  # at a loss or gradient that is not finite
     # watching
     log_every: int = 10                 # steps between lines in log.jsonl
     eval_every: int = 200               # steps between held-out losses; also at step 0 and the end
     eval_rows: int = 256                # held-out rows to use
     eval_t: tuple[float, ...] = (0.2, 0.5, 0.8, 1.0)  # masking rates of the held-out losses
     save_every: int = 1000              # steps between checkpoints; one more at the end
+    keep: int = 1                       # so many checkpoints are kept, the newest
 
     def __post_init__(self):
         for name in ("t_ctx", "t_tgt"):
@@ -115,7 +117,7 @@ class TrainConfig:
         if not 0 <= self.ema_decay <= 1:
             raise ValueError(f"ema_decay={self.ema_decay} must lie in [0, 1]; the paper has 0.996")
         for name in ("batch_size", "max_length", "log_every", "eval_every", "eval_rows",
-                     "save_every"):
+                     "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("lambda_jepa", "n_pred_layer", "micro_batch_size", "max_steps", "epochs", "lr",
@@ -133,6 +135,9 @@ class TrainConfig:
         if self.lora_rank and self.optimizer == "lean":
             raise ValueError("optimizer='lean' splits what is fine-tuned in full; LoRA's few "
                              "weights need optimizer='adamw'")
+        if self.shard and (self.lora_rank or self.optimizer == "lean"):
+            raise ValueError("shard=True spreads a full fine-tuning with optimizer='adamw'; LoRA "
+                             "and lean are what fits one GPU: leave out one of the two")
 
 
 def main(cfg: TrainConfig):
@@ -152,6 +157,9 @@ def main(cfg: TrainConfig):
     device = pick_device(cfg.device)
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    elif cfg.shard:
+        raise ValueError("shard=True needs two processes or more: torchrun --nproc_per_node=8 "
+                         "train.py ...")
     micro_batch_size = cfg.micro_batch_size or max(1, cfg.batch_size // world)
     n_micro, remainder = divmod(cfg.batch_size, micro_batch_size * world)   # micro-steps per rank
     if remainder:
@@ -163,12 +171,16 @@ def main(cfg: TrainConfig):
 
     # ---- model and objective ---------------------------------------------------------------
     dtype = pick_dtype(cfg.dtype, device)
+    folder = None
     if cfg.init_from or start:
         # a checkpoint of LoRA is merged, for use; its training goes on from the base
         folder = start if start and not cfg.lora_rank else find_weights(cfg.init_from, cfg.revision)
-        model = DLLM.from_pretrained(folder, dtype if cfg.lora_rank else torch.float32,
-                                     device=device)
         tok = load_tokenizer(folder, cfg.chat)
+        if cfg.shard:                   # shapes only: each rank will read the rows that it keeps
+            model = DLLM.on_meta(folder)
+        else:
+            model = DLLM.from_pretrained(folder, dtype if cfg.lora_rank else torch.float32,
+                                         device=device)
         if cfg.tokenizer and load_tokenizer(cfg.tokenizer, cfg.chat) != tok:
             raise ValueError(f"tokenizer={cfg.tokenizer!r} is not the vocabulary that {folder} was "
                              f"trained with ({tok.name!r}, {tok.n_vocab} tokens); leave it out")
@@ -186,10 +198,13 @@ def main(cfg: TrainConfig):
     objective = DLLMJEPA(model, cfg.lambda_jepa, cfg.t_ctx, cfg.t_tgt, cfg.n_pred_layer,
                          cfg.ema_decay, cfg.mask_scope, cfg.diffusion_t, cfg.loss_form, cfg.seed,
                          cfg.jepa_rate)
-    objective.to(device)
+    if not cfg.shard:
+        objective.to(device)
     if cfg.compile:
         for block in [*model.blocks, *(objective.target.blocks if cfg.lambda_jepa else ())]:
             block.compile(dynamic=True)
+    if cfg.shard:
+        shard(objective, device, folder)
 
     # ---- data ------------------------------------------------------------------------------
     max_length = min(cfg.max_length, model.config.block_size)
@@ -203,6 +218,9 @@ def main(cfg: TrainConfig):
     rows = load_rows(cfg.task, "train")
     held_out = {task: load_rows(task, "validation")[:cfg.eval_rows]
                 for task in (cfg.task, cfg.forget_task) if task}
+    def inputs(step, batch, fill):
+        return (*collate(batch, fill, max_length, tok.eos_id),
+                row_generators(cfg.seed, step, [row.example_id for row in batch]), step)
     n_steps = cfg.max_steps or max(1, round(cfg.epochs * len(rows) / cfg.batch_size))
 
     # ---- optimizer -------------------------------------------------------------------------
@@ -223,13 +241,14 @@ def main(cfg: TrainConfig):
     if start and cfg.lora_rank:
         check_base(model, start)
     wrapped = objective
-    if world > 1:
+    if world > 1 and not cfg.shard:
         wrapped = DDP(objective)        # no device_ids: it would move the batch, and wait for it
 
     # ---- loop ------------------------------------------------------------------------------
     if rank == 0:
         os.makedirs(cfg.out_dir, exist_ok=True)
-        remove_checkpoints(cfg.out_dir, keep=start)
+        if not start:
+            remove_checkpoints(cfg.out_dir, keep=0)
     log = Log(cfg, step, n_steps, rank, world)
     arm = (f"JEPA with lambda {cfg.lambda_jepa:g}; at the end the EMA is still "
            f"{cfg.ema_decay ** n_steps:.0%} the start") if cfg.lambda_jepa else "plain diffusion"
@@ -237,14 +256,15 @@ def main(cfg: TrainConfig):
     log.say(f"{cfg.out_dir}: {trained:,} of {sum(p.numel() for p in model.parameters()):,} "
             f"parameters in {model.compute_dtype} on {world} x {device.type}, {n_steps} steps of "
             f"{cfg.batch_size} out of {len(rows):,} rows, {arm}")
+    stop, stopping = StopSignal(), 0
     while True:
-        if step % cfg.eval_every == 0 or step == n_steps:
+        if not stopping and (step % cfg.eval_every == 0 or step == n_steps):
             losses = {name: held_out_loss(model, some_rows, cfg, max_length, rank, world)
                       for name, some_rows in held_out.items()}
             log.held_out(step, losses)
-        if rank == 0 and step > resumed_at and (step % cfg.save_every == 0 or step == n_steps):
-            save_checkpoint(cfg, step, objective, optimizer, named, tok)
-        if step >= n_steps:
+        if step > resumed_at and (step % cfg.save_every == 0 or step == n_steps or stopping):
+            save_checkpoint(cfg, step, objective, optimizer, named, tok, rank, device)
+        if step >= n_steps or stopping:
             break
 
         # 1 forward (and backward of each micro-batch, to free its memory)
@@ -252,36 +272,54 @@ def main(cfg: TrainConfig):
         lr = lr_at(step, n_steps, cfg)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        total = {}
+        total, batches = {}, []
         for micro in range(n_micro):
             batch, fill = batch_at(step, rows, cfg.batch_size, cfg.seed,
                                    part=rank * n_micro + micro, n_parts=world * n_micro)
             fill = fill if cfg.eos_fill else 0      # 0: one end-of-text ends each answer
-            x0, maskable, is_real = collate(batch, fill, max_length, tok.eos_id)
-            generators = row_generators(cfg.seed, step, [row.example_id for row in batch])
-            last = micro == n_micro - 1
-            with nullcontext() if world == 1 or last else wrapped.no_sync():    # ranks sum once
-                loss, parts = wrapped(x0, maskable, is_real, generators, step)
+            batches.append((batch, fill))
+            # DDP sums once, FSDP each time: unsummed gradients would be as large as the model
+            sums = micro == n_micro - 1 or wrapped is objective
+            with nullcontext() if sums else wrapped.no_sync():
+                loss, parts = wrapped(*inputs(step, batch, fill))
                 (loss / n_micro).backward()
             for name, value in {"loss": loss.detach(), **parts}.items():
                 total[name] = total.get(name, 0) + value / n_micro
 
         # 2 optimizer
         grad_norm = torch.nn.utils.clip_grad_norm_(named.values(), cfg.grad_clip or math.inf)
-        optimizer.step()
+        grad_norm = grad_norm.full_tensor() if cfg.shard else grad_norm
+        is_finite = grad_norm.isfinite() & total["loss"].isfinite()     # waits for the device
+        stopping, skip = agree([stop.number, int(not is_finite)], device)
+        if skip:
+            said = not_finite(total, grad_norm, step, batches, objective, inputs, world)
+            if cfg.on_nan == "stop":
+                raise ValueError(f"{said}; --on_nan=skip would go on, the last checkpoint is kept")
+            log.say(f"{said}; this update is left out")
+        else:
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
         # 3 EMA
-        objective.update_target(full)
+        if not skip:
+            objective.update_target(full)
         step += 1
         log.step(step, {**total, "grad_norm": grad_norm, "lr": lr}, began)
 
+    stop.close()
     log.close()
-    if rank == 0 and cfg.export_dir:
-        (merge(model) if cfg.lora_rank else model).save(cfg.export_dir, torch.bfloat16)
-        tok.save(cfg.export_dir)
+    if cfg.export_dir and step == n_steps and (rank == 0 or cfg.shard):
+        whole = merge(model) if cfg.lora_rank else model
+        whole.save(cfg.export_dir if rank == 0 else None, torch.bfloat16)
+        if rank == 0:
+            tok.save(cfg.export_dir)
     if world > 1:
+        del wrapped             # first: DDP's end waits, with the GIL, for threads that may want it
         dist.destroy_process_group()
+    if step < n_steps:                      # the exit code says that the run is not complete
+        log.say(f"{cfg.out_dir}: {signal.Signals(stopping).name} after step {step} of {n_steps}, "
+                f"which is saved; --resume goes on")
+        sys.exit(128 + stopping)
 
 
 def find_checkpoint(cfg: TrainConfig):
@@ -307,8 +345,9 @@ def held_out_loss(model, rows, cfg: TrainConfig, max_length: int, rank=0, world=
     fill = max(len(row.answer) for row in rows) + 1 if cfg.eos_fill else 0
     totals = torch.zeros(len(cfg.eval_t), dtype=torch.float64)
     size = min(cfg.batch_size, 64)
-    for i in range(rank * size, len(rows), world * size):
-        some = rows[i:i + size]
+    for i in range(0, len(rows), world * size):
+        some = rows[i + rank * size:][:size]
+        weight, some = len(some), some or rows[:1]      # sharded, every rank has to go along
         x0, maskable, is_real = collate(some, fill, max_length, model.config.eos_id)
         for k, rate in enumerate(cfg.eval_t):
             t = torch.full((len(some),), rate)
@@ -316,12 +355,36 @@ def held_out_loss(model, rows, cfg: TrainConfig, max_length: int, rank=0, world=
             xt, is_masked = forward_process(x0, t, maskable, model.config.mask_id, generators,
                                             at_least_one=True)
             nll = model.nll(model.encode(xt, is_real), x0, is_masked)
-            totals[k] += len(some) * diffusion_loss(nll, is_masked, maskable, t).item()
+            totals[k] += weight * diffusion_loss(nll, is_masked, maskable, t).item()
+    if cfg.shard:
+        model.reshard()                                 # what encode has left gathered for nll
     totals = totals.to(device) if device.type != "mps" else totals
     if world > 1:
         dist.all_reduce(totals)
     means = (totals / len(rows)).tolist()
     return {f"{rate:g}": round(mean, 5) for rate, mean in zip(cfg.eval_t, means)}
+
+
+@torch.no_grad()
+def not_finite(total: dict, grad_norm, step: int, batches, objective, inputs, world: int) -> str:
+    """A sentence on which examples, taken alone, have a loss that is not finite; on every rank."""
+    rows = [(row, fill) for batch, fill in batches for row in batch]
+    bad = torch.tensor([-1 if objective(*inputs(step, [row], fill))[0].isfinite()
+                        else row.example_id for row, fill in rows], device=grad_norm.device)
+    if hasattr(objective.model, "reshard"):
+        objective.model.reshard()
+    if world > 1:
+        every = [torch.empty_like(bad) for _ in range(world)]
+        dist.all_gather(every, bad)
+        bad = torch.cat(every)
+    ids = sorted(i for i in bad.tolist() if i >= 0)
+    who = f"because of the examples with id {', '.join(map(str, ids))}"
+    if not ids:
+        who = "though the loss of each example alone is finite"
+    elif len(ids) == len(bad):
+        who = f"and so for each of the {len(bad)} examples alone; a lower lr may help"
+    return (f"at step {step + 1} the loss is {total['loss'].item():g} and the norm of the gradient "
+            f"{grad_norm.item():g}, {who}")
 
 
 def lr_at(step: int, n_steps: int, cfg: TrainConfig) -> float:
@@ -332,72 +395,6 @@ def lr_at(step: int, n_steps: int, cfg: TrainConfig) -> float:
     progress = (step - warmup) / max(1, n_steps - warmup)
     cosine = (1 + math.cos(math.pi * progress)) / 2
     return cfg.lr * (cfg.min_lr_ratio + (1 - cfg.min_lr_ratio) * cosine)
-
-
-# ----------------------------------------------------------------------------------------------
-# checkpoints
-
-
-def save_checkpoint(cfg: TrainConfig, step: int, objective, optimizer, named: dict, tok):
-    """out_dir/step_*: the model with its tokenizer, and what resuming needs beside it. No pickle.
-
-    Written aside and renamed when complete, and only then is the one before removed: a process
-    killed at any moment leaves a checkpoint that works.
-    """
-    aside = os.path.join(cfg.out_dir, "saving")
-    shutil.rmtree(aside, ignore_errors=True)
-    os.makedirs(aside)
-    (merge(objective.model) if cfg.lora_rank else objective.model).save(aside)
-    tok.save(aside)
-    state = {f"adam.{key}.{name}": value
-             for name, p in named.items() for key, value in optimizer.state[p].items()}
-    state |= besides_model(objective)
-    save_file({name: value.detach().contiguous() for name, value in state.items()},
-              os.path.join(aside, "train_state.safetensors"))
-    with open(os.path.join(aside, "train_state.json"), "w") as file:
-        json.dump({"step": step, "settings": asdict(cfg)}, file, indent=1)
-
-    new = f"step_{step:07d}"
-    shutil.rmtree(os.path.join(cfg.out_dir, new), ignore_errors=True)
-    os.replace(aside, os.path.join(cfg.out_dir, new))
-    remove_checkpoints(cfg.out_dir, keep=os.path.join(cfg.out_dir, new))
-
-
-def besides_model(objective) -> dict:
-    """Predictor and target; with LoRA predictor and adapters, for their base is init_from's."""
-    state = objective.state_dict()
-    has_lora = any("lora_" in name for name in state)
-    return {name: value for name, value in state.items() if name.startswith("predictor.")
-            or ("lora_" in name if has_lora else name.startswith("target."))}
-
-
-def remove_checkpoints(out_dir: str, keep=None):
-    for name in os.listdir(out_dir):
-        path = os.path.join(out_dir, name)
-        if re.fullmatch(r"step_\d+", name) and path != keep:
-            shutil.rmtree(path)
-
-
-def load_train_state(folder: str, objective, optimizer, named: dict) -> int:
-    """Fills predictor, target and optimizer as they were; -> the step to go on from."""
-    where = os.path.join(folder, "train_state.safetensors")
-    state = read_safetensors(where)
-    rest = besides_model(objective)
-    # Lean has its state from the start, AdamW from the first step
-    kept = {name: optimizer.state[p] or {"step": p.new_tensor(0.0), "exp_avg": p, "exp_avg_sq": p}
-            for name, p in named.items()}
-    moments = {f"adam.{key}.{name}": value
-               for name, values in kept.items() for key, value in values.items()}
-    check_names_and_shapes(state, {**rest, **moments}, where)
-    objective.load_state_dict({name: state[name] for name in rest}, strict=False)
-    for name, p in named.items():
-        optimizer.state[p] = {key: state[f"adam.{key}.{name}"].to(value.device)
-                              for key, value in kept[name].items()}
-    where = os.path.join(folder, "train_state.json")
-    step = read_json(where).get("step")
-    if type(step) is not int:
-        raise ValueError(f"{where} does not say after which step it was written")
-    return step
 
 
 # ----------------------------------------------------------------------------------------------
@@ -444,15 +441,12 @@ class Log:
         if not due:
             return
         ms, self.seconds, self.steps = 1000 * self.seconds / self.steps, 0.0, 0
-        for name in ("loss", "grad_norm"):          # before anything of this step is saved
-            if not math.isfinite(numbers[name]):
-                raise ValueError(f"the {name} is {numbers[name]} at step {step}; the last "
-                                 f"checkpoint is kept, a lower lr than {self.cfg.lr} may help")
         if self.rank == 0:
             shown = [name for name in ("diffusion", "jepa", "lr") if name in numbers]
             self.bar.set_postfix({name: f"{numbers[name]:.4g}" for name in shown})
             self.bar.update(step - self.bar.n)
-            rounded = {name: float(f"{value:.6g}") for name, value in numbers.items()}
+            rounded = {name: float(f"{value:.6g}") if math.isfinite(value) else None
+                       for name, value in numbers.items()}     # JSON has no NaN
             self.write({"step": step, **rounded, "ms": round(ms, 2),
                         "seconds": round(time.perf_counter() - self.began, 1)})
 

@@ -328,9 +328,10 @@ def catalogue(folder) -> dict:
     return stored
 
 
-def read_model(folder, model, dtype, device):
+def read_model(folder, model, dtype, device, rows=None):
     """Yields (our name, tensor) for every parameter of a model that may be on the meta device.
 
+    rows: {our name: slice}, the part of each tensor to read; None: all.
     Raises ValueError naming a tensor that is missing, unknown, of another shape or not finite.
     """
     stored, family = catalogue(folder), model.published["model_type"]
@@ -340,7 +341,8 @@ def read_model(folder, model, dtype, device):
                   published_name("embed.weight", family))
     check_names_and_shapes(stored, {name: p for name, (_, p) in params.items()},
                            weights_file(folder))
-    for name, tensor in read_tensors(stored, dtype, device):
+    rows = rows and {name: rows[ours] for name, (ours, _) in params.items()}
+    for name, tensor in read_tensors(stored, dtype, device, rows):
         yield params[name][0], tensor
 
 
@@ -366,10 +368,11 @@ def check_names_and_shapes(given: dict, wanted: dict, where: str):
                              f"{tuple(tensor.shape)} would fit")
 
 
-def read_tensors(stored: dict, dtype=None, device="cpu"):
+def read_tensors(stored: dict, dtype=None, device="cpu", rows=None):
     """Yields (published name, tensor) file by file; a file is closed before the next is opened.
 
-    dtype None: as stored. Raises ValueError naming a tensor with NaN or infinite values.
+    dtype None: as stored. rows {name: slice}: only these.
+    Raises ValueError naming a tensor with NaN or infinite values.
     """
     items = tqdm(stored.items(), "weights", unit="tensor", delay=2, leave=False,
                  disable=os.environ.get("RANK", "0") != "0")
@@ -377,9 +380,10 @@ def read_tensors(stored: dict, dtype=None, device="cpu"):
         with open_safetensors(path) as file:
             for name, _ in group:
                 # the file is mapped, not read: without a copy the weights would change with it
-                tensor = file.get_tensor(name).to(device, dtype, copy=True)
-                low, high = tensor.aminmax()                    # one pass, NaN goes through
-                if not (low.isfinite() and high.isfinite()):
+                tensor = file.get_slice(name)[rows[name]] if rows else file.get_tensor(name)
+                tensor = tensor.to(device, dtype, copy=True)
+                low, high = tensor.aminmax() if tensor.numel() else 2 * [torch.zeros(())]
+                if not (low.isfinite() and high.isfinite()):    # one pass, NaN goes through
                     raise ValueError(f"{path}: {name} has NaN or infinite values")
                 yield name, tensor
 

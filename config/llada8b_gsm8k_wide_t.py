@@ -16,4 +16,5 @@ t_ctx = 0.1
 t_tgt = 0.9
 lambda_jepa = 1.0
 n_pred_layer = 2
+shard = True
 diffusion_t = "context"

@@ -24,8 +24,10 @@ CONFIGS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("config/*.py"
 LEVELS = {
     "configurator.py": set(), "weights.py": {"configurator"}, "model.py": {"weights"},
     "jepa.py": {"model"}, "lora.py": {"model", "weights"}, "lean.py": set(),
+    "sharding.py": {"weights"}, "checkpoint.py": {"weights", "sharding", "lora"},
     "sample.py": {"model", "weights", "tasks", "configurator"},
-    "train.py": {"model", "weights", "jepa", "lora", "lean", "tasks", "configurator"},
+    "train.py": {"model", "weights", "jepa", "lora", "lean", "sharding", "checkpoint", "tasks",
+                 "configurator"},
     "evaluate.py": {"sample", "weights", "tasks", "configurator"},
     "eval_gsm8k.py": {"evaluate", "configurator"},
     "tasks/*.py": {"tasks"},
@@ -89,8 +91,8 @@ def test_every_setting_is_used_by_some_config_or_is_about_the_run():
     """An option that no config uses goes. These are for the command line of the day."""
     about_the_run = {"seed", "resume", "device", "dtype", "compile", "keep_marks", "mask_scope",
                      "micro_batch_size", "grad_clip", "ema_decay", "eval_t", "revision",
-                     "export_dir", "eos_fill", "jepa_rate", "pack",
-                     "checkpoint_activations"}
+                     "export_dir", "eos_fill", "jepa_rate", "pack", "checkpoint_activations",
+                     "keep", "on_nan"}
     used = {node.targets[0].id for config in CONFIGS
             for node in ast.parse((ROOT / config).read_text()).body if isinstance(node, ast.Assign)}
     assert set(TrainConfig.__dataclass_fields__) - used <= about_the_run

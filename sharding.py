@@ -1,0 +1,108 @@
+"""Training spread over processes that each keep a part: FSDP2 for the modules, DCP for their state.
+
+Each of n ranks keeps 1/n of the rows of every tensor: online model, EMA target, predictor,
+gradients and moments, all in fp32. A block's weights are gathered, in the dtype of the activations,
+when the block is due, and dropped again behind it. So a parameter costs 20 bytes over n GPUs; each
+also holds embedding and head (2 GB at 8 B, in bf16) and the block that is due.
+"""
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (MixedPrecisionPolicy, fully_shard,
+                                    register_fsdp_forward_method)
+
+from weights import Stored, check_names_and_shapes, read_model
+
+
+def shard(objective, device, folder=None):
+    """Shards the modules of the objective; weights on the meta device then come from the folder."""
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    model, target = objective.model, getattr(objective, "target", None)
+    # the rope tables are fp32 inputs of a block, and stay so: its inputs are not cast
+    policy = MixedPrecisionPolicy(param_dtype=model.compute_dtype, reduce_dtype=torch.float32,
+                                  cast_forward_inputs=False)
+    for encoder in filter(None, (model, target)):
+        for block in encoder.blocks:
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        # Embedding, norm and head are one group, which may be tied. The model's stays gathered from
+        # encode to the end of the backward pass, so that unembed, in chunks or not, finds the head.
+        # unembed itself gets no hooks: they would reduce the group before the embedding's gradient.
+        fully_shard(encoder, mesh=mesh, mp_policy=policy, reshard_after_forward=encoder is target)
+        register_fsdp_forward_method(encoder, "encode")
+    if target is not None:
+        fully_shard(objective.predictor, mesh=mesh)     # computes in fp32
+    if folder is None:
+        return
+    for encoder in filter(None, (model, target)):
+        encoder.to_empty(device=device)
+    model.tie()
+    local = {name: p.detach().to_local() for name, p in model.named_parameters()}
+    rows = {name: rows_here(p) for name, p in model.named_parameters()}
+    for name, tensor in read_model(folder, model, torch.float32, device, rows):
+        local[name].copy_(tensor)
+    if target is not None:
+        for name, p in target.named_parameters():
+            p.detach().to_local().copy_(local[name])
+
+
+def rows_here(p) -> slice:
+    """The rows of a sharded tensor that this rank keeps: FSDP2 cuts as torch.chunk does."""
+    start = min(dist.get_rank() * -(-len(p) // dist.get_world_size()), len(p))
+    return slice(start, start + len(p.to_local()))
+
+
+def is_sharded(module) -> bool:
+    return any(hasattr(p, "full_tensor") for p in module.parameters())
+
+
+def agree(numbers: list[int], device) -> list[int]:
+    """The largest of each number over the ranks, which all wait for each other here."""
+    if not dist.is_initialized():
+        return numbers
+    largest = torch.tensor(numbers, device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest.tolist()
+
+
+# ----------------------------------------------------------------------------------------------
+# Tensors in and out of files, each rank its own rows. Of DCP's formats the one of safetensors: its
+# other one is pickle. DCP takes a second to import, which runs without shards need not wait for.
+
+
+def write_shards(state: dict, folder):
+    """{name: tensor} into files of every rank, to be read on any number of ranks."""
+    import torch.distributed.checkpoint as dcp
+    # several files a rank, because DCP holds a file in memory, twice, as it writes it
+    file_of = {name: 1 + 8 * i // len(state) for i, name in enumerate(state)}
+    try:
+        dcp.save(state, storage_writer=dcp.HuggingFaceStorageWriter(
+            folder, fqn_to_index_mapping=file_of, save_distributed=True))
+    except dcp.api.CheckpointException as failed:       # the same on every rank, with a traceback
+        raise OSError(first_line(failed)) from None
+
+
+def read_shards(state: dict, folder, besides=()):
+    """Fills the tensors, sharded or whole, in place. Raises ValueError, one sentence.
+
+    The files hold exactly these, besides names to ignore.
+    """
+    import torch.distributed.checkpoint as dcp
+    reader = dcp.HuggingFaceStorageReader(str(folder))
+    try:
+        stored = reader.read_metadata().state_dict_metadata
+        check_names_and_shapes({name: Stored(folder, tuple(tensor.size))
+                                for name, tensor in stored.items() if name not in besides},
+                               state, folder)
+        dcp.load(state, storage_reader=reader, no_dist=not dist.is_initialized())
+    except SafetensorError as error:
+        raise ValueError(f"a file in {folder} is truncated or not a safetensors file: "
+                         f"{error}") from None
+    except dcp.api.CheckpointException as failed:
+        raise ValueError(f"{folder} cannot be read: {first_line(failed)}") from None
+
+
+def first_line(failed) -> str:
+    """What went wrong on the first of the ranks where DCP met an error."""
+    error = next(iter(failed.failures.values()))[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
