@@ -165,7 +165,8 @@ class Screen:
         self.tok, self.in_place, self.height = tok, in_place, 0
 
     def show(self, x):
-        text = self.tok.show(x.tolist())
+        text = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1]      # no escape codes
+                       for c in self.tok.show(x.tolist()))
         if self.in_place:
             up = f"\x1b[{self.height}F\x1b[0J" if self.height else ""
             width = shutil.get_terminal_size().columns
