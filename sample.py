@@ -165,8 +165,7 @@ class Screen:
         self.tok, self.in_place, self.height = tok, in_place, 0
 
     def show(self, x):
-        text = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1]      # no escape codes
-                       for c in self.tok.show(x.tolist()))
+        text = printable(self.tok.show(x.tolist()))
         if self.in_place:
             up = f"\x1b[{self.height}F\x1b[0J" if self.height else ""
             width = shutil.get_terminal_size().columns
@@ -175,6 +174,11 @@ class Screen:
             time.sleep(0.05)                    # slow enough to watch
         else:
             print(text.replace("\n", "\\n"))
+
+
+def printable(text: str) -> str:
+    """Text whose control characters, but for newlines, are written out: no escape codes."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 if __name__ == "__main__":
