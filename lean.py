@@ -69,6 +69,10 @@ class Lean(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
+        """One update, or none where `found_inf` (as for torch's fused AdamW) is set: the one place
+        that waits for the device."""
+        if getattr(self, "found_inf", None) is not None and self.found_inf:
+            return
         generators = {}                                     # one a device, seeded anew each step
         for group in self.param_groups:
             for p in group["params"]:

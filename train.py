@@ -218,6 +218,11 @@ def main(cfg: TrainConfig):
     rows = load_rows(cfg.task, "train")
     held_out = {task: load_rows(task, "validation")[:cfg.eval_rows]
                 for task in (cfg.task, cfg.forget_task) if task}
+    def micro_batches(step):            # this rank's share of the batch of a step
+        for micro in range(n_micro):
+            batch, fill = batch_at(step, rows, cfg.batch_size, cfg.seed,
+                                   part=rank * n_micro + micro, n_parts=world * n_micro)
+            yield batch, fill if cfg.eos_fill else 0        # 0: one end-of-text ends each answer
     def inputs(step, batch, fill):
         return (*collate(batch, fill, max_length, tok.eos_id),
                 row_generators(cfg.seed, step, [row.example_id for row in batch]), step)
@@ -234,8 +239,7 @@ def main(cfg: TrainConfig):
         optimizer = Lean(groups, halve=model.parameters(), lr=cfg.lr, betas=(0.9, cfg.beta2),
                          seed=cfg.seed)
     else:
-        optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, cfg.beta2),
-                                      fused=device.type != "mps")
+        optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, cfg.beta2), fused=True)
     full = optimizer.full if cfg.optimizer == "lean" else torch.Tensor.float    # fp32 values
     step = resumed_at = load_train_state(start, objective, optimizer, named) if start else 0
     if start and cfg.lora_rank:
@@ -256,7 +260,7 @@ def main(cfg: TrainConfig):
     log.say(f"{cfg.out_dir}: {trained:,} of {sum(p.numel() for p in model.parameters()):,} "
             f"parameters in {model.compute_dtype} on {world} x {device.type}, {n_steps} steps of "
             f"{cfg.batch_size} out of {len(rows):,} rows, {arm}")
-    stop, stopping = StopSignal(), 0
+    stop, stopping, first_bad = StopSignal(), 0, torch.tensor(-1, device=device)
     while True:
         if not stopping and (step % cfg.eval_every == 0 or step == n_steps):
             losses = {name: held_out_loss(model, some_rows, cfg, max_length, rank, world)
@@ -272,12 +276,8 @@ def main(cfg: TrainConfig):
         lr = lr_at(step, n_steps, cfg)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        total, batches = {}, []
-        for micro in range(n_micro):
-            batch, fill = batch_at(step, rows, cfg.batch_size, cfg.seed,
-                                   part=rank * n_micro + micro, n_parts=world * n_micro)
-            fill = fill if cfg.eos_fill else 0      # 0: one end-of-text ends each answer
-            batches.append((batch, fill))
+        total = {}
+        for micro, (batch, fill) in enumerate(micro_batches(step)):
             # DDP sums once, FSDP each time: unsummed gradients would be as large as the model
             sums = micro == n_micro - 1 or wrapped is objective
             with nullcontext() if sums else wrapped.no_sync():
@@ -286,25 +286,30 @@ def main(cfg: TrainConfig):
             for name, value in {"loss": loss.detach(), **parts}.items():
                 total[name] = total.get(name, 0) + value / n_micro
 
-        # 2 optimizer
+        # 2 optimizer; where the gradient is not finite it leaves all as it is, and nobody waits
         grad_norm = torch.nn.utils.clip_grad_norm_(named.values(), cfg.grad_clip or math.inf)
         grad_norm = grad_norm.full_tensor() if cfg.shard else grad_norm
-        is_finite = grad_norm.isfinite() & total["loss"].isfinite()     # waits for the device
-        stopping, skip = agree([stop.number, int(not is_finite)], device)
-        if skip:
-            said = not_finite(total, grad_norm, step, batches, objective, inputs, world)
-            if cfg.on_nan == "stop":
-                raise ValueError(f"{said}; --on_nan=skip would go on, the last checkpoint is kept")
-            log.say(f"{said}; this update is left out")
-        else:
-            optimizer.step()
+        optimizer.found_inf = 1 - grad_norm.isfinite().float()
+        is_first = optimizer.found_inf.bool() & (first_bad < 0)
+        first_bad = torch.where(is_first, step, first_bad)
+        optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
         # 3 EMA
-        if not skip:
-            objective.update_target(full)
+        objective.update_target(full)
         step += 1
         log.step(step, {**total, "grad_norm": grad_norm, "lr": lr}, began)
+        if log.is_due(step):                    # here the log has waited for the device anyway
+            stopping, bad = agree([stop.number, int(first_bad)], device)
+            if bad >= 0:
+                said = not_finite(bad, micro_batches(bad), objective, inputs, world)
+                if cfg.on_nan == "stop":
+                    raise ValueError(f"{said}; --on_nan=skip would go on, the last checkpoint is "
+                                     f"kept")
+                log.say(f"{said}; that update is left out")
+                first_bad.fill_(-1)
+        elif world == 1:
+            stopping = stop.number
 
     stop.close()
     log.close()
@@ -366,11 +371,12 @@ def held_out_loss(model, rows, cfg: TrainConfig, max_length: int, rank=0, world=
 
 
 @torch.no_grad()
-def not_finite(total: dict, grad_norm, step: int, batches, objective, inputs, world: int) -> str:
+def not_finite(step: int, batches, objective, inputs, world: int) -> str:
     """A sentence on which examples, taken alone, have a loss that is not finite; on every rank."""
     rows = [(row, fill) for batch, fill in batches for row in batch]
     bad = torch.tensor([-1 if objective(*inputs(step, [row], fill))[0].isfinite()
-                        else row.example_id for row, fill in rows], device=grad_norm.device)
+                        else row.example_id for row, fill in rows],
+                       device=objective.model.embed.weight.device)
     if hasattr(objective.model, "reshard"):
         objective.model.reshard()
     if world > 1:
@@ -383,8 +389,7 @@ def not_finite(total: dict, grad_norm, step: int, batches, objective, inputs, wo
         who = "though the loss of each example alone is finite"
     elif len(ids) == len(bad):
         who = f"and so for each of the {len(bad)} examples alone; a lower lr may help"
-    return (f"at step {step + 1} the loss is {total['loss'].item():g} and the norm of the gradient "
-            f"{grad_norm.item():g}, {who}")
+    return f"at step {step + 1} the gradient is not finite, {who}"
 
 
 def lr_at(step: int, n_steps: int, cfg: TrainConfig) -> float:
@@ -425,11 +430,13 @@ class Log:
         self.bar = tqdm(total=n_steps, initial=step, desc=cfg.out_dir, unit="step",
                         mininterval=0.5 if sys.stderr.isatty() else 15)
 
+    def is_due(self, step: int) -> bool:
+        every = (self.cfg.log_every, self.cfg.save_every, self.n_steps)
+        return any(step % n == 0 for n in every)
+
     def step(self, step: int, numbers: dict, began: float):
         """After every step; reads tensors, and so waits for the device, only when a line is due."""
-        due = (step % self.cfg.log_every == 0 or step % self.cfg.save_every == 0
-               or step == self.n_steps)
-        if due:
+        if self.is_due(step):
             values = torch.stack([torch.as_tensor(v, dtype=torch.float32).cpu()
                                   for v in numbers.values()])
             if self.world > 1:                      # every rank's share of the batch counts
@@ -438,7 +445,7 @@ class Log:
                 values = values / self.world
             numbers = dict(zip(numbers, values.tolist()))
         self.seconds, self.steps = self.seconds + time.perf_counter() - began, self.steps + 1
-        if not due:
+        if not self.is_due(step):
             return
         ms, self.seconds, self.steps = 1000 * self.seconds / self.steps, 0.0, 0
         if self.rank == 0:

@@ -404,7 +404,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_checkpoint_as_it_was(cfg, monk
     main(cfg)
     before = tensors(cfg.out_dir)
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(float("nan")))
-    with pytest.raises(ValueError, match="at step 4 .* the norm of the gradient nan"):
+    with pytest.raises(ValueError, match="at step 4 the gradient is not finite"):
         main(replace(cfg, resume=True, max_steps=4))
     after = tensors(cfg.out_dir)
     assert all(torch.equal(before[name], after[name]) for name in before)
