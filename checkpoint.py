@@ -5,7 +5,7 @@ beside them what only training needs. No random state: batches and masks are fun
 step). Nothing is pickled.
 
     config.json, model.safetensors, tokenizer.json ...      DLLM.from_pretrained reads these
-    train_state.safetensors                                 predictor, EMA target, moments of AdamW
+    train_state.safetensors                                 predictor, EMA target, optimizer
     train_state/                                            the same of a sharded run, by ranks
     train_state.json                                        step and settings
 """
@@ -35,9 +35,7 @@ def save_checkpoint(cfg, step: int, objective, optimizer, named: dict, tok, rank
     killed at any moment leaves a checkpoint that works.
     """
     aside, sharded = os.path.join(cfg.out_dir, "saving"), is_sharded(objective)
-    state = besides_model(objective) | {
-        f"adam.{key}.{name}": value.detach()
-        for name, p in named.items() for key, value in optimizer.state[p].items()}
+    state = besides_model(objective) | moments(optimizer, named)
 
     @contextmanager
     def all_or_none():      # ends on every rank at once, so that none waits for one that has failed
@@ -87,6 +85,18 @@ def besides_model(objective) -> dict:
             or ("lora_" in name if has_lora else name.startswith("target."))}
 
 
+def moments(optimizer, named: dict) -> dict:
+    """What the optimizer keeps of each parameter; Lean has it from the start, AdamW from a first
+    step on, and until then it is made here."""
+    for p in named.values():
+        if not optimizer.state[p]:
+            optimizer.state[p] = {"step": torch.zeros((), device=p.device),
+                                  "exp_avg": torch.zeros_like(p.detach()),
+                                  "exp_avg_sq": torch.zeros_like(p.detach())}
+    return {f"adam.{key}.{name}": value.detach()
+            for name, p in named.items() for key, value in optimizer.state[p].items()}
+
+
 def flush(folder: str, deep: bool = True):
     """Waits until the disk holds it: a rename may else outlive, in a power cut, what it renamed."""
     for path, _, names in os.walk(folder) if deep else [(folder, [], [])]:
@@ -98,7 +108,8 @@ def flush(folder: str, deep: bool = True):
 
 def remove_checkpoints(out_dir: str, keep: int):
     """All but the newest; they are renamed first, so that half of one is never taken for one."""
-    names = sorted((name for name in os.listdir(out_dir) if re.fullmatch(r"step_\d+", name)),
+    names = sorted((name for name in os.listdir(out_dir) if re.fullmatch(r"step_\d+", name)
+                    and os.path.isfile(os.path.join(out_dir, name, "config.json"))),
                    key=lambda name: int(name[5:]))
     removing = os.path.join(out_dir, "removing")
     shutil.rmtree(removing, ignore_errors=True)
@@ -110,13 +121,7 @@ def remove_checkpoints(out_dir: str, keep: int):
 def load_train_state(folder: str, objective, optimizer, named: dict) -> int:
     """Fills predictor, target and optimizer as they were, on any number of processes, sharded or
     not; -> the step to go on from. Raises ValueError naming a tensor that does not fit."""
-    state = besides_model(objective)
-    for name, p in named.items():
-        if not optimizer.state[p]:      # Lean has its state from the start, AdamW from a first step
-            optimizer.state[p] = {"step": torch.zeros((), device=p.device),
-                                  "exp_avg": torch.zeros_like(p.detach()),
-                                  "exp_avg_sq": torch.zeros_like(p.detach())}
-        state |= {f"adam.{key}.{name}": value for key, value in optimizer.state[p].items()}
+    state = besides_model(objective) | moments(optimizer, named)
     shards, whole = os.path.join(folder, STATE), os.path.join(folder, f"{STATE}.safetensors")
     if os.path.isdir(shards):
         read_shards(state, shards)

@@ -152,7 +152,8 @@ def load_model(init_from: str, device: str, revision: str = "", chat: bool = Fal
     """-> model, tokenizer, for sampling; the weights in bf16 where a GPU computes in it."""
     folder, device = find_weights(init_from, revision), pick_device(device)
     dtype = pick_dtype("auto", device)
-    model, tok = DLLM.from_pretrained(folder, dtype, device=device), load_tokenizer(folder, chat)
+    tok = load_tokenizer(folder, chat)              # first: its mistakes are told at once
+    model = DLLM.from_pretrained(folder, dtype, device=device)
     tok.check_fits(model.config)
     model.compute_dtype = dtype
     return model.eval(), tok

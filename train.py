@@ -17,6 +17,8 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
 from typing import Literal
 
 # Idle threads sleep instead of spinning: 9x faster on a busy machine; read when torch loads.
@@ -82,7 +84,7 @@ class TrainConfig:
     mask_scope: Literal["response", "all"] = "response"  # may be masked (paper silent)
     diffusion_t: Literal["context", "uniform"] = "context"  # t_ctx (paper), or U(0,1)
     loss_form: Literal["masked_mean", "llada_sft", "unweighted"] = "masked_mean"  # first: paper
-    # optimizer: AdamW
+    # optimizer
     optimizer: Literal["adamw", "lean"] = "adamw"  # lean: fp32 weights at half the memory, lean.py
     lr: float = 1e-5                    # peak learning rate (paper: 1e-5 aggressive, 1.4e-6 Wide-t)
     min_lr_ratio: float = 0.0           # the cosine ends at this share of lr
@@ -156,7 +158,9 @@ def main(cfg: TrainConfig):
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))                # what "cuda" means here
     device = pick_device(cfg.device)
     if world > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # the others wait while rank 0 writes a checkpoint, which at 8 B may take a while
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo",
+                                timeout=timedelta(hours=2))
     elif cfg.shard:
         raise ValueError("shard=True needs two processes or more: torchrun --nproc_per_node=8 "
                          "train.py ...")
@@ -175,6 +179,9 @@ def main(cfg: TrainConfig):
     if cfg.init_from or start:
         # a checkpoint of LoRA is merged, for use; its training goes on from the base
         folder = start if start and not cfg.lora_rank else find_weights(cfg.init_from, cfg.revision)
+        if not cfg.resume and Path(cfg.out_dir).resolve() in Path(folder).resolve().parents:
+            raise ValueError(f"init_from={cfg.init_from!r} lies in out_dir, which a new run "
+                             f"clears; choose another --out_dir")
         tok = load_tokenizer(folder, cfg.chat)
         if cfg.shard:                   # shapes only: each rank will read the rows that it keeps
             model = DLLM.on_meta(folder)

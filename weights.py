@@ -29,7 +29,7 @@ from configurator import run
 MODEL_TYPE = "dllm-jepa"
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PART_BYTES = 5_000_000_000      # of one file; what is smaller is not split, as on the hub
-DOWNLOADED = ("*.safetensors", "*.json", "*.txt", "*.py", "*.jinja")        # no pickles
+DOWNLOADED = ("*.safetensors", "*.json", "*.txt", "*.py", "*.jinja", "*.md", "LICENSE*")
 SMALL_FILES = ("tokenizer*", "vocab*", "added_tokens.json", "special_tokens_map.json", "*.txt",
                "generation_config.json", "*.py", "*.jinja", "*.md", "LICENSE*")
 
@@ -151,7 +151,8 @@ def find_weights(name_or_dir, revision: str = "") -> str:
     import huggingface_hub      # half a second that local folders need not wait for
     try:
         folder = huggingface_hub.snapshot_download(name, revision=revision or None,
-                                                   allow_patterns=list(DOWNLOADED))
+                                                   allow_patterns=list(DOWNLOADED),    # no pickles
+                                                   ignore_patterns=["*/*"])
     except Exception as error:  # of the hub, of httpx, of the disk: all end as one sentence
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         at = f" at revision {revision!r}" if revision else ""
@@ -403,9 +404,12 @@ def write_weights(folder, published: dict, files: dict, sizes: dict, weights, dt
     weights, weight_map = iter(weights), {}
     for k, names in enumerate(parts, 1):
         file = f"model-{k:05}-of-{len(parts):05}.safetensors" if len(parts) > 1 else SINGLE
-        save_file({name: tensor.to("cpu", dtype).contiguous()       # no name: freed before the next
-                   for name, tensor in islice(weights, len(names))},
-                  os.path.join(folder, file), metadata={"format": "pt"})
+        try:
+            save_file({name: tensor.to("cpu", dtype).contiguous()   # no name: freed before the next
+                       for name, tensor in islice(weights, len(names))},
+                      os.path.join(folder, file), metadata={"format": "pt"})
+        except SafetensorError as error:                            # a full disk, say
+            raise OSError(f"{file} cannot be written to {folder}: {error}") from None
         weight_map |= dict.fromkeys(names, file)
     if len(parts) > 1:
         write_json(os.path.join(folder, INDEX), {"metadata": {"total_size": sum(sizes.values())},

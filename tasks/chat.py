@@ -28,7 +28,7 @@ def chat_ids(tok, messages: list[dict]) -> list[int]:
                          f"with chat=True), Dream and Qwen have one")
     for message in messages:
         ids += open_turn(tok, message["role"], message["content"]) + close
-    return ids + open_turn(tok, "assistant")
+    return ids + open_turn(tok, "assistant") + thought(tok)
 
 
 def answer_ids(tok, text: str) -> list[int]:
@@ -41,6 +41,15 @@ def open_turn(tok, role: str, content: str = "") -> list[int]:
         start, end, _ = (tok.added[text] for text in LLADA_HEADERS)
         return [start, *tok.encode(role), end, *tok.encode("\n\n" + content.strip())]
     return [tok.added["<|im_start|>"], *tok.encode(f"{role}\n{content}")]
+
+
+def thought(tok) -> list[int]:
+    """Nothing, thought: what Qwen3's template puts before an answer with enable_thinking=False,
+    and what dllm's Qwen3-diffusion was tuned to answer behind."""
+    if not {"<think>", "</think>"} <= set(tok.added):
+        return []
+    blank = tok.encode("\n\n")
+    return [tok.added["<think>"], *blank, tok.added["</think>"], *blank]
 
 
 def is_llada(tok) -> bool:

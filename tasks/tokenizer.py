@@ -149,7 +149,7 @@ def read_folder(folder: Path, chat: bool) -> Tokenizer:
     files = {name: (folder / name).read_bytes()
              for name in bpe.FILES if (folder / name).is_file()}
     one_file = FILE_NAME in files
-    if not one_file and not {"vocab.json", "merges.txt"} <= set(files):
+    if folder == Path() or not one_file and not {"vocab.json", "merges.txt"} <= set(files):
         raise FileNotFoundError(f"there is no tokenizer in {str(folder)!r}; use bytes, toy or the "
                                 f"folder of a checkpoint")
     try:

@@ -30,6 +30,7 @@ tokenizers = pytest.importorskip(
 ROOT = Path(bpe.__file__).parent.parent
 LLADA_PATTERN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}"
                  r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+")
+THINK = ("<think>", "</think>")
 HEADERS = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 LLADA_BASE = ["<|startoftext|>", "<|endoftext|>", "[CLS]", "[gMASK]", "<|reserved_token_0|>",
               "<|reserved_token_1|>", "<|mdm_mask|>", "<|reserved_token_2|>", "<role>", "</role>",
@@ -279,22 +280,23 @@ def test_a_word_that_no_merge_makes_is_read_but_never_written(folders, tmp_path)
 
 
 def merges_of(rng):
-    """A few merges that nobody learnt, of a, b and c."""
-    known = list("abc")
-    for _ in range(rng.randrange(1, 13)):
-        pair = rng.choice(known), rng.choice(known)
-        if "".join(pair) not in known:
+    """A few merges that nobody learnt, of a, b and c; several may make the same token."""
+    known, merges = list("abc"), []
+    for _ in range(rng.randrange(1, 16)):
+        pair = [rng.choice(known), rng.choice(known)]
+        if pair not in merges:
+            merges.append(pair)
             known.append("".join(pair))
-            yield list(pair)
+    return merges
 
 
 def test_merges_that_nobody_learnt_are_the_librarys_or_are_refused(folders, tmp_path):
-    """Where joining pairs and joining what spells a token part ways, there is no tokenizer."""
+    """Pairs that never meet do no harm; one that waits for a later merge makes no tokenizer."""
     spec, rng, outcomes = spec_of(folders), random.Random(0), Counter()
     letters = {char: i for i, char in enumerate(bpe.BYTE_OF)}
     for _ in range(300):
-        merges = list(merges_of(rng))
-        made = ["".join(pair) for pair in merges]
+        merges = merges_of(rng)
+        made = list(dict.fromkeys("".join(pair) for pair in merges))
         words = ["".join(rng.choices("abc", k=rng.randrange(1, 9))) for _ in range(60)] + made
         spec["model"].update(merges=merges, vocab=letters | {
             token: 256 + n for n, token in enumerate(made)})
@@ -304,12 +306,12 @@ def test_merges_that_nobody_learnt_are_the_librarys_or_are_refused(folders, tmp_
         try:
             ours = Tokenizer("of no one", bpe.read_tokenizer_json(spec))
         except ValueError as error:
-            assert "never leave" in str(error)
+            assert "of which a later merge makes one" in str(error)
             outcomes["refused"] += 1
             continue
         outcomes["equal"] += 1
         assert all(ours.encode(word) == ids_of(theirs, word) for word in words), merges
-    assert min(outcomes["refused"], outcomes["equal"]) > 50, outcomes
+    assert outcomes["equal"] > 280, outcomes
 
 
 # ---- what a tokenizer knows ----
@@ -425,8 +427,6 @@ BAD = [
     ("use_regex", byte_level(use_regex=True)),
     ("TemplateProcessing", asks(post_processor=TEMPLATE)),
     ("decoder", asks(decoder=None)),
-    ("truncation", asks(truncation={"max_length": 8})),
-    ("padding", asks(padding={"strategy": "BatchLongest"})),
     ("lstrip", asks("added_tokens", 0, lstrip=True)),
     ("rstrip", asks("added_tokens", 0, rstrip=True)),
     ("single_word", asks("added_tokens", 0, single_word=True)),
@@ -438,7 +438,6 @@ BAD = [
     ("2**24", vocab_with("qzqz", 1 << 40)),
     ("made by merges", asks("added_tokens", 2, content="A", id=32)),
     ("for the bytes [65]", vocab_without("A")),
-    ("second time", merge_again),
     ("no earlier merge", merge("qzq", "z")),
     ("no earlier merge", merge("\u4e2d", "\u6587")),
     ("vocabulary lacks", merge("!", "\u00ff")),
@@ -463,6 +462,8 @@ def test_what_we_do_not_do_is_refused_in_one_sentence_that_names_it(words, chang
 
 
 @pytest.mark.parametrize("change", [
+    merge_again, asks(truncation={"direction": "Right", "max_length": 512, "stride": 0,
+                                  "strategy": "LongestFirst"}),
     byte_level(trim_offsets=False), asks(post_processor=None), asks("model", unk_token="[CLS]"),
     asks(post_processor={**TEMPLATE, "single": TEMPLATE["single"][1:]}),
     asks(normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}]})])
@@ -536,6 +537,18 @@ def test_chats_are_the_published_texts(messages, tok, lib):
     assert chat_ids(tok["llada"], messages) == ids_of(lib["llada"], llada_text(messages))
     assert chat_ids(tok["dream"], messages) == ids_of(lib["dream"], system + chatml_text(messages))
     assert chat_ids(tok["qwen"], messages) == ids_of(lib["qwen"], chatml_text(messages))
+
+
+def test_a_model_that_can_think_is_told_that_it_has(folders, tmp_path, tok):
+    """Qwen3's template with enable_thinking=False, as its diffusion twin was tuned."""
+    spec = spec_of(folders, "qwen")
+    spec["added_tokens"] += [{**spec["added_tokens"][0], "content": text, "id": 5000 + i,
+                              "special": False} for i, text in enumerate(THINK)]
+    write(tmp_path / "tokenizer.json", spec)
+    one = load_tokenizer(str(tmp_path), chat=True)
+    said = one.show(chat_ids(one, ONE))
+    assert said.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert said.count("<think>") == 1
 
 
 def test_the_published_texts_to_the_letter(tok):

@@ -630,9 +630,10 @@ def test_an_export_dir_in_use_is_refused_before_the_training(tmp_path):
 def test_a_hub_name_is_downloaded_and_loaded(tmp_path, monkeypatch):
     tensors, calls = generate(tmp_path, "llada", parts=2), []
 
-    def snapshot_download(name, revision=None, allow_patterns=None):
+    def snapshot_download(name, revision=None, allow_patterns=None, ignore_patterns=None):
         calls.append((name, revision))
-        assert not any(pattern.endswith(("bin", "pt", "*")) for pattern in allow_patterns)
+        assert not any(pattern.endswith(("bin", "pt", ".*")) for pattern in allow_patterns)
+        assert ignore_patterns == ["*/*"]               # the model itself, no other one inside
         return str(tmp_path)
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     model = DLLM.from_pretrained("GSAI-ML/LLaDA-8B-Base", revision="0f2787f2d87e")
