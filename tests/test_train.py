@@ -455,7 +455,7 @@ def test_the_whole_path_base_two_arms_and_a_table(tmp_path):
     assert (summary["arms"]["plain"]["held_out_loss"]["1"]
             < summary["arms"]["base"]["held_out_loss"]["1"])
     assert summary["step_time_ratio"] > 1
-    assert "JEPA / plain" in done.stdout
+    assert "points (paired); step time" in done.stdout
     # the arms differ in lambda alone, and start from the same base
     plain, jepa = [json.loads((tmp_path / f"out/{name}/settings.json").read_text())
                    for name in ("plain", "jepa")]
