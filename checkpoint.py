@@ -1,4 +1,4 @@
-"""Checkpoints that survive accidents: what is saved, how it is read again, and signals to stop.
+"""What survives accidents: what is saved, how it is read again, signals to stop, bad gradients.
 
 A checkpoint is a folder out_dir/step_*: the model as its family publishes it, its tokenizer, and
 beside them what only training needs. No random state: batches and masks are functions of (seed,
@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -137,6 +138,28 @@ def load_train_state(folder: str, objective, optimizer, named: dict) -> int:
     if type(step) is not int:
         raise ValueError(f"{where} does not say after which step it was written")
     return step
+
+
+@torch.no_grad()
+def not_finite(step: int, batches, objective, inputs, world: int) -> str:
+    """A sentence on which examples, taken alone, have a loss that is not finite; on every rank."""
+    rows = [(row, fill) for batch, fill in batches for row in batch]
+    bad = torch.tensor([-1 if objective(*inputs(step, [row], fill))[0].isfinite()
+                        else row.example_id for row, fill in rows],
+                       device=objective.model.embed.weight.device)
+    if hasattr(objective.model, "reshard"):
+        objective.model.reshard()
+    if world > 1:
+        every = [torch.empty_like(bad) for _ in range(world)]
+        dist.all_gather(every, bad)
+        bad = torch.cat(every)
+    ids = sorted(i for i in bad.tolist() if i >= 0)
+    who = f"because of the examples with id {', '.join(map(str, ids))}"
+    if not ids:
+        who = "though the loss of each example alone is finite"
+    elif len(ids) == len(bad):
+        who = f"and so for each of the {len(bad)} examples alone; a lower lr may help"
+    return f"at step {step + 1} the gradient is not finite, {who}"
 
 
 class StopSignal:

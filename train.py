@@ -30,7 +30,8 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP
 from tqdm import tqdm
 
-from checkpoint import StopSignal, load_train_state, remove_checkpoints, save_checkpoint
+from checkpoint import (StopSignal, load_train_state, not_finite, remove_checkpoints,
+                        save_checkpoint)
 from configurator import run
 from jepa import DLLMJEPA
 from lean import Lean
@@ -375,28 +376,6 @@ def held_out_loss(model, rows, cfg: TrainConfig, max_length: int, rank=0, world=
         dist.all_reduce(totals)
     means = (totals / len(rows)).tolist()
     return {f"{rate:g}": round(mean, 5) for rate, mean in zip(cfg.eval_t, means)}
-
-
-@torch.no_grad()
-def not_finite(step: int, batches, objective, inputs, world: int) -> str:
-    """A sentence on which examples, taken alone, have a loss that is not finite; on every rank."""
-    rows = [(row, fill) for batch, fill in batches for row in batch]
-    bad = torch.tensor([-1 if objective(*inputs(step, [row], fill))[0].isfinite()
-                        else row.example_id for row, fill in rows],
-                       device=objective.model.embed.weight.device)
-    if hasattr(objective.model, "reshard"):
-        objective.model.reshard()
-    if world > 1:
-        every = [torch.empty_like(bad) for _ in range(world)]
-        dist.all_gather(every, bad)
-        bad = torch.cat(every)
-    ids = sorted(i for i in bad.tolist() if i >= 0)
-    who = f"because of the examples with id {', '.join(map(str, ids))}"
-    if not ids:
-        who = "though the loss of each example alone is finite"
-    elif len(ids) == len(bad):
-        who = f"and so for each of the {len(bad)} examples alone; a lower lr may help"
-    return f"at step {step + 1} the gradient is not finite, {who}"
 
 
 def lr_at(step: int, n_steps: int, cfg: TrainConfig) -> float:
