@@ -15,6 +15,7 @@ LLaDA-8B: 80 GB, with its EMA 110 GB, and 5.4 GB for a predictor of two blocks, 
 The first moment changes by a tenth each step: rounding to bf16 is harmless. The second changes by a
 thousandth, which rounding to nearest would lose, and so it is rounded up or down at random, with
 the right mean. The numbers drawn depend on (seed, step) only: a resumed run draws the same.
+Gradients are bf16, and so are their sums over micro-batches and ranks: there the fp32 ends.
 """
 import math
 
@@ -83,7 +84,7 @@ class Lean(torch.optim.Optimizer):
                 step = int(state["step"])
                 if p.device not in generators:
                     generators[p.device] = torch.Generator(p.device).manual_seed(
-                        self.seed * 1_000_003 + step)
+                        (self.seed * 1_000_003 + step) % 2 ** 63)
                 stored = [p, state["exp_avg"], state["exp_avg_sq"]]
                 stored += [state["low"]] if "low" in state else []
                 for chunks in zip(p.grad.reshape(-1).split(CHUNK),

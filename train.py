@@ -303,11 +303,11 @@ def main(cfg: TrainConfig):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-        # 3 EMA
+        # 3 EMA (which goes on towards the weights as they are if the update was left out)
         objective.update_target(full)
         step += 1
         log.step(step, {**total, "grad_norm": grad_norm, "lr": lr}, began)
-        if log.is_due(step):                    # here the log has waited for the device anyway
+        if log.is_due(step) or world == 1 and stop.number:      # the log has waited already
             stopping, bad = agree([stop.number, int(first_bad)], device)
             if bad >= 0:
                 said = not_finite(bad, micro_batches(bad), objective, inputs, world)
@@ -316,8 +316,6 @@ def main(cfg: TrainConfig):
                                      f"kept")
                 log.say(f"{said}; that update is left out")
                 first_bad.fill_(-1)
-        elif world == 1:
-            stopping = stop.number
 
     stop.close()
     log.close()

@@ -1,7 +1,7 @@
 """LLaDA-8B on GSM8K with LoRA and JEPA on one GPU of 40 GB; 24 GB may do with batches this small.
 
 States, in GB: base in bf16 16.0, adapters (83.9 M, with gradients, moments and EMA) 1.7, predictor
-2.7; activations are 4.5 MB a token, 2.3 GB at 2 x 256. A prediction: this has not been run yet. The
+2.7; activations are recomputed (else 6.3 MB a token). A prediction: this has not been run yet. The
 paper trains all weights; rank 32, alpha 64 and the targets are those of its public reproduction.
 The learning rate is ours.
     python train.py config/llada8b_gsm8k_lora.py
@@ -13,6 +13,7 @@ task = "gsm8k"
 max_length = 256
 batch_size = 64
 micro_batch_size = 2
+checkpoint_activations = "full"
 epochs = 2.0
 lora_rank = 32
 lora_alpha = 64.0
