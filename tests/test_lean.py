@@ -7,15 +7,14 @@ import torch
 from safetensors.torch import load_file
 
 import lean
-import train
 from jepa import DLLMJEPA, ema_update, make_target
 from lean import Lean, join, round_at_random, split
 from model import DLLM, row_generators
 from train import main
 
 from test_jepa import CONFIG, IDS, as_batch, eight_rows, make_model, seeded
-from test_train import (cfg, data_dir, lines, sentence_of, tensors, torchrun,  # noqa: F401
-                        without_clock)
+from test_train import (assert_resuming_changes_nothing, cfg, data_dir, lines,  # noqa: F401
+                        sentence_of, torchrun)
 
 SMALL = replace(CONFIG, n_layer=1)
 
@@ -241,23 +240,7 @@ def lean_cfg(cfg):  # noqa: F811
 
 
 def test_lean_6_steps_equal_3_and_resume_3_bit_for_bit(lean_cfg, tmp_path, monkeypatch):
-    whole = replace(lean_cfg, max_steps=6, save_every=3)
-    main(whole)
-    broken = replace(whole, out_dir=str(tmp_path / "broken"))
-    step = train.Log.step
-
-    def interrupt(self, n, *rest):
-        step(self, n, *rest)
-        if n == 5:
-            raise KeyboardInterrupt
-    with monkeypatch.context() as patch:
-        patch.setattr(train.Log, "step", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            main(broken)
-    main(replace(broken, resume=True))
-    one, two = tensors(whole.out_dir), tensors(broken.out_dir)
-    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-    assert without_clock(whole.out_dir) == without_clock(broken.out_dir)
+    assert_resuming_changes_nothing(lean_cfg, tmp_path, monkeypatch)
 
 
 def test_checkpoint_and_export_hold_the_bf16_half_and_the_train_state_the_rest(lean_cfg, tmp_path):

@@ -7,15 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import train
 from jepa import DLLMJEPA, ema_update, make_target
 from lora import LoRALinear, add_lora, merge
 from model import DLLM, PRESETS, ModelConfig, row_generators
 from train import TrainConfig, main
 
 from test_jepa import CONFIG, IDS, as_batch, eight_rows, make_model, seeded
-from test_train import (assert_same_step, cfg, data_dir, lines, sentence_of,  # noqa: F401
-                        tensors, torchrun, without_clock)
+from test_train import (assert_resuming_changes_nothing, assert_same_step, cfg,  # noqa: F401
+                        data_dir, lines, sentence_of, torchrun)
 
 ALL = TrainConfig.lora_targets
 GQA = replace(CONFIG, n_kv_head=2, qkv_bias=True, shift=True)
@@ -220,23 +219,7 @@ def lora_cfg(cfg, tmp_path):  # noqa: F811
 
 
 def test_lora_6_steps_equal_3_and_resume_3_bit_for_bit(lora_cfg, tmp_path, monkeypatch):
-    whole = replace(lora_cfg, max_steps=6, save_every=3)
-    main(whole)
-    broken = replace(whole, out_dir=str(tmp_path / "broken"))
-    step = train.Log.step
-
-    def interrupt(self, n, *rest):
-        step(self, n, *rest)
-        if n == 5:
-            raise KeyboardInterrupt
-    with monkeypatch.context() as patch:
-        patch.setattr(train.Log, "step", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            main(broken)
-    main(replace(broken, resume=True))
-    one, two = tensors(whole.out_dir), tensors(broken.out_dir)
-    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-    assert without_clock(whole.out_dir) == without_clock(broken.out_dir)
+    assert_resuming_changes_nothing(lora_cfg, tmp_path, monkeypatch)
 
 
 def test_a_lora_checkpoint_is_the_merged_model_for_use_and_adapters_to_resume(lora_cfg, tmp_path):

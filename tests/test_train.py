@@ -146,6 +146,11 @@ def test_the_masks_are_the_same_for_any_world_size(cfg, data_dir, monkeypatch):
 
 
 def test_train_6_equals_train_3_and_resume_3_bit_for_bit(cfg, tmp_path, monkeypatch):
+    assert_resuming_changes_nothing(cfg, tmp_path, monkeypatch)
+
+
+def assert_resuming_changes_nothing(cfg, tmp_path, monkeypatch):
+    """6 steps in one go, and 6 that are broken off after 5 and go on from the checkpoint of 3."""
     cfg = replace(cfg, max_steps=6, save_every=3)
     main(cfg)
 
