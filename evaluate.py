@@ -35,7 +35,7 @@ class EvalConfig:
     chat: bool = False                  # ask in turns of a chat (Instruct models)
     task: str = "toy"                   # a module of tasks/
     data_dir: str = ""                  # a folder with {split}.jsonl[.gz]; empty: the task's own
-    keep_marks: bool = False            # gsm8k: leave the calculator's <<...>> in the shots
+    variant: str = ""                   # of the task; gsm8k: marks keeps <<...>> in the shots
     split: str = "test"                 # never tune on test: validation is for that
     n_shot: int = 0                     # solved examples before each question: the first of train
     limit: int = 0                      # only so many questions, from the front; 0: all
@@ -63,10 +63,10 @@ def evaluate(cfg: EvalConfig) -> dict:
     """Answers what is not answered yet in cfg.out -> scores, also written beside it as .json."""
     model, tok = load_model(cfg.init_from, cfg.device, cfg.revision, cfg.chat)
     task = load_task(cfg.task)
-    examples = task.load(cfg.split, cfg.data_dir, cfg.keep_marks)
+    examples = task.load(cfg.split, cfg.data_dir, cfg.variant)
     examples = examples[:cfg.limit or None]
     if cfg.n_shot:
-        examples = few_shot(examples, task.load("train", cfg.data_dir, cfg.keep_marks)[:cfg.n_shot])
+        examples = few_shot(examples, task.load("train", cfg.data_dir, cfg.variant)[:cfg.n_shot])
     check_lengths(model.config.block_size, [tok.prompt_ids(example.prompt) for example in examples],
                   cfg.gen_length, cfg.block_length, cfg.steps)
 

@@ -63,7 +63,7 @@ class TrainConfig:
     # data
     task: str = "toy"                   # a module of tasks/
     data_dir: str = ""                  # a folder with {split}.jsonl[.gz]; empty: the task's own
-    keep_marks: bool = False            # gsm8k: leave the calculator's <<...>> in the answers
+    variant: str = ""                   # of the task; gsm8k: marks keeps <<...>> in the answers
     max_length: int = 256               # rows of more tokens are dropped whole (as reproduced)
     forget_task: str = ""               # another task, whose held-out loss shows what is forgotten
     batch_size: int = 64                # rows per optimizer step, over all processes (paper silent)
@@ -217,7 +217,7 @@ def main(cfg: TrainConfig):
     # ---- data ------------------------------------------------------------------------------
     max_length = min(cfg.max_length, model.config.block_size)
     def load_rows(task, split):
-        examples = load_task(task).load(split, cfg.data_dir, cfg.keep_marks)
+        examples = load_task(task).load(split, cfg.data_dir, cfg.variant)
         rows = tokenize(examples, tok, max_length, f"{task} {split}")
         if rank == 0 and len(rows) < len(examples):
             print(f"{task} {split}: {len(examples) - len(rows)} of {len(examples)} rows are longer "

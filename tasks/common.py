@@ -49,6 +49,22 @@ def few_shot(examples: list[Example], shots: list[Example]) -> list[Example]:
     return [example._replace(prompt=head + example.prompt) for example in examples]
 
 
+def load_rows(split: str, data_dir: str, hub_name: str, hub_config: str | None = None) -> list[dict]:
+    """The rows of {data_dir}/{split}.jsonl[.gz], or without a folder those of the hub's dataset.
+
+    Raises FileNotFoundError or ValueError, one sentence, if they cannot be had.
+    """
+    if data_dir:
+        paths = [Path(data_dir) / f"{split}.jsonl{end}" for end in ("", ".gz")]
+        return read_jsonl(next((path for path in paths if path.is_file()), paths[1]))
+    import datasets                 # takes seconds, and is needed here only
+    try:
+        return list(datasets.load_dataset(hub_name, hub_config, split=split))
+    except Exception as error:      # no network, no such file, a proxy: many classes, one meaning
+        raise ValueError(f"{hub_name} could not be had from the hub ({type(error).__name__}); give "
+                         f"a folder with {split}.jsonl.gz as --data_dir") from error
+
+
 def read_jsonl(path) -> list[dict]:
     """The rows of a .jsonl[.gz] file. Raises ValueError naming the file and the bad line."""
     path = Path(path)

@@ -9,9 +9,8 @@ spelled out in `extract`.
 import hashlib
 import re
 from decimal import Decimal
-from pathlib import Path
 
-from tasks.common import Example, question_prompt, read_jsonl
+from tasks.common import Example, load_rows, question_prompt
 
 N_VALIDATION = 256
 MARKS = re.compile(r"<<.*?>>")          # calculator annotations: 3*4=<<3*4=12>>12
@@ -19,15 +18,17 @@ MARKS = re.compile(r"<<.*?>>")          # calculator annotations: 3*4=<<3*4=12>>
 NUMBER = re.compile(r"(?:(?<![0-9.)])-)?\$?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)")
 
 
-def load(split: str, data_dir: str = "", keep_marks: bool = False) -> list[Example]:
-    """Rows of train, validation or test in file order; `keep_marks` leaves <<...>> in the answers.
+def load(split: str, data_dir: str = "", variant: str = "") -> list[Example]:
+    """Rows of train, validation or test in file order; variant "marks" leaves <<...>> in answers.
 
     Raises ValueError or FileNotFoundError in one sentence if rows cannot be had or lack a field.
     """
     if split not in ("train", "validation", "test"):
         raise ValueError(f"gsm8k has no split {split!r}; choose from train, validation, test")
+    if variant not in ("", "marks"):
+        raise ValueError(f"gsm8k has no variant {variant!r}; 'marks' keeps <<...>> in the answers")
     source = "test" if split == "test" else "train"
-    rows = rows_from_folder(source, data_dir) if data_dir else rows_from_hub(source)
+    rows = load_rows(source, data_dir, "openai/gsm8k", "main")
     for number, row in enumerate(rows, 1):
         if not all(isinstance(row.get(key), str) for key in ("question", "answer")):
             raise ValueError(f"gsm8k {source}, row {number}: 'question' and 'answer' must be texts")
@@ -36,22 +37,7 @@ def load(split: str, data_dir: str = "", keep_marks: bool = False) -> list[Examp
             raise ValueError(f"gsm8k train has {len(rows)} rows; more than {N_VALIDATION} are "
                              f"needed, for that many are held out")
         rows = rows[-N_VALIDATION:] if split == "validation" else rows[:-N_VALIDATION]
-    return [to_example(row, keep_marks) for row in rows]
-
-
-def rows_from_folder(source: str, data_dir: str) -> list[dict]:
-    paths = [Path(data_dir) / f"{source}.jsonl{end}" for end in ("", ".gz")]
-    return read_jsonl(next((path for path in paths if path.is_file()), paths[1]))
-
-
-def rows_from_hub(source: str) -> list[dict]:
-    import datasets                 # takes seconds, and is needed here only
-    try:
-        return list(datasets.load_dataset("openai/gsm8k", "main", split=source))
-    except Exception as error:      # no network, no such file, a proxy: many classes, one meaning
-        raise ValueError(f"openai/gsm8k could not be had from the hub ({type(error).__name__}); "
-                         f"give a folder with train.jsonl.gz and test.jsonl.gz "
-                         f"as --data_dir") from error
+    return [to_example(row, variant == "marks") for row in rows]
 
 
 def to_example(row: dict, keep_marks: bool = False) -> Example:

@@ -43,7 +43,7 @@ TWO_STEPS = [
 SHARE_OF_SPLIT = {"train": range(0, 90), "validation": range(90, 95), "test": range(95, 100)}
 
 
-def load(split: str, data_dir: str = "", keep_marks: bool = False, n: int = 0) -> list[Example]:
+def load(split: str, data_dir: str = "", variant: str = "", n: int = 0) -> list[Example]:
     """The first n problems of a split, always the same; default 40,000 for train, else 1,000."""
     examples = []
     for story, question, steps in problems(split, n or (40_000 if split == "train" else 1_000)):

@@ -14,7 +14,7 @@ from tasks import toy
 from tasks.common import Example
 
 
-def load(split: str, data_dir: str = "", keep_marks: bool = False, n: int = 0) -> list[Example]:
+def load(split: str, data_dir: str = "", variant: str = "", n: int = 0) -> list[Example]:
     """n rows of a split, about half stories, half sums, all from the split's own toy problems."""
     n = n or (20_000 if split == "train" else 1_000)
     rng = random.Random(f"toy_base {split}")

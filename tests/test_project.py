@@ -89,7 +89,7 @@ def test_every_config_loads_and_says_what_it_is(config):
 
 def test_every_setting_is_used_by_some_config_or_is_about_the_run():
     """An option that no config uses goes. These are for the command line of the day."""
-    about_the_run = {"seed", "resume", "device", "dtype", "compile", "keep_marks", "mask_scope",
+    about_the_run = {"seed", "resume", "device", "dtype", "compile", "variant", "mask_scope",
                      "micro_batch_size", "grad_clip", "ema_decay", "eval_t", "revision",
                      "export_dir", "eos_fill", "jepa_rate", "pack", "checkpoint_activations",
                      "keep", "on_nan"}

@@ -424,7 +424,7 @@ def test_gsm8k_splits_have_their_sizes_and_share_no_row():
 @needs_real_rows
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_gold_answer_scores_as_right_with_and_without_marks(split):
-    plain, marked = gsm8k.load(split, str(REAL)), gsm8k.load(split, str(REAL), keep_marks=True)
+    plain, marked = gsm8k.load(split, str(REAL)), gsm8k.load(split, str(REAL), variant="marks")
     source = read_jsonl(REAL / f"{'test' if split == 'test' else 'train'}.jsonl.gz")
     final = {row["question"].strip(): row["answer"].split("#### ")[1] for row in source}
     for a, b in zip(plain, marked, strict=True):
@@ -461,7 +461,7 @@ def test_a_local_folder_gives_its_rows_in_order_the_last_256_held_out(end, tmp_p
     train, validation, test = (gsm8k.load(split, str(tmp_path)) for split in SPLITS)
     assert [e.prompt for e in train] == [f"Question: Has {i}?\nAnswer:" for i in range(4)]
     assert train[3].answer == " 3+1=4\n#### 4"
-    marked = gsm8k.load("train", str(tmp_path), keep_marks=True)
+    marked = gsm8k.load("train", str(tmp_path), variant="marks")
     assert marked[3].answer == " 3+1=<<3+1=4>>4\n#### 4"
     assert [e.prompt for e in validation] == [f"Question: Has {i}?\nAnswer:" for i in range(4, 260)]
     assert [e.meta["gold"] for e in test] == [str(i + 1) for i in range(300, 1200)]   # no 1,200
