@@ -15,7 +15,6 @@ import os
 import sys
 import time
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # see train.py; read when torch loads
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
@@ -23,13 +22,17 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 from tqdm import tqdm
 
 from configurator import run
-from sample import check_lengths, complete, load_model
+from reveal import Sampling
+from sample import check_prompts, complete, load_model
 from tasks.common import few_shot, load_task
 from weights import find_weights, weights_file
 
 
 @dataclass
-class EvalConfig:
+class EvalConfig(Sampling):
+    gen_length: int = 16                # tokens to generate, end-of-text included
+    block_length: int = 16              # a block is finished before the next begins
+    steps: int = 16                     # forward passes per question
     init_from: str = "out/tiny/jepa"    # checkpoint, out_dir or hub name (GSAI-ML/LLaDA-8B-Base)
     revision: str = ""                  # of a hub name: branch, tag or commit
     chat: bool = False                  # ask in turns of a chat (Instruct models)
@@ -41,15 +44,10 @@ class EvalConfig:
     limit: int = 0                      # only so many questions, from the front; 0: all
     out: str = ""                       # the .jsonl to write; empty: in init_from, or in out/
     batch_size: int = 32                # questions answered at a time
-    gen_length: int = 16                # tokens to generate, end-of-text included
-    block_length: int = 16              # a block is finished before the next begins
-    steps: int = 16                     # forward passes per question
-    temperature: float = 0.0            # 0 takes the likeliest token
-    remasking: Literal["low_confidence", "random"] = "low_confidence"  # what returns to [MASK]
-    seed: int = 42                      # for temperature > 0 or random remasking
     device: str = "auto"                # cpu, cuda, cuda:1, ...; auto takes a GPU if there is one
 
     def __post_init__(self):
+        super().__post_init__()
         if self.n_shot < 0 or self.limit < 0 or self.batch_size < 1:
             raise ValueError(f"n_shot={self.n_shot} and limit={self.limit} must not be negative, "
                              f"and batch_size={self.batch_size} must be at least 1")
@@ -67,8 +65,8 @@ def evaluate(cfg: EvalConfig) -> dict:
     examples = examples[:cfg.limit or None]
     if cfg.n_shot:
         examples = few_shot(examples, task.load("train", cfg.data_dir, cfg.variant)[:cfg.n_shot])
-    check_lengths(model.config.block_size, [tok.prompt_ids(example.prompt) for example in examples],
-                  cfg.gen_length, cfg.block_length, cfg.steps)
+    check_prompts(model.config, [tok.prompt_ids(example.prompt) for example in examples],
+                  cfg.gen_length)
 
     folder = cfg.init_from if os.path.isdir(cfg.init_from) else os.path.join("out", cfg.init_from)
     out = cfg.out or os.path.join(folder, f"eval_{cfg.task}_{cfg.n_shot}shot.jsonl")

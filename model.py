@@ -231,10 +231,11 @@ class DLLM(nn.Module):
         if self.config.tied_head:
             self.head.weight = self.embed.weight    # one parameter with two uses, stored once
 
-    def encode(self, xt, is_real=None):
+    def encode(self, xt, is_real=None, rows=None):
         """(B, T) ids -> (B, T, C) states after the final norm; every position sees every real one.
 
         is_real (B, T) is False on padding: nothing attends to it, so its content changes nothing.
+        rows: how tokens find each other, if not as Padded or Packed (cache.py).
         What is on the CPU is moved without waiting for the device; packing waits if is_real is not.
         Raises ValueError when T exceeds block_size.
         """
@@ -242,7 +243,8 @@ class DLLM(nn.Module):
         if T > self.config.block_size:
             raise ValueError(f"a sequence of {T} tokens is longer than "
                              f"block_size={self.config.block_size}")
-        rows = (Packed if self.pack and is_real is not None else Padded)(is_real, device)
+        if rows is None:
+            rows = (Packed if self.pack and is_real is not None else Padded)(is_real, device)
         cos, sin = rope_table(T, self.blocks[0].head_dim, self.config.rope_theta, device)
         xt, cos, sin = rows.pack(to_device(xt, device), cos, sin)
         x = self.embed(xt).to(self.compute_dtype)

@@ -2,6 +2,7 @@
 import itertools
 import math
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -11,8 +12,9 @@ import pytest
 import torch
 
 import sample
-from model import DLLM, ModelConfig
-from sample import SampleConfig, complete, draw, generate, load_model, reveal_schedule
+from model import DLLM, ModelConfig, uniform
+from reveal import draw, reveal_schedule
+from sample import SampleConfig, complete, generate, load_model
 from tasks.common import question_prompt
 from tasks.tokenizer import byte_tokenizer, toy_tokenizer
 
@@ -57,7 +59,7 @@ def generators(n, seed=0):
 def watch(model, prompt, *args, **kwargs):
     """The answer at the start and after every pass: (steps + 1, B, gen_length)."""
     states = []
-    generate(model, prompt, *args, on_step=lambda x: states.append(x.clone()), **kwargs)
+    generate(model, prompt, *args, on_step=lambda x, p: states.append(x.clone()), **kwargs)
     return torch.stack(states)
 
 
@@ -124,7 +126,7 @@ def test_a_prompt_of_masks_stays_as_it_is():
     seen = []
     model = tiny()
     encode = model.encode
-    model.encode = lambda x, is_real: seen.append(x.clone()) or encode(x, is_real)
+    model.encode = lambda x, *more: seen.append(x.clone()) or encode(x, *more)
     generate(model, [[1, MASK, 2]], 4, 4, 4)
     assert all(x[0, :3].tolist() == [1, MASK, 2] for x in seen)
 
@@ -234,19 +236,23 @@ def assert_frequencies(tokens, p):
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_draws_follow_softmax_of_logits_over_temperature(temperature):
     p = (LOGITS.double() / temperature).softmax(dim=0)
-    one = draw(LOGITS.expand(1, 20_000, 5), temperature, generators(1, 3))
-    assert one.shape == (1, 20_000)
-    assert_frequencies(one, p)
-    rows = draw(LOGITS.expand(2000, 10, 5), temperature, generators(2000, 4))    # a generator each
-    assert_frequencies(rows, p)
-    shared = draw(LOGITS.expand(20, 1000, 5), temperature, generators(1)[0])     # one for all rows
-    assert_frequencies(shared, p)
+    for shape, some in (((1, 20_000, 5), generators(1, 3)),
+                        ((2000, 10, 5), generators(2000, 4)),   # a generator each
+                        ((20, 1000, 5), generators(1)[0])):     # one for all rows
+        tokens = draw(LOGITS.expand(shape), temperature, numbers(shape, some))
+        assert tokens.shape == shape[:2]
+        assert_frequencies(tokens, p)
+
+
+def numbers(shape, generator):
+    return uniform(shape, generator, torch.device("cpu"), torch.float64)
 
 
 def test_the_rare_token_is_as_rare_as_it_should_be():
     p = LOGITS.double().softmax(dim=0)
     assert 0.5e-3 < p[-1] < 2e-3
-    tokens = draw(LOGITS.expand(1, 300_000, 5), 1.0, generators(1, 5))
+    shape = 1, 300_000, 5
+    tokens = draw(LOGITS.expand(shape), 1.0, numbers(shape, generators(1, 5)))
     assert abs((tokens == 4).sum() - 300_000 * p[-1]) < 4 * math.sqrt(300_000 * p[-1])
 
 
@@ -258,17 +264,22 @@ def test_temperature_zero_takes_the_likeliest_token_and_needs_no_generator():
 def test_an_impossible_token_is_never_drawn():
     logits = LOGITS.clone()
     logits[[0, 3]] = -torch.inf
-    tokens = draw(logits.expand(1, 20_000, 5), 3.0, generators(1))
+    shape = 1, 20_000, 5
+    tokens = draw(logits.expand(shape), 3.0, numbers(shape, generators(1)))
     assert set(tokens.flatten().tolist()) == {1, 2, 4}
 
 
-def test_noise_is_drawn_in_double_precision(monkeypatch):
+def test_noise_is_in_double_precision(monkeypatch):
     """In single precision both numbers are 1, and the noise is infinite (arXiv 2409.02908)."""
-    def uniform(shape, generator, device, dtype=torch.float32):
-        return torch.tensor([[[1 - 2.0**-40, 1 - 2.0**-30]]], dtype=torch.float64).to(dtype)
-    monkeypatch.setattr(sample, "uniform", uniform)
-    assert draw(torch.tensor([[[-8.0, 0.0]]]), 1.0, None).item() == 1     # -8 + 40 log 2 < 30 log 2
-    assert draw(torch.tensor([[[-6.0, 0.0]]]), 1.0, None).item() == 0     # -6 + 40 log 2 > 30 log 2
+    u = torch.tensor([[[1 - 2.0**-40, 1 - 2.0**-30]]], dtype=torch.float64)
+    assert draw(torch.tensor([[[-8.0, 0.0]]]), 1.0, u).item() == 1        # -8 + 40 log 2 < 30 log 2
+    assert draw(torch.tensor([[[-6.0, 0.0]]]), 1.0, u).item() == 0        # -6 + 40 log 2 > 30 log 2
+    seen, model = [], tiny()
+    original = sample.draw_uniform
+    monkeypatch.setattr(sample, "draw_uniform",
+                        lambda *args: seen.append(original(*args)) or seen[-1])
+    generate(model, PROMPTS, 4, 4, 4, 1.0, generator=generators(4))
+    assert len(seen) == 4 and all(u.dtype == torch.float64 for u in seen)
 
 
 def test_generated_tokens_follow_the_distribution_without_the_mask_id():
@@ -402,7 +413,8 @@ def test_the_command_shows_masks_first_and_none_in_the_end(checkpoint):
     assert first == "\u2591" * 16
     assert [line.count("\u2591") for line in between] == list(range(15, 0, -1))
     assert "\u2591" not in last and last
-    assert done.stderr == b""
+    assert re.fullmatch(r"16 passes, [\d.]+ tokens a pass, [\d.]+ tokens/s up to the end\n",
+                        done.stderr.decode())
 
 
 def test_a_missing_checkpoint_is_exit_code_1_and_one_line(tmp_path):

@@ -1,0 +1,526 @@
+"""Laws of revealing: both published samplers token by token, infilling, caches, what is sure."""
+import itertools
+import math
+
+import pytest
+import torch
+
+import sample
+from model import DLLM, ModelConfig
+from reveal import Sampling, dream_schedule, keep_likeliest, propose
+from sample import SampleConfig, Tally, complete, complete_gaps, generate, infill
+from tasks.tokenizer import byte_tokenizer
+
+VOCAB, EOT, EOS, MASK = 40, 37, 38, 39
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
+PROMPTS = [[1], [2, 3, 4, 5, 6], [7] * 11, [8, 9]]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """For matrices as small as these a second thread costs more than it brings."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny(bias=None, seed=0, peaked=20.0, **config):
+    """A random model; `bias` {id: logit} is added to its logits, `peaked` scales these before."""
+    config = {**dict(vocab_size=VOCAB, mask_id=MASK, eos_id=EOS, block_size=96, n_layer=2, n_head=4,
+                     n_kv_head=2, n_embd=32, n_hidden=64), **config}
+    model = DLLM(ModelConfig(**config)).init_weights(torch.Generator().manual_seed(seed)).eval()
+    with torch.no_grad():
+        model.head.weight.mul_(peaked)
+    if bias:
+        offset = torch.zeros(config["vocab_size"])
+        for token, logit in bias.items():
+            offset[token] = logit
+        unembed = model.unembed
+        model.unembed = lambda h, where=None: unembed(h, where) + offset
+    return model
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# ---- LLaDA's sampler, whole batches, as published ----
+
+
+@torch.no_grad()
+def llada(model, prompt, is_real, gen_length, block_length, steps, temperature, cfg_scale,
+          remasking, generator, end_tokens):
+    """LLaDA's algorithm over a batch padded at the left, every number for every token, in fp64.
+
+    The mask id is forbidden, as in ours; end tokens are suppressed at temperature > 0 too.
+    """
+    B, P = prompt.shape
+    x = torch.cat([prompt, torch.full((B, gen_length), MASK)], dim=1)
+    is_real = torch.cat([is_real, torch.ones(B, gen_length, dtype=torch.bool)], dim=1)
+    given = x != MASK
+    per_block = steps // (gen_length // block_length)
+    for start in range(P, P + gen_length, block_length):
+        end = start + block_length
+        n_masks = (x[:, start:end] == MASK).sum(dim=1)
+        for step in range(per_block):
+            if cfg_scale:
+                free = model(torch.where(given, MASK, x), is_real)
+                logits = free + (cfg_scale + 1) * (model(x, is_real) - free)
+            else:
+                logits = model(x, is_real)
+            logits = logits.double()
+            logits[..., MASK] = -math.inf
+            if end_tokens == "never":
+                logits[..., EOS] = -math.inf
+            noisy = logits
+            if temperature:
+                u = torch.rand(logits.shape, generator=generator, dtype=torch.float64)
+                noisy = logits.exp() / (-u.log()) ** temperature
+            proposal = noisy.argmax(dim=-1)
+            if end_tokens == "last":
+                logits[..., [EOS, EOT]] = -math.inf
+            if remasking == "random":
+                confidence = torch.rand(B, x.shape[1], generator=generator).double()
+            else:
+                confidence = logits.softmax(dim=-1).gather(-1, proposal[..., None])[..., 0]
+            confidence[:, end:] = -math.inf
+            confidence[x != MASK] = -math.inf
+            for b in range(B):
+                n = int(n_masks[b]) // per_block + (step < int(n_masks[b]) % per_block)
+                best = confidence[b].argsort(descending=True, stable=True)[:n]
+                x[b, best] = proposal[b, best]
+    return x[:, P:]
+
+
+def left_padded(prompts):
+    P = max(map(len, prompts))
+    ids = torch.tensor([[0] * (P - len(p)) + p for p in prompts])
+    return ids, torch.arange(P) >= torch.tensor([[P - len(p)] for p in prompts])
+
+
+CASES = [dict(), dict(block_length=4), dict(block_length=8, steps=4), dict(cfg_scale=0.5),
+         dict(cfg_scale=2.0, block_length=4), dict(end_tokens="last"), dict(end_tokens="never"),
+         dict(end_tokens="last", cfg_scale=1.0), dict(temperature=0.7), dict(remasking="random"),
+         dict(temperature=1.0, remasking="random", block_length=4), dict(steps=5),
+         dict(temperature=1.0, cfg_scale=1.0), dict(temperature=0.7, end_tokens="last")]
+
+
+BATCHES = [[PROMPT], [PROMPT, PROMPT[::-1], PROMPT[2:] + [0, 0]], PROMPTS]
+# padding at the left shifts which of the random numbers a token meets
+PAIRS = [(case, prompts) for case in CASES for prompts in BATCHES
+         if prompts is not PROMPTS or not {"temperature", "remasking"} & set(case)]
+
+
+@pytest.mark.parametrize("case, prompts", PAIRS, ids=str)
+def test_the_sampler_is_lladas_token_for_token(case, prompts):
+    """With one generator it draws the very numbers that LLaDA's code draws."""
+    s = {**dict(gen_length=16, block_length=16, steps=8, temperature=0.0, cfg_scale=0.0,
+                remasking="low_confidence", end_tokens="allowed"), **case}
+    changed = False
+    for seed in range(4):
+        model = tiny(seed=seed, peaked=6.0, bias={EOS: 3.0, EOT: 3.0})
+        ids, is_real = left_padded(prompts)
+        theirs = llada(model, ids, is_real, generator=seeded(seed), **s)
+        ours = generate(model, prompts, **s, generator=seeded(seed), ends=(EOS, EOT)
+                        if s["end_tokens"] == "last" else (EOS,))
+        assert torch.equal(ours, theirs), seed
+        plain = generate(model, prompts, 16, s["block_length"], s["steps"])
+        changed |= case == {} or not torch.equal(ours, plain) or "block_length" in case or (
+            "steps" in case)
+    assert changed, "the setting does nothing"
+
+
+def test_end_tokens_last_means_after_all_others():
+    model = tiny(peaked=1.0, bias={EOS: 9.0})
+    states = []
+    generate(model, [PROMPT], 16, 16, 16, ends=(EOS,), end_tokens="last",
+             on_step=lambda x, p: states.append(x[0].clone()))
+    ended = [(x == EOS).any().item() for x in states]
+    masked = [(x == MASK).sum().item() for x in states]
+    others = 16 - (states[-1] == EOS).sum().item()
+    assert ended.index(True) == others + 1 if True in ended else others == 16
+    assert masked == list(range(16, -1, -1))
+
+
+# ---- Dream's ----
+
+
+@torch.no_grad()
+def dream(model, prompt, n, steps, alg, temperature=0.0, top_p=1.0, top_k=0):
+    """Dream's algorithm for one prompt, greedy in its choice of positions (alg_temp 0)."""
+    x = torch.tensor([prompt + [MASK] * n])
+    times = torch.linspace(1, 1e-3, steps + 1, dtype=torch.float64)
+    for i in range(steps):
+        t, s = times[i].item(), times[i + 1].item()
+        is_masked = x[0] == MASK
+        raw = model.head(model.encode(x))[0]                                # no shift yet
+        logits = torch.cat([raw[:1], raw[:-1]])[is_masked].float()
+        logits[:, MASK] = -math.inf
+        if temperature:
+            logits = logits / temperature
+        if top_p < 1:
+            ranked, order = logits.sort(descending=True)
+            over = ranked.softmax(-1).cumsum(-1) > top_p
+            over = torch.cat([torch.zeros(len(over), 1, dtype=torch.bool), over[:, :-1]], dim=1)
+            logits = logits.masked_fill(torch.zeros_like(over).scatter(1, order, over), -math.inf)
+        if top_k:
+            logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -math.inf)
+        probs = logits.softmax(-1)
+        p, token = probs.max(dim=-1)
+        if alg == "topk_margin":
+            ranked = probs.sort(descending=True).values
+            p = ranked[:, 0] - ranked[:, 1]
+        if alg == "entropy":
+            p = (probs * probs.clamp(min=1e-10).log()).sum(-1)
+        m = int(is_masked.sum())
+        k = int(m * (1 - s / t)) if i < steps - 1 else m
+        places = is_masked.nonzero()[:, 0]
+        best = p.argsort(descending=True, stable=True)[:k]
+        x[0, places[best]] = token[best]
+    return x[0, len(prompt):].tolist()
+
+
+@pytest.mark.parametrize("alg", ["maskgit_plus", "topk_margin", "entropy"])
+@pytest.mark.parametrize("more", [dict(), dict(top_p=0.6), dict(top_k=3), dict(top_p=0.8, top_k=5)],
+                         ids=str)
+def test_greedy_dream_is_dreams_token_for_token(alg, more):
+    for seed in range(4):
+        model = tiny(seed=seed, peaked=5.0, shift=True, qkv_bias=True)
+        for steps in (16, 8, 5):
+            theirs = dream(model, PROMPT, 16, steps, alg, **more)
+            ours = generate(model, [PROMPT], 16, 16, steps, remasking=alg, **more)[0].tolist()
+            assert ours == theirs, (seed, steps)
+
+
+def test_the_orders_differ_from_each_other():
+    model = tiny(peaked=5.0)
+    when = {}
+    for alg in ("low_confidence", "maskgit_plus", "topk_margin", "entropy"):
+        states = []
+        generate(model, [PROMPT], 16, 16, 16, remasking=alg, top_k=3,
+                 on_step=lambda x, p: states.append(x[0] == MASK))
+        when[alg] = tuple(torch.stack(states).sum(dim=0).tolist())
+    assert len(set(when.values())) == 4
+
+
+def test_dreams_schedule_reveals_none_first_and_two_last_with_a_pass_a_token():
+    assert dream_schedule(256, 256) == [0, *[1] * 254, 2]
+    for n, passes in itertools.product(range(1, 40), range(1, 40)):
+        assert sum(dream_schedule(n, passes)) == n
+
+
+def test_origin_reveals_each_mask_with_the_share_of_time_that_passes():
+    """1 - s / t of the masks, each by itself: the mean over 800 rows, pass by pass."""
+    n_rows, passes, n = 800, 8, 16
+    states = []
+    generators = [seeded(b) for b in range(n_rows)]
+    generate(tiny(), [[1, 2]] * n_rows, n, n, passes, remasking="origin", generator=generators,
+             on_step=lambda x, p: states.append((x == MASK).sum(dim=1)))
+    left = torch.stack(states).double()
+    assert (left[-1] == 0).all()
+    assert len(set(left[4].tolist())) > 3                   # chance, not a quota
+    for step in range(passes - 1):
+        t, s = (1 - (1 - 1e-3) * i / passes for i in (step, step + 1))
+        expected = n * s
+        assert abs(left[step + 1].mean() - expected) < 4 * math.sqrt(n * s * (1 - s) / n_rows) + .02
+    assert sum(dream_schedule(16, 8)) == 16
+
+
+def test_alg_temp_draws_places_without_replacement_by_their_softmax():
+    """Which of three places is first, against softmax(confidence / alg_temp)."""
+    logits = torch.zeros(1, 3, 5)
+    logits[0, :, 0] = torch.tensor([3.0, 2.0, 0.5])
+    s = Sampling(3, 3, 3, remasking="maskgit_plus", alg_temp=0.3)
+    p = logits.softmax(dim=-1)[0, :, 0]
+    expected = (p / 0.3).softmax(dim=0)
+    counts, n, generator = torch.zeros(3), 6000, seeded(1)
+    for _ in range(n):
+        _, confidence, _ = propose(logits, s, lambda: torch.rand(1, 3, generator=generator),
+                                   torch.tensor([], dtype=torch.long))
+        counts[confidence[0].argmax()] += 1
+    sigma = (n * expected * (1 - expected)).sqrt()
+    assert ((counts - n * expected).abs() < 4 * sigma).all()
+
+
+def test_top_p_keeps_the_token_that_reaches_it_and_top_k_so_many():
+    logits = torch.tensor([[[0.5, 0.3, 0.15, 0.05]]]).log()
+    def kept(**more):
+        return keep_likeliest(logits, Sampling(4, 4, 4, **more)).isfinite()[0, 0].tolist()
+    assert kept() == [True] * 4
+    assert kept(top_p=0.4) == [True, False, False, False]
+    assert kept(top_p=0.7) == [True, True, False, False]
+    assert kept(top_p=0.9) == [True, True, True, False]
+    assert kept(top_k=1) == [True, False, False, False] and kept(top_k=99) == [True] * 4
+    assert kept(top_p=0.9, top_k=2) == [True, True, False, False]
+    assert kept(top_p=0.7, temperature=9.0) == [True, True, True, False]    # of flatter numbers
+
+
+# ---- infilling ----
+
+
+def texts_with_gaps():
+    return [[1, 2, MASK, 4, MASK, MASK, 7, 8, 9, MASK], [MASK, 5, MASK], [3, *[MASK] * 4]]
+
+
+def test_gaps_are_filled_and_what_was_given_stays():
+    for block_length, steps in ((4, 4), (2, 2), (1, 1), (4, 2)):
+        texts = texts_with_gaps()
+        filled = infill(tiny(), texts, Sampling(block_length, block_length, steps))
+        for text, after in zip(texts, filled):
+            assert len(text) == len(after) and MASK not in after
+            assert all(a == b for a, b in zip(text, after) if a != MASK)
+
+
+def test_texts_with_gaps_come_out_as_they_would_alone():
+    for more in (dict(), dict(temperature=1.0), dict(cfg_scale=1.0), dict(remasking="origin")):
+        for length in (3, 4):
+            s = Sampling(length, length, length, **more)
+            texts = texts_with_gaps()
+            together = infill(tiny(peaked=4.0), texts, s, [seeded(b) for b in range(3)])
+            alone = [infill(tiny(peaked=4.0), [text], s, [seeded(b)])[0]
+                     for b, text in enumerate(texts)]
+            assert together == alone
+
+
+def test_a_gap_at_the_end_is_what_generate_fills():
+    model = tiny()
+    for prompt in (PROMPT, [1]):
+        [text] = infill(model, [prompt + [MASK] * 12], Sampling(12, 4, 6))
+        assert text[len(prompt):] == generate(model, [prompt], 12, 4, 6)[0].tolist()
+
+
+def test_a_text_may_fill_the_model_to_its_last_token():
+    texts = [[MASK] * 96, [1] * 95 + [MASK]]
+    filled = infill(tiny(), texts, Sampling(40, 40, 4))
+    assert [len(text) for text in filled] == [96, 96] and MASK not in filled[0] + filled[1]
+
+
+@pytest.mark.parametrize("text, shift", [([1, 2, 3], False), ([], False), ([MASK, 1], True)])
+def test_a_text_that_cannot_be_filled_is_one_sentence(text, shift):
+    with pytest.raises(ValueError, match="needs a mask"):
+        infill(tiny(shift=shift), [[1, MASK], text], Sampling(4, 4, 4))
+
+
+def test_a_written_text_is_filled_at_its_masks():
+    tok = byte_tokenizer()
+    model = tiny(vocab_size=tok.n_vocab, mask_id=tok.mask_id, eos_id=tok.eos_id)
+    cfg = SampleConfig(gen_length=4, block_length=4, steps=4, device="cpu")
+    text = complete_gaps(model, tok, "ab[MASK]c[MASK][MASK]", cfg)
+    plain = tok.show(infill(model, [[*b"ab", tok.mask_id, *b"c", tok.mask_id, tok.mask_id]], cfg,
+                            never=sample.never_of(model, tok))[0])
+    assert text == plain and text.startswith("ab") and "\u2591" not in text
+
+
+# ---- caches ----
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+@pytest.mark.parametrize("shift", [False, True])
+def test_with_one_pass_a_block_a_cache_changes_nothing(cache, shift):
+    """The pass that fills the cache is a full one."""
+    model = tiny(shift=shift)
+    for block in (1, 2, 4, 12):
+        args = model, PROMPTS, 12, block, 12 // block
+        assert torch.equal(generate(*args, cache=cache), generate(*args))
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+@pytest.mark.parametrize("more", [dict(), dict(cfg_scale=1.5), dict(shift=True, qkv_bias=True),
+                                  dict(n_kv_head=4, qk_norm=True), dict(shift=True, cfg_scale=1.0)],
+                         ids=str)
+def test_right_after_a_refresh_a_cached_pass_gives_the_same_logits(cache, more):
+    cfg_scale = more.get("cfg_scale", 0.0)
+    model = tiny(peaked=1.0, **{key: value for key, value in more.items() if key != "cfg_scale"})
+    s = Sampling(12, 4, 12, cache=cache, cfg_scale=cfg_scale)
+    texts = [prompt + [MASK] * 12 for prompt in PROMPTS]
+    T = max(map(len, texts))
+    x = torch.tensor([text + [MASK] * (T - len(text)) for text in texts])
+    x[:, 0] = 7
+    is_real = torch.arange(T) < torch.tensor([[len(text)] for text in texts])
+    slots = torch.tensor([[len(prompt) + i for i in range(12)] for prompt in PROMPTS])
+    for start in (0, 4, 8):
+        where, places = slots[:, start:start + 4], torch.arange(4).expand(4, 4)
+        with torch.no_grad():
+            reader = sample.Reader(model, is_real, slots, start, s)
+            full = reader.logits(x, where, places)
+            again = reader.logits(x, where, places)
+            some = reader.logits(x, where[:, [2, 0]], places[:, [2, 0]])
+        assert torch.allclose(full, again, atol=1e-5), (full - again).abs().max()
+        assert torch.allclose(full[:, [2, 0]], some, atol=1e-5)
+
+
+def test_a_cached_pass_sees_the_tokens_of_its_block_as_they_are_now():
+    model = tiny(peaked=1.0, n_layer=1)
+    s = Sampling(8, 8, 8, cache="dual")
+    x = torch.tensor([PROMPT + [MASK] * 8])
+    is_real, slots = torch.ones(1, 16, dtype=torch.bool), torch.arange(8, 16)[None]
+    where, places = slots, torch.arange(8)[None]
+    with torch.no_grad():
+        reader = sample.Reader(model, is_real, slots, 0, s)
+        reader.logits(x, where, places)
+        x[0, 9] = 5                                     # in one layer keys depend on tokens alone
+        assert torch.allclose(reader.logits(x, where, places), model(x)[:, 8:], atol=1e-5)
+
+
+def test_the_dual_cache_computes_the_block_alone_and_the_prefix_cache_what_follows_too():
+    for shift, cache, expected in ((False, "dual", 4), (True, "dual", 5), (False, "prefix", None)):
+        model, widths = tiny(shift=shift), []
+        block = model.blocks[0].forward
+        model.blocks[0].forward = lambda x, *rest: widths.append(x.shape[1]) or block(x, *rest)
+        generate(model, [PROMPT], 12, 4, 12, cache=cache)
+        assert widths[0] == widths[4] == widths[8] == 20
+        if expected:
+            assert set(widths[1:4] + widths[5:8] + widths[9:]) == {expected}
+        else:
+            assert widths[1:4] + widths[5:8] + widths[9:] == [12] * 3 + [8] * 3 + [4] * 3
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_rows_with_a_cache_come_out_as_they_would_alone(cache):
+    for more in (dict(), dict(threshold=0.5), dict(cfg_scale=0.5), dict(temperature=1.0)):
+        for shift in (False, True):
+            model = tiny(shift=shift, peaked=5.0)
+            generators = [[seeded(b) for b in range(4)] for _ in range(2)]
+            x = generate(model, PROMPTS, 12, 4, 12, cache=cache, generator=generators[0], **more)
+            for b, prompt in enumerate(PROMPTS):
+                alone = generate(model, [prompt], 12, 4, 12, cache=cache,
+                                 generator=[generators[1][b]], **more)
+                assert torch.equal(x[b:b + 1], alone)
+
+
+# ---- what is sure ----
+
+
+def probabilities(**more):
+    """How many tokens each pass reveals in a row, and the least p of them."""
+    states, ps = [], []
+    model = tiny(peaked=more.pop("peaked", 60.0), seed=more.pop("seed", 0))
+    generate(model, [PROMPT], 16, 16, 16, on_step=lambda x, p: (states.append(x[0] == MASK),
+                                                               ps.append(p[0].clone())), **more)
+    for before, after, p in zip(states, states[1:], ps[1:]):
+        yield p[before & ~after].tolist()
+
+
+def test_a_threshold_reveals_all_that_is_sure_and_the_surest_if_nothing_is():
+    seen = []
+    for seed in range(6):
+        for tau in (0.3, 0.6, 0.9):
+            for revealed in probabilities(threshold=tau, seed=seed):
+                assert len(revealed) >= 1
+                assert len(revealed) == 1 or min(revealed) >= tau - 1e-6
+                seen.append(len(revealed))
+    assert max(seen) > 2 and min(seen) == 1
+    assert all(len(revealed) == 1 for revealed in probabilities(threshold=1.0, peaked=1.0))
+
+
+def test_a_factor_reveals_n_if_n_plus_1_doubts_are_below_it():
+    seen = []
+    for seed in range(6):
+        for f in (0.5, 1.0, 2.0):
+            for revealed in probabilities(factor=f, seed=seed):
+                ranked = sorted(revealed, reverse=True)
+                assert len(ranked) == 1 or all((n + 1) * (1 - p) < f + 1e-5
+                                               for n, p in enumerate(ranked, 1))
+                seen.append(len(revealed))
+    assert max(seen) > 2
+
+
+def test_a_threshold_no_token_reaches_is_the_exact_sampler_with_a_pass_a_token():
+    model = tiny(peaked=2.0)
+    for cache in ("none", "dual", "prefix"):
+        x = generate(model, PROMPTS, 12, 4, 12, threshold=1.0, cache=cache)
+        assert torch.equal(x, generate(model, PROMPTS, 12, 4, 12, cache=cache))
+
+
+def test_steps_do_not_matter_to_a_threshold():
+    model = tiny(peaked=60.0)
+    some = [generate(model, PROMPTS, 12, 4, steps, threshold=0.5) for steps in (3, 6, 12)]
+    assert torch.equal(some[0], some[1]) and torch.equal(some[0], some[2])
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_rows_with_a_threshold_come_out_as_they_would_alone(shift):
+    for more in (dict(threshold=0.4), dict(factor=1.0), dict(threshold=0.4, temperature=0.5)):
+        model = tiny(shift=shift, peaked=60.0)
+        x = generate(model, PROMPTS, 12, 6, 12, generator=[seeded(b) for b in range(4)], **more)
+        assert not (x == MASK).any()
+        for b, prompt in enumerate(PROMPTS):
+            alone = generate(model, [prompt], 12, 6, 12, generator=[seeded(b)], **more)
+            assert torch.equal(x[b:b + 1], alone)
+
+
+# ---- the end ----
+
+
+def test_after_the_block_of_its_end_a_row_is_left_alone_and_the_text_is_the_same():
+    tok = byte_tokenizer()
+    stopped = 0
+    for seed in range(6):
+        model = tiny(seed=seed, peaked=3.0, bias={EOS: 4.0})
+        whole = generate(model, PROMPTS, 24, 4, 24, ends=(EOS,))
+        tally = Tally()
+        x = generate(model, PROMPTS, 24, 4, 24, ends=(EOS,), stop=True, tally=tally)
+        for ours, exact in zip(x.tolist(), whole.tolist()):
+            end = exact.index(EOS) if EOS in exact else 24
+            assert ours[:end] == exact[:end] and MASK not in ours
+            last = (end // 4 + 1) * 4
+            assert all(token == EOS for token in ours[last:])
+        stopped += tally.row_passes < 4 * 24
+        ends = [row.index(EOS) + 1 if EOS in row else 24 for row in whole.tolist()]
+        assert tally.tokens == sum(ends)
+        assert tally.row_passes == sum(-(-end // 4) * 4 for end in ends)
+        assert tally.passes == -(-max(ends) // 4) * 4
+    assert stopped
+
+
+def test_the_tally_counts_passes_and_tokens_and_no_prompt():
+    tally, model = Tally(), tiny()
+    generate(model, [PROMPT * 5, [1]], 12, 12, 6, tally=tally)
+    assert (tally.passes, tally.row_passes, tally.tokens) == (6, 12, 24)
+    generate(model, [PROMPT], 12, 12, 6, tally=tally)
+    assert (tally.passes, tally.row_passes, tally.tokens) == (12, 18, 36)
+    assert tally.numbers()["tokens_per_pass"] == 2.0
+    assert "12 passes, 2.0 tokens a pass" in tally.line()
+
+
+def test_a_flag_on_the_cpu_is_read_at_once():
+    late = sample.Late()
+    assert late.read(torch.tensor(True)) is True and late.read(torch.tensor(False)) is False
+
+
+# ---- bad input ----
+
+
+@pytest.mark.parametrize("settings, named", [
+    (dict(temperature=-1.0), "temperature=-1.0"), (dict(top_p=0.0), "top_p=0.0"),
+    (dict(top_p=1.5), "top_p=1.5"), (dict(top_k=-1), "top_k=-1"), (dict(alg_temp=-0.1), "alg_temp"),
+    (dict(cfg_scale=-1.0), "cfg_scale=-1.0"), (dict(threshold=1.1), "threshold=1.1"),
+    (dict(threshold=-0.1), "threshold=-0.1"), (dict(factor=-1.0), "factor=-1.0"),
+    (dict(threshold=0.5, factor=1.0), "factor=1.0"),
+    (dict(temperature=math.nan), "temperature=nan"),
+    (dict(threshold=0.5, remasking="entropy"), "entropy"),
+    (dict(factor=0.5, remasking="random"), "random"), (dict(gen_length=10), "block_length=4"),
+    (dict(temperature=1.0), "temperature=1.0"), (dict(remasking="random"), "random"),
+    (dict(remasking="origin"), "origin"), (dict(alg_temp=0.5), "alg_temp=0.5")])
+def test_settings_that_make_no_sense_are_one_sentence(settings, named):
+    with pytest.raises(ValueError) as error:
+        generate(tiny(), [PROMPT], **{**dict(gen_length=12, block_length=4, steps=6), **settings})
+    assert named in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("shift, prompts, named", [
+    (False, [], "no prompt"), (True, [[1], []], "empty"), (False, [[1] * 85], "85 tokens")])
+def test_prompts_that_cannot_be_answered_are_one_sentence(shift, prompts, named):
+    with pytest.raises(ValueError, match=named) as error:
+        generate(tiny(shift=shift), prompts, 12, 12, 12)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_an_empty_prompt_is_answered_and_a_batch_of_one_is_too():
+    assert generate(tiny(), [[]], 12, 12, 12).shape == (1, 12)
+    assert generate(tiny(), torch.empty(1, 0, dtype=torch.long), 12, 12, 12).shape == (1, 12)
+    tok = byte_tokenizer()
+    model = tiny(vocab_size=tok.n_vocab, mask_id=tok.mask_id, eos_id=tok.eos_id)
+    cfg = SampleConfig(gen_length=8, block_length=4, steps=4, cache="dual", device="cpu")
+    assert len(complete(model, tok, ["", "a"], cfg)) == 2
