@@ -1,4 +1,5 @@
-"""Tokenizers on tiktoken: `bytes` (any text), `toy` (one token a word), LLaDA's, Dream's, Qwen's.
+"""Tokenizers on tiktoken: `bytes` (any text), `toy` and `words` (a token a word), LLaDA's, Dream's,
+Qwen's.
 
 Text is always text: whatever a user writes, `<|endoftext|>` included, is encoded as ordinary
 characters, so that the mask id and the end-of-text id can only come from us.
@@ -7,6 +8,7 @@ import base64
 import json
 import re
 import unicodedata
+from collections import Counter
 from pathlib import Path
 
 import tiktoken
@@ -20,6 +22,8 @@ BYTES = [bytes([i]) for i in range(256)]
 # A word keeps the blank before it, and the one behind it if a number follows: numbers are then
 # always the same token, wherever they stand. What fits nothing falls through to single bytes.
 TOY_PATTERN = r"\n?[A-Z][a-z]+:|\n#### | ?[A-Za-z]+(?: (?=[0-9]))?|[0-9]{1,2}|[^A-Za-z0-9]"
+
+WORD_PATTERN = r"\n?[A-Z][a-z]+:|\[[^\]\s]{1,20}\]| ?[A-Za-z]+|[^A-Za-z]"   # [a-z] is one, too
 
 
 class Tokenizer:
@@ -131,6 +135,15 @@ def toy_tokenizer() -> Tokenizer:
     words = {piece.encode() for text in texts for piece in re.findall(TOY_PATTERN, text)}
     numbers = {str(n).encode() for n in range(100)}
     return our_tokenizer("toy", TOY_PATTERN, BYTES + sorted((words | numbers) - set(BYTES)))
+
+
+def word_tokenizer(examples, n_words: int = 2000) -> Tokenizer:
+    """The 256 bytes and the commonest words of a task's rows, to train from scratch on it."""
+    texts = (text for example in examples for text in (example.prompt, example.answer))
+    counts = Counter(piece.encode() for text in texts for piece in re.findall(WORD_PATTERN, text))
+    words = [word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    return our_tokenizer("words", WORD_PATTERN,
+                         BYTES + [word for word in words if len(word) > 1][:n_words])
 
 
 def load_tokenizer(name_or_dir: str, chat: bool = False) -> Tokenizer:

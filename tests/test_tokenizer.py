@@ -22,7 +22,7 @@ import sample
 from tasks import bpe
 from tasks.chat import chat_ids
 from tasks.common import Example, tokenize
-from tasks.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer
+from tasks.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, word_tokenizer
 
 tokenizers = pytest.importorskip(
     "tokenizers", reason="the library to compare with: pip install -r tests/requirements.txt")
@@ -717,3 +717,21 @@ def test_a_vocabulary_of_full_size_is_read_within_seconds(folders, tmp_path):
     seconds = time.process_time() - began
     print(f"\n{one.n_vocab} tokens read in {seconds:.1f} s")
     assert one.ids_are_ranks and seconds < 10
+
+
+def test_words_are_the_commonest_of_a_task_and_the_rest_falls_to_bytes():
+    rows = [Example("Question: a cat sat\nAnswer:", " [a-z](cat)", {})] * 2
+    rows += [Example("Question: a dog\nAnswer:", " [0-9]", {})]
+    tok = word_tokenizer(rows)
+    assert [tok.decode([i]) for i in tok.encode(" [a-z](cat)")] == [" ", "[a-z]", "(", "cat", ")"]
+    few = word_tokenizer(rows, n_words=3)
+    assert few.n_vocab == tok.n_vocab - len(set(tok.pieces) - set(few.pieces)) < tok.n_vocab
+    for text in (" [a-z](cat)", "Question: a dog\nAnswer:", "\u00fcber [", ""):
+        assert tok.decode(tok.encode(text)) == few.decode(few.encode(text)) == text
+    assert word_tokenizer(rows[::-1]) == tok
+
+
+def test_a_checkpoint_keeps_its_words(tmp_path):
+    tok = word_tokenizer([Example("Description: dog\nRegex:", " (dog).*", {})])
+    tok.save(tmp_path)
+    assert load_tokenizer(str(tmp_path)) == tok
