@@ -80,7 +80,7 @@ def is_held_out(db_id: str) -> bool:
     return zlib.crc32(db_id.encode()) % 10 == 0
 
 
-def to_example(row: dict, number: str, schemas: dict | None, data_dir: str, variant: str) -> Example:
+def to_example(row: dict, number: str, schemas: dict | None, data_dir: str, variant: str):
     """The id is the place in the official file, which has a few rows twice."""
     db_id, question, query = (row.get(key) for key in ("db_id", "question", "query"))
     if not all(isinstance(text, str) for text in (db_id, question, query)):
@@ -130,7 +130,7 @@ def extra_scores(examples: list[Example], completions: list[str]) -> dict[str, f
 
 
 def extract(completion: str) -> str | None:
-    """The query as it is run, or None; the paper's "SQL cleaning" is not described, this is ours."""
+    """The query to run, or None. The paper does not describe its "SQL cleaning"; this is ours."""
     return clean_sql(completion) or None
 
 

@@ -86,8 +86,6 @@ def same_result(predicted: list[tuple], gold: list[tuple], is_ordered: bool) -> 
             if view(zip(*(theirs[j] for j in [*chosen, i]))) == heads[len(chosen)]:
                 if can_be_completed([*chosen, i]):
                     return True
-                if is_ordered:              # here equal columns are interchangeable: all or none
-                    return False
         return False
 
     return can_be_completed([])

@@ -1,4 +1,4 @@
-"""Laws of Spider: a query is right if its result is, whatever it looks like, and it can only read."""
+"""Laws of Spider: a query is right if its result is, however it looks; it can only read."""
 import gzip
 import hashlib
 import itertools
@@ -24,13 +24,15 @@ ROOT = Path(spider.__file__).parent.parent
 REAL = ROOT.parent / "shared" / "data" / "spider"
 needs_real_rows = pytest.mark.skipif(not REAL.is_dir(), reason=f"Spider's files are not at {REAL}")
 
-TABLE = """CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT, price REAL, stock INTEGER, maker TEXT);
+TABLE = """
+CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT, price REAL, stock INTEGER, maker TEXT);
 INSERT INTO item VALUES (1, 'pen', 1.0, 10, 'acme'), (2, 'ink', 2.5, 0, 'acme'),
                         (3, 'cup', 1.0, NULL, 'zed'), (4, 'pen', 3.0, 10, NULL);
 CREATE TABLE "edit" ("edit" TEXT, "odd name" BLOB);
 INSERT INTO "edit" VALUES (CAST(x'61ff62' AS TEXT), x'61ff62');"""
-COLUMNS = [{"name": name, "type": kind, "primary_key": name == "id"} for name, kind in (
-    ("id", "number"), ("name", "text"), ("price", "number"), ("stock", "number"), ("maker", "text"))]
+COLUMNS = [{"name": name, "type": kind, "primary_key": name == "id"}
+           for name, kind in zip(("id", "name", "price", "stock", "maker"),
+                                 ("number", "text", "number", "number", "text"))]
 SCHEMA = {"tables": [{"name": "item", "columns": COLUMNS},
                      {"name": "edit", "columns": [
                          {"name": "edit", "type": "text", "primary_key": False},
@@ -40,7 +42,7 @@ SCHEMA = {"tables": [{"name": "item", "columns": COLUMNS},
 # the same as in the official tables.json: columns are counted through all tables, 0 is *
 OFFICIAL = {"table_names_original": ["item", "edit"], "primary_keys": [1],
             "foreign_keys": [[7, 1]],
-            "column_types": ["text", "number", "text", "number", "number", "text", "text", "others"],
+            "column_types": "text number text number number text text others".split(),
             "column_names_original": [[-1, "*"], [0, "id"], [0, "name"], [0, "price"], [0, "stock"],
                                       [0, "maker"], [1, "edit"], [1, "odd name"]]}
 HELD_OUT, KEPT = "bike_1", "shop"       # crc32 says so
@@ -228,7 +230,8 @@ CLEANED = [
     (" SELECT  a ,\n b\tFROM\r\nt ", "SELECT a , b FROM t"),
     ("SELECT 1; SELECT 2", "SELECT 1"),
     ("SELECT ';' ; SELECT 2", "SELECT ';'"),
-    ("SELECT 'it''s; so' , \"a;b\", `c;d`, [e;f] ; x", "SELECT 'it''s; so' , \"a;b\", `c;d`, [e;f]"),
+    ("SELECT 'it''s; so' , \"a;b\", `c;d`, [e;f] ; x",
+     "SELECT 'it''s; so' , \"a;b\", `c;d`, [e;f]"),
     ("SELECT 'a  b\n\nc'\n\nQuestion: more?", "SELECT 'a  b\n\nc'"),
     ("\n\nSELECT 1\n \t\nthat is all", "SELECT 1"),
     ("SELECT 1<|endoftext|>SELECT 2", "SELECT 1"),
@@ -245,7 +248,8 @@ CLEANED = [
     ("SELECT a--\n,b/* ; \n\n */FROM t", "SELECT a ,b FROM t"),
     ("-- names\nSELECT 1", "SELECT 1"),
     ("SELECT '-- no comment' /* but ' this", "SELECT '-- no comment'"),
-    ("SELECT a WHERE a > = 1 AND b <\n= 2 AND c ! = '> ='", "SELECT a WHERE a >= 1 AND b <= 2 AND c != '> ='"),
+    ("SELECT a WHERE a > = 1 AND b <\n= 2 AND c ! = '> ='",
+     "SELECT a WHERE a >= 1 AND b <= 2 AND c != '> ='"),
     ("SELECT\u00a01", "SELECT 1"),
     ("SELECT 'never closed; \n\n", "SELECT 'never closed;"),
     ("", ""), (" \n\n ", ""), (";", ""), ("```", ""), ("SQL:", ""), ("<|im_end|>SELECT 1", ""),
@@ -288,8 +292,8 @@ def test_cleaning_takes_no_longer_for_hostile_text(text):
 
 def test_without_cleaning_the_text_runs_as_it_was_written(folder):
     gold = "SELECT count(*) FROM item"
-    for text in ("```sql\nSELECT 4\n```", "SQL: SELECT 4", "SELECT 4; SELECT 5", "SELECT 4\n\nthat is it",
-                 "SELECT 4 WHERE 1 > = 1"):
+    for text in ("```sql\nSELECT 4\n```", "SQL: SELECT 4", "SELECT 4; SELECT 5",
+                 "SELECT 4\n\nthat is it", "SELECT 4 WHERE 1 > = 1"):
         assert spider.score(text, one(folder, gold))
         assert not spider.score(text, one(folder, gold, "raw"))
         assert not spider.score(text, one(folder, gold, "none,raw"))
@@ -311,8 +315,9 @@ HOSTILE = [
     "SELECT load_extension('{folder}/x.so')", "SELECT LOAD_EXTENSION('x', 'y')",
     "SELECT readfile('/etc/passwd')", "SELECT writefile('{folder}/new', 'x')",
     "SELECT fts3_tokenizer('simple')", "SELECT edit('x', 'sh')", "SELECT sqlite_log(1, 'x')",
-    "SELECT 1; DROP TABLE item", "SELECT 1 /* */; -- \nDROP TABLE item", ".shell touch {folder}/new",
-    ".output {folder}/new", "SELECT 1\0; DROP TABLE item", "SELECT '\ud800'", "\0", "SELECT 1 --\0",
+    "SELECT 1; DROP TABLE item", "SELECT 1 /* */; -- \nDROP TABLE item",
+    ".shell touch {folder}/new", ".output {folder}/new", "SELECT 1\0; DROP TABLE item",
+    "SELECT '\ud800'", "\0", "SELECT 1 --\0",
 ]
 
 
@@ -336,18 +341,54 @@ def test_nothing_is_changed_or_written(folder, query, monkeypatch):
     assert hashes(folder) == before
 
 
+WALLS = """
+import sqlite3
+from pathlib import Path
+from tasks import sql
+connection = sql.connect(SHOP)
+connection.set_authorizer(None)                 # only the file is closed to writing now
+connection.execute("PRAGMA query_only = 0")
+try:
+    connection.execute("DELETE FROM item")
+except sqlite3.OperationalError as error:
+    print(error)
+connection = sqlite3.connect(SHOP)              # only the authorizer
+connection.set_authorizer(sql.allow)
+try:
+    connection.execute("DELETE FROM item")
+except sqlite3.DatabaseError as error:
+    print(error)
+connection.close()
+sql.confine()                                   # only the system
+try:
+    Path(SHOP + ".new").write_text("x")
+except OSError as error:
+    print(error.strerror)
+Path(SHOP + ".new").unlink(missing_ok=True)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the third wall is the system's")
+def test_each_wall_stands_alone(shop):
+    done = subprocess.run([sys.executable, "-c", WALLS.replace("SHOP", repr(shop))], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["attempt to write a readonly database", "not authorized",
+                                        "File too large"], done.stderr
+
+
 def test_a_column_may_have_the_name_of_a_forbidden_function(folder):
     assert spider.score("SELECT edit FROM edit", one(folder, "SELECT 'ab'"))
 
 
 CTE = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) "
+MANY = ("WITH RECURSIVE c(x) AS (SELECT hex(zeroblob(99999)) UNION ALL SELECT x FROM c) "
+        "SELECT x FROM c")
 HUGE = "printf('%.999999c', 'a')"
 QUICK_BOMBS = [                                 # refused at once, or soon, by a bound
     "SELECT zeroblob(1000000000)", "SELECT randomblob(999999999)",
     "SELECT replace(replace(hex(zeroblob(400000)), '0', '00000'), '0', '00000')",
     "WITH RECURSIVE c(x) AS (SELECT 'a' UNION ALL SELECT x || x FROM c) SELECT count(*) FROM c",
-    "WITH RECURSIVE c(x) AS (SELECT hex(zeroblob(99999)) UNION ALL SELECT x FROM c) SELECT x FROM c",
-    "SELECT " + "(" * 100_000 + "1" + ")" * 100_000, "SELECT " + "(" * 9_000 + "1" + ")" * 9_000,
+    MANY, *("SELECT " + "(" * n + "1" + ")" * n for n in (9_000, 100_000)),
     "SELECT " + "NOT " * 20_000 + "1", "SELECT " + "- " * 40_000 + "1",
     "SELECT 1 WHERE " + " OR ".join(["1=1"] * 1_000_000),
     "SELECT 1 WHERE " + " OR ".join(["1=1"] * 10_000),
@@ -362,7 +403,8 @@ BOMBS = [
     "SELECT * FROM " + ", ".join(f"item c{i}" for i in range(30)),
     "SELECT c1.id FROM " + ", ".join(f"item c{i}" for i in range(30)) + " ORDER BY c9.id || c2.id",
     "SELECT count(DISTINCT x || x || x) FROM (" + CTE + "SELECT x FROM c)",
-    "SELECT printf('%.*c', 1000000000, 'x')", f"SELECT instr({HUGE}, printf('%.499999c', 'a') || 'b')",
+    "SELECT printf('%.*c', 1000000000, 'x')",
+    f"SELECT instr({HUGE}, printf('%.499999c', 'a') || 'b')",
     "WITH a0 AS (SELECT 1 x), " + ", ".join(f"a{i} AS (SELECT p.x FROM a{i - 1} p, a{i - 1} q)"
                                             for i in range(1, 40)) + " SELECT * FROM a39",
 ]
@@ -381,6 +423,10 @@ def test_what_is_too_large_is_refused(shop, query):
     assert sql.judge(shop, "SELECT 1", "SELECT 1").is_equal
 
 
+def test_a_result_has_a_largest_size(shop):
+    assert "more than 64,000,000 bytes" in sql.judge(shop, MANY, "SELECT 1").error
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("query", BOMBS, ids=range(len(BOMBS)))
 def test_what_takes_for_ever_ends(shop, query):
@@ -392,7 +438,8 @@ def test_a_step_that_takes_for_ever_is_killed_and_the_next_query_does_not_notice
     monkeypatch.setattr(sql, "SECONDS", 1)
     for n in range(2):
         began = time.perf_counter()
-        verdict = sql.judge(shop, f"SELECT instr({HUGE}, printf('%.{499990 + n}c', 'a') || 'b')", EMPTY)
+        query = f"SELECT instr({HUGE}, printf('%.{499990 + n}c', 'a') || 'b')"
+        verdict = sql.judge(shop, query, EMPTY)
         assert 0.9 < time.perf_counter() - began < 4
         assert verdict == ("", "no result within 1 s and 1,000,000,000 bytes", False)
         assert sql.judge(shop, f"SELECT {n}", f"SELECT {n}") == ("", "", True)
@@ -415,6 +462,14 @@ def test_after_ctrl_c_no_late_answer_is_taken_for_the_next(shop):
     assert sql.judge(shop, "SELECT 6", "SELECT 6").is_equal
 
 
+def is_alive(pid: str) -> bool:
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this system has no /proc")
 def test_one_process_serves_many_queries_and_ends_with_the_one_who_asks(shop):
     code = ("import os, signal\nfrom tasks import sql\n"
             f"[sql.judge({shop!r}, f'SELECT {{i}}', 'SELECT 1') for i in range(3)]\n"
@@ -425,12 +480,10 @@ def test_one_process_serves_many_queries_and_ends_with_the_one_who_asks(shop):
         assert done.stderr == ""
         pid, started = done.stdout.split()
         assert started == "1"
-        for _ in range(50):
-            if not Path(f"/proc/{pid}/stat").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text():
-                break
+        deadline = time.monotonic() + 5
+        while is_alive(pid) and time.monotonic() < deadline:
             time.sleep(0.1)
-        else:
-            pytest.fail("the process that runs SQL is left behind")
+        assert not is_alive(pid), "the process that runs SQL is left behind"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a program that ends at once")
@@ -469,8 +522,9 @@ def test_a_database_may_lie_anywhere_and_be_read_only(tmp_path, shop):
 def test_a_prompt_holds_the_schema_and_the_question(folder):
     first = spider.load("test", str(folder))[0]
     assert first.prompt == (
-        "CREATE TABLE item (id number PRIMARY KEY, name text, price number, stock number, maker text)"
-        '\nCREATE TABLE edit (edit text, "odd name" others REFERENCES item(id))\n\n'
+        "CREATE TABLE item (id number PRIMARY KEY, name text, price number, stock number, "
+        "maker text)\n"
+        'CREATE TABLE edit (edit text, "odd name" others REFERENCES item(id))\n\n'
         "Question: How many?\nSQL:")
     assert first.answer == " SELECT count(*) FROM item"
     assert first.meta == {"id": "spider/dev/1", "gold": "SELECT count(*) FROM item",
@@ -535,7 +589,7 @@ def test_a_row_without_its_database_is_never_right_and_is_counted(folder):
 
 
 def test_the_constant_baseline_is_the_share_of_golds_without_rows(folder):
-    examples = [one(folder, EMPTY), one(folder, "SELECT 1"), one(folder, "SELECT count(*) FROM item")]
+    examples = [one(folder, gold) for gold in (EMPTY, "SELECT 1", "SELECT count(*) FROM item")]
     assert spider.extra_scores(examples, [""] * 3)["no_rows_baseline"] == pytest.approx(1 / 3)
 
 
