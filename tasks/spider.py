@@ -47,8 +47,8 @@ def load(split: str, data_dir: str = "", variant: str = "") -> list[Example]:
 
     variant "none" has the database's name instead, as LLM-JEPA does; "raw" scores what was written
     without cleaning it; "none,raw" does both. Without a folder only train and validation of "none"
-    can be had, from the hub's `xlangai/spider`. A row whose database is missing has meta
-    ["database"] "" and is never right; `extra_scores` counts them.
+    can be had, from the hub's `xlangai/spider`. A row whose database is missing is never right, and
+    its meta's "database" is ""; `extra_scores` counts such rows.
     Raises ValueError or FileNotFoundError in one sentence if rows, schemas or all databases of
     the test rows are missing, or a row lacks a field.
     """
@@ -77,7 +77,7 @@ def load(split: str, data_dir: str = "", variant: str = "") -> list[Example]:
 
 
 def is_held_out(db_id: str) -> bool:
-    return zlib.crc32(db_id.encode()) % 10 == 0
+    return zlib.crc32(db_id.encode(errors="replace")) % 10 == 0
 
 
 def to_example(row: dict, number: str, schemas: dict | None, data_dir: str, variant: str):
