@@ -87,8 +87,9 @@ class DLLMJEPA(nn.Module):
     def embed_targets(self, batches):
         """Inputs of `forward`, of micro-batches of one step -> the z_tgt (B, C) of each.
 
-        In one pass of the target, which stays as it is until the optimizer's step. If the step has
-        no JEPA term there is no pass, and None for each.
+        In one pass of the target, which stays as it is until the optimizer's step, over rows as
+        long as the longest of all: model.pack spares the padding. If the step has no JEPA term
+        there is no pass, and None for each.
         """
         if not self.has_jepa(step=batches[0][-1]):
             return [None] * len(batches)
@@ -157,8 +158,8 @@ def cosine_distance(z_hat, z_tgt):
 
 def constant_floor(z_tgt):
     """The loss of the best predictor that ignores its input: 1 - |mean unit target|. A JEPA loss
-    that is not below it says nothing about the single example. Over the rows of one pass, so
-    smaller micro-batches have a lower one. Not in the paper."""
+    that is not below it says nothing about the single example. Over the rows of a micro-batch, so
+    smaller ones have a lower floor. Not in the paper."""
     return 1 - F.normalize(z_tgt, dim=-1).mean(dim=0).norm()
 
 
