@@ -24,8 +24,11 @@ import random
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from model import Linear, diffusion_loss, forward_process, to_device, uniform
+
+TARGET_TOKENS = 1 << 14          # in one pass of the target, at most: 2 GB of activations at 8 B
 
 
 class DLLMJEPA(nn.Module):
@@ -49,37 +52,29 @@ class DLLMJEPA(nn.Module):
             self.predictor = Predictor(model.config.n_embd, n_pred_layer, seed)
             self.target = make_target(model)
 
-    def forward(self, x0, maskable, is_real, generator, step: int = 0):
+    def forward(self, x0, maskable, is_real, generator, step: int = 0, z_tgt=None):
         """(B, T) ids and masks -> loss (), parts {name: ()}; one pass with gradient, one without.
 
         maskable: the answer. is_real: all but padding. generator: one, or a list of one per row
         (`row_generators`). The context masks are drawn first: with lambda = 0 they are the same.
-        `step` matters for jepa_rate < 1. On the CPU the batch costs no wait for a GPU: it is there
-        that masks are drawn and masked tokens found, and the model moves what it needs.
+        `step` matters for jepa_rate < 1. z_tgt (B, C): of these rows, by `embed_targets`, where
+        several micro-batches share a pass. On the CPU the batch costs no wait for a GPU: it is
+        there that masks are drawn and masked tokens found, and the model moves what it needs.
         """
         config = self.model.config
-        if self.mask_scope == "all":            # all but the first token: Dream cannot predict it,
-            maskable = is_real.clone()          # and something stays visible to pool over
-            maskable[:, 0] = False
+        maskable, is_content = self.scope(x0, maskable, is_real)
         t_ctx = self.draw_t_ctx(x0, generator)                              # (B,)
         xt_ctx, is_masked_ctx = forward_process(x0, t_ctx, maskable, config.mask_id, generator,
                                                 at_least_one=self.loss_form == "masked_mean")
-        has_jepa = self.has_jepa(step)
-        if has_jepa:                            # first: its memory is free again for the next pass
-            # end-of-text that fills short answers is trained, but as an embedding it is padding
-            is_content = is_real & (x0 != config.eos_id)
-            t_tgt = torch.full_like(t_ctx, self.t_tgt)
-            xt_tgt, is_masked_tgt = forward_process(x0, t_tgt, maskable, config.mask_id,
-                                                    for_target(generator))
-            with torch.no_grad():
-                z_tgt = pool(self.target.encode(xt_tgt, is_real), is_content & ~is_masked_tgt)
+        if z_tgt is None:                       # first: its memory is free again for the next pass
+            [z_tgt] = self.embed_targets([(x0, maskable, is_real, generator, step)])
 
         h = self.model.encode(xt_ctx, is_real)                              # the pass with gradient
         nll = self.model.nll(h, x0, is_masked_ctx)                          # (N,)
         diffusion = diffusion_loss(nll, is_masked_ctx, maskable, t_ctx, self.loss_form)
         if self.lambda_jepa == 0:               # plain diffusion fine-tuning, to the last bit
             return diffusion, {"diffusion": diffusion.detach()}
-        if not has_jepa:                        # zero gradients: DDP waits for every parameter's
+        if z_tgt is None:                       # zero gradients: DDP waits for every parameter's
             zero = 0 * self.predictor(h.new_zeros(1, h.shape[-1], dtype=torch.float32)).sum()
             return diffusion + zero, {"diffusion": diffusion.detach()}
         z_hat = self.predictor(pool(h, is_content & ~is_masked_ctx))
@@ -87,6 +82,35 @@ class DLLMJEPA(nn.Module):
         return diffusion + self.lambda_jepa / self.jepa_rate * jepa, {
             "diffusion": diffusion.detach(), "jepa": jepa.detach(),
             "jepa_floor": constant_floor(z_tgt)}
+
+    @torch.no_grad()
+    def embed_targets(self, batches):
+        """Inputs of `forward`, of micro-batches of one step -> the z_tgt (B, C) of each.
+
+        In one pass of the target, which stays as it is until the optimizer's step, over rows as
+        long as the longest of all: model.pack spares the padding. If the step has no JEPA term
+        there is no pass, and None for each.
+        """
+        if not self.has_jepa(step=batches[0][-1]):
+            return [None] * len(batches)
+        rows = []
+        for x0, maskable, is_real, generator, _ in batches:
+            maskable, is_content = self.scope(x0, maskable, is_real)
+            t_tgt = torch.full((len(x0),), self.t_tgt, device=x0.device)
+            xt_tgt, is_masked_tgt = forward_process(x0, t_tgt, maskable, self.model.config.mask_id,
+                                                    for_target(generator))
+            rows += zip(xt_tgt, is_real, is_content & ~is_masked_tgt)
+        xt_tgt, is_real, where = (pad_sequence(x, batch_first=True) for x in zip(*rows))
+        z_tgt = pool(self.target.encode(xt_tgt, is_real), where)            # (B of all, C)
+        return z_tgt.split([len(x0) for x0, *_ in batches])
+
+    def scope(self, x0, maskable, is_real):
+        """-> what may be masked, and what is embedded if it is not: (B, T) each."""
+        if self.mask_scope == "all":            # all but the first token: Dream cannot predict it,
+            maskable = is_real.clone()          # and something stays visible to pool over
+            maskable[:, 0] = False
+        # end-of-text that fills short answers is trained, but as an embedding it is padding
+        return maskable, is_real & (x0 != self.model.config.eos_id)
 
     def has_jepa(self, step: int) -> bool:
         """Whether this step pays for the JEPA term: on a share jepa_rate of them, with lambda /
@@ -134,8 +158,8 @@ def cosine_distance(z_hat, z_tgt):
 
 def constant_floor(z_tgt):
     """The loss of the best predictor that ignores its input: 1 - |mean unit target|. A JEPA loss
-    that is not below it says nothing about the single example. Over the rows of one pass, so
-    smaller micro-batches have a lower one. Not in the paper."""
+    that is not below it says nothing about the single example. Over the rows of a micro-batch, so
+    smaller ones have a lower floor. Not in the paper."""
     return 1 - F.normalize(z_tgt, dim=-1).mean(dim=0).norm()
 
 

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from checkpoint import (StopSignal, load_train_state, not_finite, remove_checkpoints,
                         save_checkpoint)
 from configurator import run
-from jepa import DLLMJEPA
+from jepa import TARGET_TOKENS, DLLMJEPA
 from lean import Lean
 from lora import add_lora, check_base, merge
 from model import (PRESETS, DLLM, ModelConfig, diffusion_loss, forward_process, pick_device,
@@ -234,6 +234,8 @@ def main(cfg: TrainConfig):
     def inputs(step, batch, fill):
         return (*collate(batch, fill, max_length, tok.eos_id),
                 row_generators(cfg.seed, step, [row.example_id for row in batch]), step)
+    # micro-batches in one pass of the target: a number that ranks, whose lengths differ, agree on
+    n_at_once = max(1, TARGET_TOKENS // (micro_batch_size * max_length))
     n_steps = cfg.max_steps or max(1, round(cfg.epochs * len(rows) / cfg.batch_size))
 
     # ---- optimizer -------------------------------------------------------------------------
@@ -284,12 +286,15 @@ def main(cfg: TrainConfig):
         lr = lr_at(step, n_steps, cfg)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        total = {}
-        for micro, (batch, fill) in enumerate(micro_batches(step)):
+        batches = [inputs(step, batch, fill) for batch, fill in micro_batches(step)]
+        total, z_tgt = {}, []               # targets first, while no gradient takes up memory
+        for i in range(0, n_micro, n_at_once):
+            z_tgt += objective.embed_targets(batches[i:i + n_at_once])
+        for micro, batch in enumerate(batches):
             # DDP sums once, FSDP each time: unsummed gradients would be as large as the model
             sums = micro == n_micro - 1 or wrapped is objective
             with nullcontext() if sums else wrapped.no_sync():
-                loss, parts = wrapped(*inputs(step, batch, fill))
+                loss, parts = wrapped(*batch, z_tgt[micro])
                 (loss / n_micro).backward()
             for name, value in {"loss": loss.detach(), **parts}.items():
                 total[name] = total.get(name, 0) + value / n_micro

@@ -158,8 +158,8 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on_as_if_nothing_had_been(
 
 
 POISON = """
-def poisoned(self, x0, maskable, is_real, generator, step, forward=train.DLLMJEPA.forward):
-    loss, parts = forward(self, x0, maskable, is_real, generator, step)
+def poisoned(self, x0, maskable, is_real, generator, *rest, forward=train.DLLMJEPA.forward):
+    loss, parts = forward(self, x0, maskable, is_real, generator, *rest)
     seeds = {g.initial_seed() for g in generator}
     return (loss * torch.nan if BAD & seeds else loss), parts
 train.DLLMJEPA.forward = poisoned
@@ -313,6 +313,16 @@ train.Log.step = killed
 """
 
 
+COUNT = """
+encode = train.DLLM.encode
+def counted(self, xt, is_real=None):
+    if self.head is None:                   # it has none
+        print(f"a pass of the target over {len(xt)} rows\\n", end="", flush=True)
+    return encode(self, xt, is_real)
+train.DLLM.encode = counted
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("what, rank", [("write_shards", 1), ("shutil.rmtree", 0)])
 def test_a_disk_that_is_full_for_one_rank_ends_all(cfg, tmp_path, what, rank):
@@ -370,8 +380,9 @@ def test_one_process_two_and_two_sharded_are_one_run_which_any_number_resumes(cf
     finished(patched(tmp_path, ddp, n=2))
     assert_same(alone, ddp, exactly=False)
     # four steps sharded, in two micro-batches; then two more on one process, or on three
-    finished(patched(tmp_path, replace(sharded, max_steps=4, micro_batch_size=3,
-                                       export_dir=str(tmp_path / "export")), n=2))
+    out, _ = finished(patched(tmp_path, replace(sharded, max_steps=4, micro_batch_size=3,
+                                                export_dir=str(tmp_path / "export")), COUNT, n=2))
+    assert out.count("a pass of the target over 6 rows") == out.count("a pass of the target") == 8
     shutil.copytree(sharded.out_dir, three.out_dir)
     main(replace(sharded, shard=False, resume=True))
     assert_same(alone, sharded, exactly=False)

@@ -271,6 +271,76 @@ def test_a_batch_of_eight_unequal_rows_is_the_mean_of_two_batches_of_four():
         assert (mean - grad).norm() < 1e-5 * grad.norm() + 1e-7, name
 
 
+# ---- one pass of the target for several micro-batches ----
+
+
+def micro_batches(number=0):
+    """The eight rows as 3, 1, 2 and 2, each batch padded to its own longest; inputs of forward."""
+    rows = eight_rows()
+    return [(*as_batch(rows[a:b]), row_generators(0, 0, IDS[a:b]), number)
+            for a, b in ((0, 3), (3, 4), (4, 6), (6, 8))]
+
+
+def count_passes(network):
+    """A list that grows with each pass, by the shape of what the network reads."""
+    shapes, encode = [], network.encode
+
+    def counted(xt, is_real=None):
+        shapes.append(tuple(xt.shape))
+        return encode(xt, is_real)
+    network.encode = counted
+    return shapes
+
+
+@pytest.mark.parametrize("diffusion_t", ["context", "uniform"])
+@pytest.mark.parametrize("mask_scope", ["response", "all"])
+@pytest.mark.parametrize("pack", [False, True])
+def test_micro_batches_share_a_pass_of_the_target_and_nothing_else_changes(pack, mask_scope,
+                                                                           diffusion_t):
+    model = make_model()
+    model.pack = pack
+    objective = DLLMJEPA(model, mask_scope=mask_scope, diffusion_t=diffusion_t)
+    ema_update(objective.target, make_model(seed=9), 0.5)       # a target that is not the model
+    shapes, results = count_passes(objective.target), []
+    for is_shared in (False, True):
+        objective.zero_grad()
+        batches, found = micro_batches(), []
+        z_tgt = objective.embed_targets(batches) if is_shared else [None] * 4
+        for batch, z in zip(batches, z_tgt):
+            loss, parts = objective(*batch, z)
+            (loss / 4).backward()
+            found.append({"loss": loss.detach(), **parts})
+        grads = {name: p.grad for name, p in objective.named_parameters() if p.requires_grad}
+        results.append((found, grads))
+    longest = max(batch[0].shape[1] for batch in batches)
+    assert len({batch[0].shape[1] for batch in batches}) > 1
+    assert [B for B, _ in shapes[:4]] == [3, 1, 2, 2] and shapes[4:] == [(8, longest)]
+    assert all(z.shape == (len(batch[0]), 32) and not z.requires_grad
+               for batch, z in zip(batches, z_tgt))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    for name, grad in results[0][1].items():
+        assert (grad - results[1][1][name]).norm() < 1e-5 * grad.norm() + 1e-7, name
+
+
+def test_a_pass_of_the_target_for_one_micro_batch_is_that_of_forward_to_the_bit():
+    objective = DLLMJEPA(make_model(), mask_scope="all")
+    [z_tgt] = objective.embed_targets([(*as_batch(eight_rows()), row_generators(0, 0, IDS), 0)])
+    before, after = [objective(*as_batch(eight_rows()), row_generators(0, 0, IDS), 0, z)
+                     for z in (None, z_tgt)]
+    assert torch.equal(before[0], after[0])
+    assert all(torch.equal(before[1][name], after[1][name]) for name in before[1])
+
+
+@pytest.mark.parametrize("lambda_jepa", [0.0, 1.0])
+def test_a_step_without_the_jepa_term_has_no_pass_of_the_target(lambda_jepa):
+    objective = DLLMJEPA(make_model(), lambda_jepa, jepa_rate=0.5)
+    without = next(i for i in range(99) if not objective.has_jepa(i))
+    shapes = count_passes(objective.target) if lambda_jepa else []
+    batches = micro_batches(without)
+    assert objective.embed_targets(batches) == [None] * 4
+    assert objective(*batches[0], None)[1].keys() == {"diffusion"} and not shapes
+
+
 # ---- pooling and distance ----
 
 

@@ -98,6 +98,37 @@ def test_one_batch_of_8_equals_2_times_4_accumulated(cfg, tmp_path):
     assert_same_step(cfg, halves)
 
 
+@pytest.mark.parametrize("pack", [False, True])
+def test_accumulated_micro_batches_share_a_pass_of_the_target_and_change_nothing(
+        cfg, tmp_path, monkeypatch, pack):
+    passes, encode = [], DLLM.encode
+
+    def counted(self, xt, is_real=None):
+        passes.extend([len(xt)] * (self.head is None))          # only the target has no head
+        return encode(self, xt, is_real)
+    monkeypatch.setattr(DLLM, "encode", counted)
+    cfg = replace(cfg, max_steps=1, lambda_jepa=2.0, ema_decay=0.5, pack=pack, eos_fill=False)
+    tok = load_tokenizer("toy")
+    start = DLLM(ModelConfig(tok.n_vocab, tok.mask_id, tok.eos_id, **PRESETS["tiny"]))
+    start.init_weights(torch.Generator().manual_seed(cfg.seed))
+    main(cfg)
+    whole, floors = tensors(cfg.out_dir), []
+    assert passes == [8]
+    for most, expected in (8 * 64, [8]), (8 * 64 - 1, [6, 2]), (0, [2, 2, 2, 2]):
+        passes.clear()
+        monkeypatch.setattr(train, "TARGET_TOKENS", most)       # so many tokens in a pass
+        other = replace(cfg, micro_batch_size=2, out_dir=str(tmp_path / str(most)))
+        main(other)
+        assert passes == expected
+        assert_same_step(cfg, other)
+        ema = tensors(other.out_dir)
+        for name in (name for name in ema if name.startswith("target.")):
+            moved = whole[name] - start.get_parameter(name.removeprefix("target.")).detach()
+            assert 0 < moved.norm() and (ema[name] - whole[name]).norm() < 0.01 * moved.norm(), name
+        floors += [line["jepa_floor"] for line in lines(other.out_dir) if "jepa_floor" in line]
+    assert floors == pytest.approx([floors[0]] * 3, rel=1e-4)   # still of each micro-batch's rows
+
+
 @pytest.mark.slow
 def test_one_batch_of_8_equals_two_processes_with_4(cfg, tmp_path):
     cfg = replace(cfg, max_steps=1, lambda_jepa=2.0)
