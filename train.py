@@ -57,7 +57,7 @@ class TrainConfig:
     init_from: str = ""                 # checkpoint, out_dir or hub name; empty: from scratch
     revision: str = ""                  # of a hub name: branch, tag or commit
     preset: Literal["tiny", "llada-8b", "dream-7b"] = "tiny"  # the shape, when from scratch
-    tokenizer: str = ""                 # bytes or toy; empty: the one of init_from
+    tokenizer: str = ""                 # bytes, toy, words (of the task); empty: init_from's
     chat: bool = False                  # prompts and answers are turns of a chat (Instruct models)
     eos_fill: bool = True               # fill short answers with end-of-text (LLaDA's, Dream's SFT)
     # data
@@ -189,12 +189,12 @@ def main(cfg: TrainConfig):
         else:
             model = DLLM.from_pretrained(folder, dtype if cfg.lora_rank else torch.float32,
                                          device=device)
-        if cfg.tokenizer and load_tokenizer(cfg.tokenizer, cfg.chat) != tok:
+        if cfg.tokenizer and named_tokenizer(cfg) != tok:
             raise ValueError(f"tokenizer={cfg.tokenizer!r} is not the vocabulary that {folder} was "
                              f"trained with ({tok.name!r}, {tok.n_vocab} tokens); leave it out")
         tok.check_fits(model.config)
     else:
-        tok = load_tokenizer(cfg.tokenizer, cfg.chat)
+        tok = named_tokenizer(cfg)
         config = ModelConfig(**{"vocab_size": tok.n_vocab, "mask_id": tok.mask_id,
                                 "eos_id": tok.eos_id, **PRESETS[cfg.preset]})
         tok.check_fits(config)
@@ -336,6 +336,13 @@ def main(cfg: TrainConfig):
         log.say(f"{cfg.out_dir}: {signal.Signals(stopping).name} after step {step} of {n_steps}, "
                 f"which is saved; --resume goes on")
         sys.exit(128 + stopping)
+
+
+def named_tokenizer(cfg: TrainConfig):
+    """The one that cfg.tokenizer names; `words` are those of the task's training rows."""
+    is_words = cfg.tokenizer == "words"
+    rows = load_task(cfg.task).load("train", cfg.data_dir, cfg.variant) if is_words else ()
+    return load_tokenizer(cfg.tokenizer, cfg.chat, rows)
 
 
 def find_checkpoint(cfg: TrainConfig):

@@ -146,12 +146,12 @@ def word_tokenizer(examples, n_words: int = 2000) -> Tokenizer:
                          BYTES + [word for word in words if len(word) > 1][:n_words])
 
 
-def load_tokenizer(name_or_dir: str, chat: bool = False) -> Tokenizer:
-    """`bytes`, `toy`, or the folder of a checkpoint or of a published model.
+def load_tokenizer(name_or_dir: str, chat: bool = False, rows=()) -> Tokenizer:
+    """`bytes`, `toy`, `words` (of the rows), or the folder of a checkpoint or published model.
 
     chat: prompts are turns of a chat (see Tokenizer). Raises one sentence on what would fit.
     """
-    known = {"bytes": byte_tokenizer, "toy": toy_tokenizer}
+    known = {"bytes": byte_tokenizer, "toy": toy_tokenizer, "words": lambda: word_tokenizer(rows)}
     tok = known[name_or_dir]() if name_or_dir in known else read_folder(Path(name_or_dir), chat)
     tok.chat = chat
     tok.prompt_ids("")                  # raises if there is no chat format
