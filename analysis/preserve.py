@@ -89,7 +89,7 @@ def folder_of(cfg: PreserveConfig, task: str) -> str:
 
 
 def measure(cfg: PreserveConfig, name: str, text: str, asked: list[str]) -> dict:
-    """One model's {losses: (N, R), log_p: (questions, 4), windows: their hash}, with lists: from its
+    """One model's {losses: (N, R), log_p: (questions, 4), windows: their hash}, as lists: from its
     file in cfg.out, or measured, which makes that file."""
     folder, device = find_weights(name), pick_device(cfg.device)
     tok, weights = load_tokenizer(folder), weights_file(folder)
