@@ -42,7 +42,7 @@ def list_of(choices) -> list:
 
 
 def to_example(row: dict, seen: Counter) -> Example:
-    """The id is a hash of the row; `seen` counts them, for 28 of the test rows occur before."""
+    """The id is a hash of the row; `seen` counts them, for 27 of the test rows occur before."""
     question, subject, choices = row["question"].strip(), row["subject"], row["choices"]
     key = hashlib.blake2b(repr((subject, question, choices)).encode(), digest_size=6).hexdigest()
     seen[key] += 1

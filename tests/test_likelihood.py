@@ -1,4 +1,4 @@
-"""Laws of likelihood: unbiased, exact for one token, one set of masks for all models and batches."""
+"""Laws of likelihood: unbiased, exact for one token, the same masks for every model and batch."""
 import itertools
 import math
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Laws of Wikitext: the raw file byte for byte, windows one after the other, losing only the end."""
+"""Laws of Wikitext: the raw file byte for byte, windows one after the other, all but the end."""
 import hashlib
 import json
 from pathlib import Path
