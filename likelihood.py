@@ -21,7 +21,7 @@ from itertools import islice
 import torch
 from tqdm import tqdm
 
-from model import row_generators, uniform
+from model import row_generators, to_device, uniform
 
 BATCH_TOKENS = 8192     # of one pass, padding included; ours, some 1 GB of activations at 8 B
 
@@ -74,8 +74,8 @@ def held_out_losses(model, windows, rates, seed: int = 0, batch_tokens: int = BA
 
     def copies():
         for ids in windows:
-            for t, generator in zip(rates, row_generators(seed, 0, [(t, *ids.tolist())
-                                                                    for t in rates])):
+            keys = [(t, *ids.tolist()) for t in rates]
+            for t, generator in zip(rates, row_generators(seed, 0, keys)):
                 count = torch.tensor([max(1, int(t * n_maskable + 0.5))])
                 is_masked = exact_masks(count, n_maskable, generator)[0]
                 yield ids, torch.cat([is_masked.new_zeros(1), is_masked])
@@ -105,8 +105,8 @@ def choose(model, prompts: list[list[int]], choices: list[list[int]],
         h = model.encode(xt, is_real)
         last = torch.tensor([len(x) - 1 for x in ids])
         logits = model.unembed(h, where=(torch.arange(len(ids)), last))         # (B, V)
-        of_choices = logits.log_softmax(dim=-1).cpu().gather(1, choices[list(which)])
-        log_p[list(which)] = of_choices.double()
+        of_choices = to_device(choices[list(which)], h.device)                  # (B, K)
+        log_p[list(which)] = logits.log_softmax(dim=-1).gather(1, of_choices).cpu().double()
         bar.update(len(ids))
     bar.close()
     return log_p
@@ -127,7 +127,7 @@ def stratified_masks(L: int, n: int, generator):
 def exact_masks(counts, L: int, generator):
     """Masks with exactly so many places, any set of them as likely as another: (n,) -> (n, L)."""
     u = uniform((len(counts), L), generator, "cpu")
-    return u.argsort(dim=1).argsort(dim=1) < counts[:, None]
+    return u.argsort(dim=1) < counts[:, None]       # of each row's random order of 0..L-1
 
 
 # ----------------------------------------------------------------------------------------------

@@ -2,12 +2,11 @@
 
     python analysis/preserve.py --base=GSAI-ML/LLaDA-8B-Base --models=out/plain,out/jepa
 
-Every model meets the same windows under the same masks and the same questions, so that it is its
-difference to the base that has a small error. The paper (arXiv 2606.00091, table 3) reports the
-mean Wikitext loss minus the base's, and 500 questions of MMLU; it states neither the windows nor
-the rates, nor which questions, nor the number of shots: these are ours. What was measured is kept
-in `out`, under a name made of the weights and of all that was asked: a run that was interrupted, or
-that gets one model more, measures only what is missing.
+Every model meets the same windows under the same masks and the same questions: what has a small
+error is its difference to the base. The paper (arXiv 2606.00091, table 3) has the mean Wikitext
+loss minus the base's, and 500 questions of MMLU; windows, rates, questions and shots are ours, for
+it states none. Each model's numbers are kept in `out`, in a file named after its weights and all
+that was asked: a run that was interrupted, or gets one model more, measures what is missing.
 """
 import hashlib
 import json
@@ -27,7 +26,7 @@ sys.path.insert(0, str(ROOT))           # a script in a folder: the modules lie 
 
 from configurator import run
 from likelihood import BATCH_TOKENS, choose, held_out_losses
-from model import pick_device
+from model import DLLM, pick_device
 from sample import load_model
 from tasks import mmlu, wikitext
 from tasks.tokenizer import load_tokenizer
@@ -36,7 +35,7 @@ from weights import find_weights, weights_file
 
 @dataclass
 class PreserveConfig:
-    base: str = ""                      # the model before tuning: checkpoint, out_dir or hub name
+    base: str = ""                      # before tuning: a checkpoint, an out_dir or a hub name
     models: tuple[str, ...] = ()        # the same after tuning, one or more, with commas between
     data_dir: str = ""                  # a folder with mmlu/ and wikitext/; empty: the hub
     out: str = "out/preserve"           # folder of what was measured, and of summary.json
@@ -50,9 +49,10 @@ class PreserveConfig:
     device: str = "auto"                # cpu, cuda, cuda:1, ...; auto takes a GPU if there is one
 
     def __post_init__(self):
-        if min(self.n_windows, self.n_questions) < 0 or self.batch_tokens < 1:
-            raise ValueError(f"n_windows={self.n_windows} and n_questions={self.n_questions} must "
-                             f"not be negative, and batch_tokens={self.batch_tokens} at least 1")
+        if min(self.n_windows, self.n_questions, self.n_shot) < 0 or self.batch_tokens < 1:
+            raise ValueError(f"n_windows={self.n_windows}, n_questions={self.n_questions} and "
+                             f"n_shot={self.n_shot} must not be negative, and "
+                             f"batch_tokens={self.batch_tokens} must be at least 1")
 
 
 def main(cfg: PreserveConfig):
@@ -63,11 +63,12 @@ def main(cfg: PreserveConfig):
 
 def preserve(cfg: PreserveConfig) -> dict:
     """-> {model: its scores, and beside the base's their differences}, also in out/summary.json."""
-    text = wikitext.load_text("test", folder_of(cfg, "wikitext"))
-    questions = mmlu.load("test", folder_of(cfg, "mmlu"))
-    questions = mmlu.subset(questions, cfg.n_questions) if cfg.n_questions else questions
-    shots = mmlu.load("dev", folder_of(cfg, "mmlu")) if cfg.n_shot else []
-    asked = mmlu.prompts(questions, shots, cfg.n_shot)
+    text_dir, mmlu_dir = (cfg.data_dir and os.path.join(cfg.data_dir, task)
+                          for task in ("wikitext", "mmlu"))
+    text, questions = wikitext.load_text("test", text_dir), mmlu.load("test", mmlu_dir)
+    questions = mmlu.subset(questions, cfg.n_questions or len(questions))
+    shots = mmlu.load("dev", mmlu_dir) if cfg.n_shot else []
+    asked = [mmlu.prompts(questions, shots, n) for n in range(cfg.n_shot, -1, -1)]
     gold = [mmlu.LETTERS.index(question.meta["gold"]) for question in questions]
 
     os.makedirs(cfg.out, exist_ok=True)
@@ -75,26 +76,28 @@ def preserve(cfg: PreserveConfig) -> dict:
     for name in dict.fromkeys((cfg.base, *cfg.models)):
         measured = measure(cfg, name, text, asked)
         base = base or measured
-        if measured["windows"] != base["windows"]:
-            raise ValueError(f"{name} and {cfg.base} do not split Wikitext into the same tokens: "
-                             f"their losses have no common unit")
+        if measured["tokens"] != base["tokens"]:
+            raise ValueError(f"{name} and {cfg.base} do not read the same tokens, for their "
+                             f"tokenizers or block sizes differ: there is nothing to compare")
         summary[name] = {"wikitext": score_losses(measured["losses"], base["losses"]),
-                         "mmlu": score_choices(measured["log_p"], base["log_p"], gold)}
+                         "mmlu": score_choices(measured["log_p"], base["log_p"], gold),
+                         "fewer_shots": measured["fewer_shots"]}
     write_json(Path(cfg.out) / "summary.json", {"settings": vars(cfg), "models": summary})
     return summary
 
 
-def folder_of(cfg: PreserveConfig, task: str) -> str:
-    return os.path.join(cfg.data_dir, task) if cfg.data_dir else ""
+def measure(cfg: PreserveConfig, name: str, text: str, asked: list[list[str]]) -> dict:
+    """What one model says, from its file in cfg.out, or measured, which makes that file.
 
-
-def measure(cfg: PreserveConfig, name: str, text: str, asked: list[str]) -> dict:
-    """One model's {losses: (N, R), log_p: (questions, 4), windows: their hash}, as lists: from its
-    file in cfg.out, or measured, which makes that file."""
+    losses (N, R) and log_p (questions, 4), as lists; tokens, a hash of all it read; fewer_shots,
+    questions whose n_shot shots its block_size does not hold. asked: the prompts with n_shot, then
+    with one shot fewer, down to none.
+    """
     folder, device = find_weights(name), pick_device(cfg.device)
     tok, weights = load_tokenizer(folder), weights_file(folder)
     windows = wikitext.windows(text, tok, cfg.window, cfg.n_windows)
-    before, letters = zip(*(mmlu.letter_ids(tok, prompt) for prompt in asked))
+    block_size = DLLM.on_meta(folder).config.block_size
+    before, letters, left_out = zip(*(that_fits(tok, texts, block_size) for texts in zip(*asked)))
     # the device too: in bf16 numbers are others than in fp32, and differences to a base are small
     key = digest(weights, os.stat(weights).st_mtime_ns, device.type, windows.tolist(), cfg.rates,
                  cfg.seed, before, letters)
@@ -103,16 +106,25 @@ def measure(cfg: PreserveConfig, name: str, text: str, asked: list[str]) -> dict
         return json.loads(path.read_text())
 
     model, _ = load_model(folder, cfg.device)
-    print(f"{name}: {windows.numel() * len(cfg.rates):,} tokens of Wikitext, "
-          f"{sum(map(len, before)):,} of MMLU", file=sys.stderr)
+    print(f"{name}: {len(windows)} windows, {len(before)} questions", file=sys.stderr)
     losses = held_out_losses(model, windows, cfg.rates, cfg.seed, cfg.batch_tokens)
     log_p = choose(model, before, letters, cfg.batch_tokens)
     if not losses.isfinite().all() or not log_p.isfinite().all():
         raise ValueError(f"{name} gives probabilities that are no numbers: its weights are broken")
-    measured = {"model": name, "weights": weights, "windows": digest(windows.tolist()),
-                "losses": losses.tolist(), "log_p": log_p.tolist()}
+    measured = {"model": name, "weights": weights, "tokens": digest(windows.tolist(), before),
+                "fewer_shots": sum(map(bool, left_out)), "losses": losses.tolist(),
+                "log_p": log_p.tolist()}
     write_json(path, measured)
     return measured
+
+
+def that_fits(tok, texts, block_size: int):
+    """The ids of the first text that leaves room for a letter, or of the last, and its number."""
+    for n, text in enumerate(texts):
+        before, letters = mmlu.letter_ids(tok, text)
+        if len(before) < block_size:
+            break
+    return before, letters, n
 
 
 def digest(*what) -> str:
@@ -123,10 +135,6 @@ def write_json(path, what: dict):
     with open(f"{path}.new", "w") as file:
         json.dump(what, file, indent=1)
     os.replace(f"{path}.new", path)
-
-
-# ----------------------------------------------------------------------------------------------
-# scores
 
 
 def score_losses(losses, base) -> dict:
@@ -166,18 +174,18 @@ def mcnemar(b: int, c: int) -> float:   # stats.py
 def print_tables(summary: dict, cfg: PreserveConfig):
     width = min(17, max(map(len, summary)))
     label = lambda name: f"{name[-width:]:{width}}"
-    a_model = next(iter(summary.values()))
-    print(f"\nWikitext: loss per masked token at t; {a_model['wikitext']['n']} windows of "
+    base = summary[cfg.base]
+    print(f"\nWikitext: loss per masked token at t; {base['wikitext']['n']} windows of "
           f"{cfg.window} tokens, the same masks\n{label('')}  "
           + "".join(f"{t:6g}" for t in cfg.rates) + f"{'mean':>8}  minus base, 95 %")
     for name, scores in summary.items():
         s = scores["wikitext"]
-        print(f"{label(name)}  " + "".join(f"{loss:6.2f}" for loss in s["by_rate"])
-              + f"{s['mean']:8.4f}"
+        print(f"{label(name)}  " + "".join(f"{t:6.2f}" for t in s["by_rate"]) + f"{s['mean']:8.4f}"
               + f" {s['minus_base']:+8.4f} +- {s['half_95']:.4f}" * (name != cfg.base))
 
-    always = 100 * a_model["mmlu"]["always_one_letter"]
-    print(f"\nMMLU, {cfg.n_shot}-shot, the likeliest letter; always the same one: {always:.1f} %\n"
+    short = f" (fewer for {base['fewer_shots']} long questions)" * bool(base["fewer_shots"])
+    print(f"\nMMLU, {cfg.n_shot}-shot{short}, the likeliest letter; always the same one: "
+          f"{100 * base['mmlu']['always_one_letter']:.1f} %\n"
           f"{label('')}  {'right':>11}  {'accuracy %':>11}  {'gained':>6}  {'lost':>5}  McNemar p  "
           f"{'mass':>5}   A B C D, %")
     for name, scores in summary.items():

@@ -281,9 +281,10 @@ def test_windows_of_one_token_are_one_sentence():
         held_out_losses(tiny(), texts(3, 1), RATES)
 
 
-def test_whole_and_real_rates_are_the_same():
-    assert torch.equal(held_out_losses(tiny(), texts(2, 8), (1,)),
-                       held_out_losses(tiny(), texts(2, 8), torch.tensor([1.0])))
+def test_a_rate_is_its_number_however_it_is_given():
+    for a, b in (((0.5,), torch.tensor([0.5])), ((1,), (1.0,)), ([0.25], (1 / 4,))):
+        assert torch.equal(held_out_losses(tiny(), texts(2, 30), a),
+                           held_out_losses(tiny(), texts(2, 30), b))
 
 
 # ---- choices ----

@@ -117,6 +117,22 @@ def test_a_table_has_a_line_a_model_and_fits_100_columns(cfg, capsys):
     assert sum("+-" in line and "+0.0000 +- 0.0000" in line for line in lines) == 1     # `same`
 
 
+def test_a_model_reads_as_many_shots_as_it_has_room_for(cfg, tmp_path, capsys, monkeypatch):
+    shown = []
+    monkeypatch.setattr(preserve, "choose", lambda model, before, *rest:
+                        shown.extend(before) or torch.zeros(len(before), 4).double())
+    cfg.n_shot, cfg.models = 2, (cfg.base,)
+    assert preserve.preserve(cfg)[cfg.base]["fewer_shots"] == 0
+    lengths = sorted({len(ids) for ids in shown})
+    one_shot = len("0?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer: A\n\n")
+    # a question of one digit just fits, its letter included, one of two digits loses a shot
+    cfg.base = write_checkpoint(tmp_path / "short", 0, block_size=lengths[0] + 1)
+    cfg.n_questions, cfg.models, shown[:] = 8, (cfg.base,), []
+    preserve.main(cfg)
+    assert {len(ids) for ids in shown} == {lengths[0], lengths[0] + 1 - one_shot}
+    assert "(fewer for 2 long questions)" in capsys.readouterr().out
+
+
 # ---- going on ----
 
 
@@ -195,13 +211,17 @@ def test_mistakes_are_one_sentence(cfg, tmp_path):
     assert "above 0 and up to 1" in refusal(change(rates=(0.0,)))
     with pytest.raises(ValueError, match="must not be negative"):
         change(n_windows=-1)
+    with pytest.raises(ValueError, match="n_shot=-1"):
+        change(n_shot=-1)
     with pytest.raises(ValueError, match="batch_tokens=0"):
         change(batch_tokens=0)
 
 
 def test_models_with_other_tokens_cannot_be_compared(cfg, tmp_path):
     cfg.models = (write_checkpoint(tmp_path / "words", 0, toy_tokenizer()),)
-    assert "do not split Wikitext into the same tokens" in refusal(cfg)
+    assert "do not read the same tokens" in refusal(cfg)
+    cfg.models = (write_checkpoint(tmp_path / "short", 0, block_size=120),)
+    assert "do not read the same tokens" in refusal(cfg)
 
 
 def test_broken_weights_are_told_and_not_kept(cfg, tmp_path):
