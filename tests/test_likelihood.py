@@ -335,10 +335,13 @@ def test_half_precision_and_other_devices_are_near(device, dtype):
 def test_measuring_leaves_the_model_and_the_random_state_as_they_were():
     model, state = tiny(), torch.get_rng_state()
     before = {name: p.clone() for name, p in model.named_parameters()}
+    encode, states = model.encode, []
+    model.encode = lambda *args: states.append(encode(*args)) or states[-1]
     held_out_losses(model, texts(2, 9), RATES)
     log_likelihood(model, [[1]], [[2, 3]], 4)
     choose(model, [[1]], [[2, 3]])
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(p, before[name]) and p.grad is None
                for name, p in model.named_parameters())
+    assert len(states) == 3 and not any(h.requires_grad for h in states)
     assert torch.is_grad_enabled()

@@ -171,6 +171,13 @@ def test_new_weights_in_an_old_folder_are_measured(cfg, tmp_path):
     assert preserve.preserve(cfg)[str(folder)] != old
 
 
+def test_numbers_of_another_kind_of_device_are_not_mixed_with_these(cfg, monkeypatch):
+    preserve.preserve(cfg)
+    monkeypatch.setattr(preserve, "pick_device", lambda name: torch.device("cuda"))
+    preserve.preserve(cfg)
+    assert len(files_of(cfg)) == 3 + 3 + 1
+
+
 def test_an_interrupted_run_keeps_the_models_that_are_done(cfg, monkeypatch):
     choose = preserve.choose
 
@@ -224,16 +231,16 @@ def test_models_with_other_tokens_cannot_be_compared(cfg, tmp_path):
     assert "do not read the same tokens" in refusal(cfg)
 
 
-def test_broken_weights_are_told_and_not_kept(cfg, tmp_path):
-    folder = tmp_path / "broken"
+def test_weights_that_overflow_are_told_and_not_kept(cfg, tmp_path):
+    folder = tmp_path / "huge"
     write_checkpoint(folder, 0)
     model = DLLM.from_checkpoint(folder)
     with torch.no_grad():
-        model.norm.weight[3] = math.nan
+        model.norm.weight.fill_(1e38)                   # finite, so that the file can be read
     model.save(folder)
     cfg.models = (str(folder),)
-    assert "broken" in refusal(cfg)
-    assert not any(name.startswith("broken") for name in files_of(cfg))
+    assert "no numbers: its weights are broken" in refusal(cfg)
+    assert not any(name.startswith("huge") for name in files_of(cfg))
 
 
 # ---- scores ----
