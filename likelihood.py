@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from model import row_generators, to_device, uniform
 
-BATCH_TOKENS = 8192     # of one pass, padding included; ours, some 1 GB of activations at 8 B
+BATCH_TOKENS = 8192     # of one pass, padding included; the number is ours
 
 
 def log_likelihood(model, prompts: list[list[int]], answers: list[list[int]], n_samples: int = 128,

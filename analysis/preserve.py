@@ -30,7 +30,7 @@ from model import DLLM, pick_device
 from sample import load_model
 from tasks import mmlu, wikitext
 from tasks.tokenizer import load_tokenizer
-from weights import find_weights, weights_file
+from weights import find_weights, read_json, weights_file
 
 
 @dataclass
@@ -103,7 +103,7 @@ def measure(cfg: PreserveConfig, name: str, text: str, asked: list[list[str]]) -
                  cfg.seed, before, letters)
     path = Path(cfg.out) / f"{Path(name).name}_{key}.json"
     if path.is_file():
-        return json.loads(path.read_text())
+        return read_json(path)
 
     model, _ = load_model(folder, cfg.device)
     print(f"{name}: {len(windows)} windows, {len(before)} questions", file=sys.stderr)
