@@ -1,0 +1,34 @@
+"""WikiText-2's test split, one text, which a tuned model should find as probable as its base does.
+
+Rows come from a local folder (test.jsonl[.gz] with `text`) or from the hub's `Salesforce/wikitext`.
+A blank line of the raw file is an empty row there, so that joining gives wiki.test.raw byte for
+byte, in its own style of ` @-@ ` and blanks around commas. There is no question here and no answer;
+likelihood.py measures the loss on `windows`, analysis/preserve.py compares models by it.
+"""
+import torch
+
+from tasks.common import load_rows
+
+
+def load_text(split: str = "test", data_dir: str = "") -> str:
+    """The whole text. Raises ValueError or FileNotFoundError, one sentence, if there is none."""
+    rows = load_rows(split, data_dir, "Salesforce/wikitext", "wikitext-2-raw-v1")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row.get("text"), str):
+            raise ValueError(f"wikitext {split}, row {number}: 'text' must be a text")
+    return "".join(row["text"] or " \n" for row in rows)
+
+
+def windows(text: str, tok, length: int = 512, limit: int = 0):
+    """Consecutive windows of `length` tokens, BOS before each where there is one -> (N, T) ids.
+
+    The last partial window is dropped. `limit` takes so many of them, spread evenly over the text;
+    0: all. Raises ValueError if the text has less than one window. 512 is ours.
+    """
+    ids = tok.encode(text)
+    n = len(ids) // length if length > 0 else 0
+    if not n:
+        raise ValueError(f"a text of {len(ids)} tokens has no window of {length}")
+    whole = torch.tensor(ids[:n * length]).view(n, length)
+    whole = torch.cat([torch.tensor(tok.bos, dtype=torch.long).expand(n, -1), whole], dim=1)
+    return whole[[i * n // limit for i in range(limit)]] if 0 < limit < n else whole
