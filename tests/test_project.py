@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from chat import ChatConfig
 from configurator import configure
 from eval_gsm8k import GSM8KConfig
 from evaluate import EvalConfig
@@ -17,7 +18,8 @@ from weights import ConvertConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {"train.py": TrainConfig, "analysis/compare.py": TrainConfig, "sample.py": SampleConfig,
-            "evaluate.py": EvalConfig, "eval_gsm8k.py": GSM8KConfig, "weights.py": ConvertConfig}
+            "evaluate.py": EvalConfig, "eval_gsm8k.py": GSM8KConfig, "weights.py": ConvertConfig,
+            "chat.py": ChatConfig}
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("config/*.py"))
 
 # what a file may import of the project; the arrows all point down
@@ -26,6 +28,7 @@ LEVELS = {
     "jepa.py": {"model"}, "lora.py": {"model", "weights"}, "lean.py": set(),
     "sharding.py": {"weights"}, "checkpoint.py": {"weights", "sharding", "lora"},
     "sample.py": {"model", "weights", "tasks", "configurator"},
+    "view.py": set(), "chat.py": {"sample", "view", "tasks", "configurator"},
     "train.py": {"model", "weights", "jepa", "lora", "lean", "sharding", "checkpoint", "tasks",
                  "configurator"},
     "evaluate.py": {"sample", "weights", "tasks", "configurator"},
