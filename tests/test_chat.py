@@ -208,8 +208,12 @@ def test_a_pipe_gets_each_character_once_and_only_when_it_is_whole(model, tok, c
 def test_what_lies_behind_an_end_is_no_part_of_the_answer(tok):
     for end in (tok.eos_id, tok.eot_id):
         answer = Answer(tok)
-        answer.show(torch.tensor([[97, end, 98, tok.mask_id, tok.eos_id]]), torch.ones(1, 5))
-        assert answer.finished() == "a"
+        shown = []
+        answer.screen = SimpleNamespace(in_place=True, show=lambda x, p: shown.append((x, p)))
+        answer.show(torch.tensor([[97, 0xff, end, 98, tok.mask_id, end]]), torch.ones(1, 6))
+        assert answer.finished() == "a\ufffd"              # nothing is still to come
+        [(x, p)] = shown
+        assert x.tolist() == [97, 0xff] and p.tolist() == [1, 1]
 
 
 # ---- the program ----

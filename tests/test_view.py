@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import view
 from tasks.tokenizer import byte_tokenizer, toy_tokenizer
-from view import SHADES, Film, Screen, columns, printable, spans
+from view import SHADES, Film, Screen, printable, spans
 
 TOK, MASK = byte_tokenizer(), byte_tokenizer().mask_id
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
@@ -25,6 +25,8 @@ HOSTILE = ("</script><script>window.pwned = 1</script>", "<img src=x onerror='wi
 CHARACTERS = ("a", "Z", " ", "\n", "\u00e9", "\u4e2d", "\u3042", "\U0001f642", "e\u0301", "\u2591",
               "\U0001f469\u200d\U0001f680", "\u2764\ufe0f", "\u3000", "\x1b[2J", "\x1b[9A", "\r",
               "\t", "\x9b", "\u202e")
+WIDTHS = {**dict.fromkeys("\u4e2d\u3042\u3000\U0001f642\U0001f469\U0001f680", 2),
+          **dict.fromkeys("\u0301\u200d", 0)}
 lines_of_text = st.lists(st.sampled_from(CHARACTERS), max_size=120).map("".join)
 
 
@@ -64,7 +66,7 @@ class Terminal:
                 row = self.rows[self.y]
                 self.rows[self.y] = row[:self.x] + c + row[self.x + 1:]
                 self.x += 1
-                assert sum(map(columns, self.rows[self.y][:self.x])) < self.width
+                assert sum(WIDTHS.get(c, 1) for c in self.rows[self.y][:self.x]) < self.width
 
     def top(self):
         return max(0, len(self.rows) - self.height)
@@ -128,7 +130,8 @@ def test_in_place_the_last_frame_is_the_answer_and_nothing_above_it_is_touched(
         for x, p in frames(ids, random.sample(range(len(ids)), len(ids))):
             screen.show(x, p)
         screen.end()
-    above, *rows = terminal.rows[:terminal.y]
+    above, *rows, below = terminal.rows
+    assert (terminal.x, terminal.y, below) == (0, len(terminal.rows) - 1, "")
     assert above == "$ view"
     assert "".join(rows) == printable(TOK.decode(ids)).replace("\n", "")
     assert len(rows) >= 1 + TOK.decode(ids).count("\n")
@@ -263,13 +266,14 @@ def visit(path, fragment="", script="", budget=2000):
     """
     before = """<script>var errors = []
         onerror = (...all) => { errors.push(all.join(" ")) }
-        addEventListener("securitypolicyviolation", e => errors.push(e.violatedDirective + e.blockedURI))
+        addEventListener("securitypolicyviolation", e => errors.push(e.violatedDirective))
         </script>"""
     after = """<script>(async () => {
         const wait = seconds => new Promise(done => setTimeout(done, 1000 * seconds))
         const answer = () => [...document.querySelectorAll("#answer span")]
-        const seen = () => answer().map(s => s.className === "mask" ? "\u2591" : s.textContent).join("")
-        const value = await (async () => { SCRIPT })().catch(error => { errors.push(String(error)) })
+        const one = span => span.className === "mask" ? "\u2591" : span.textContent
+        const seen = () => answer().map(one).join("")
+        const value = await (async () => { SCRIPT })().catch(e => { errors.push(String(e)) })
         document.documentElement.dataset.result = JSON.stringify({errors, value})
         })()</script>""".replace("SCRIPT", script)
     driven = path.with_name("driven.html")
@@ -354,7 +358,7 @@ def test_the_slider_the_keys_and_the_address_go_through_the_steps(tmp_path):
         press("ArrowRight"); press("ArrowRight"); press("ArrowLeft"); seen_at.one = seen()
         seen_at.words = document.getElementById("counters").textContent
         seen_at.aria = slider.getAttribute("aria-valuetext")
-        seen_at.fresh = answer().map((s, n) => s.classList.contains("new") ? n : -1).filter(n => n >= 0)
+        seen_at.fresh = [...document.querySelectorAll("#answer .new")].map(s => answer().indexOf(s))
         press("End"); press("ArrowRight"); seen_at.end = seen()
         location.hash = "#step=2"; await wait(0.1); seen_at.hash = seen()
         return seen_at""")
@@ -395,16 +399,18 @@ def test_a_token_says_how_sure_the_model_was_when_it_was_revealed(tmp_path):
         for (const n of [1, 5]) { answer()[n].click(); said.push(say()) }
         box.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowUp", bubbles: true}))
         const chosen = answer().findIndex(s => s.classList.contains("chosen"))
-        return [answer().map(s => s.className.replace(" chosen", "")), answer().map(s => s.title),
-                [...said, say()], [...document.querySelectorAll("#order rect:not(#future)")].map(
+        return [answer().map(s => s.className.replace(" chosen", "")),
+                answer().map(s => s.title), [...said, say()],
+                [...document.querySelectorAll("#order rect:not(#future)")].map(
                     r => ["x", "y", "height", "class"].map(a => r.getAttribute(a))),
                 document.getElementById("counters").textContent, chosen]""")
     classes, titles, said, rects, counters, chosen = page
+    euro = "\u201c\u20ac\u201d"
     assert classes == ["given", "mask", "known s2", "known s1", "known s1 new", "known s0"]
     assert titles == ["position 1: \u201ca\u201d, not from the model", "position 2: a mask",
-                      "position 3: part of \u201c\u20ac\u201d, probability 50.0 %, revealed at step 2",
-                      "position 4: part of \u201c\u20ac\u201d, probability 30.0 %, revealed at step 3",
-                      "position 5: \u201c\u20ac\u201d, probability 100.00 %, revealed at step 4",
+                      f"position 3: part of {euro}, probability 50.0 %, revealed at step 2",
+                      f"position 4: part of {euro}, probability 30.0 %, revealed at step 3",
+                      f"position 5: {euro}, probability 100.00 %, revealed at step 4",
                       "position 6: \u201c\u21b5\u201d, probability 5.00 %, revealed at step 1"]
     assert said[0].startswith("Point at") and said[1:] == [titles[1], titles[5], titles[4]]
     assert sorted(rects) == [["0", "0", "4", "given"], ["2", "1", "3", "s2"],
