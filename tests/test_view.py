@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import view
-from tasks.tokenizer import byte_tokenizer, toy_tokenizer
+from tasks.tokenizer import BYTES, byte_tokenizer, our_tokenizer, toy_tokenizer
 from view import SHADES, Film, Screen, printable, spans
 
 TOK, MASK = byte_tokenizer(), byte_tokenizer().mask_id
@@ -332,9 +332,11 @@ def test_no_text_can_end_the_script_that_holds_it(text, tmp_path):
 
 @browser
 def test_hostile_text_is_seen_as_text(tmp_path):
-    text = "\n".join(HOSTILE) + "\ud800"
-    shown = "\n".join(HOSTILE)
-    path, _ = saved(film_of(shown, text), tmp_path, text)
+    """Where a token is a whole tag, too."""
+    text, shown = "\n".join(HOSTILE) + "\ud800", "".join(HOSTILE)
+    film = Film(our_tokenizer("hostile", r"[\s\S]", BYTES + [t.encode() for t in HOSTILE]), text)
+    film.show(torch.arange(256, 256 + len(HOSTILE)), torch.ones(len(HOSTILE)))
+    path, _ = saved(film, tmp_path, text)
     page = visit(path, script="""
         const text = id => document.getElementById(id).textContent
         return {pwned: typeof pwned, images: document.images.length, prompt: text("prompt"),
@@ -426,8 +428,12 @@ def test_a_token_may_be_masked_again_and_an_empty_film_is_a_page(tmp_path):
         film.show(x, (x != MASK) * 0.5)
     path, data = saved(film, tmp_path)
     assert data["steps"][2] == [[0], [1, "b", 0.5]]
-    script = "return [0, 1, 2, 3].map(k => (show(k), seen()))"
-    assert visit(path, script=script) == ["\u2591\u2591", "a\u2591", "\u2591b", "cb"]
+    texts, columns = visit(path, script="""
+        return [[0, 1, 2, 3].map(k => (show(k), seen())),
+            [...document.querySelectorAll("#order rect:not(#future)")].map(
+                r => ["x", "y", "height"].map(a => Number(r.getAttribute(a))))]""")
+    assert texts == ["\u2591\u2591", "a\u2591", "\u2591b", "cb"]
+    assert sorted(columns) == [[0, 0, 1], [0, 2, 1], [1, 1, 2]]     # x, from, how long
     empty, _ = saved(Film(TOK), tmp_path)
     assert visit(empty, script="return [seen(), document.getElementById('counters').textContent]") \
         == ["", "step 0 of 0, 0 of 0 tokens revealed"]
