@@ -12,7 +12,6 @@ read again what precedes or follows the block (cache.py), and `threshold` or `fa
 that is sure enough in place of a fixed number (Fast-dLLM, arXiv 2505.22618).
 """
 import os
-import shutil
 import sys
 import time
 from dataclasses import dataclass, fields
@@ -28,6 +27,7 @@ from model import DLLM, pick_device, pick_dtype, row_generators, to_device
 from reveal import Sampling, Schedule, draw_uniform, draws_on, propose
 from tasks.common import question_prompt
 from tasks.tokenizer import load_tokenizer
+from view import Film, Screen
 from weights import find_weights
 
 GAP = "[MASK]"                          # how a user writes a token to fill
@@ -43,17 +43,25 @@ class SampleConfig(Sampling):
     prompt: str = "Anna has 3 boxes with 4 apples in each. How many apples?"  # a question
     infill: str = ""                    # in place of a prompt: a text, each [MASK] a token to fill
     chat: bool = False                  # ask it as a turn of a chat (Instruct models)
+    html: str = ""                      # a page to write, which steps through the answer
     device: str = "auto"                # cpu, cuda, cuda:1, ...; auto takes a GPU if there is one
 
 
 def main(cfg: SampleConfig):
     model, tok = load_model(cfg.init_from, cfg.device, cfg.revision, cfg.chat)
-    tally, screen = Tally(), Screen(tok, in_place=sys.stdout.isatty())
+    prompt = cfg.infill or (cfg.prompt if cfg.chat else question_prompt(cfg.prompt))
+    tally, screen, film = Tally(), Screen(tok), Film(tok, prompt)
+
+    def on_step(x, p):
+        screen.show(x[0], p[0])
+        film.show(x[0], p[0])
     if cfg.infill:
-        print(complete_gaps(model, tok, cfg.infill, cfg, tally=tally))
+        complete_gaps(model, tok, prompt, cfg, on_step, tally)
     else:
-        prompt = cfg.prompt if cfg.chat else question_prompt(cfg.prompt)
-        complete(model, tok, [prompt], cfg, lambda x, p: screen.show(x[0]), tally)
+        complete(model, tok, [prompt], cfg, on_step, tally)
+    screen.end()
+    if cfg.html:
+        film.save_html(cfg.html, f"{cfg.init_from}: {tally.line()}")
     print(tally.line(), file=sys.stderr)
 
 
@@ -72,7 +80,7 @@ def generate(model, prompt, gen_length: int = 128, block_length: int = 128, step
     never: ids that must not appear, besides the mask id. ends: ids that end a text; with `stop`
     a row is left alone after the block in which it has one, and end-of-text fills the rest.
     on_step(x, p), both (B, gen_length), is called at the start and after every pass; p is the
-    probability a token had when it was revealed. more: the other settings of `Sampling`.
+    probability a token had when it was revealed, else 0. more: the other settings of `Sampling`.
     Raises ValueError for what does not fit together or into the model.
     """
     s = Sampling(gen_length, block_length, steps, temperature, remasking, **more)
@@ -120,11 +128,16 @@ def fill(model, texts, gaps, s: Sampling, generator, on_step, never, ends, stop,
     never = [config.mask_id, *never, *(ends if s.end_tokens == "never" else ())]
     never, ends = (to_device(torch.tensor(ids, dtype=torch.long), device)
                    for ids in (never, list(ends)))
-    p = (x != config.mask_id).float()
-    if on_step:
-        on_step(x, p)
+    p, watched, tally = torch.zeros_like(x, dtype=torch.float32), 0.0, tally or Tally()
 
-    on, tally = list(range(len(x))), tally or Tally()       # rows that are worked on
+    def watch():                                            # what watching takes is not counted
+        nonlocal watched
+        if on_step:
+            seen = time.perf_counter()
+            on_step(x, p)
+            watched += time.perf_counter() - seen
+    watch()
+    on = list(range(len(x)))                                # rows that are worked on
     for start in range(0, N, L):
         if stop and start:                                  # here the host waits, once a block
             has_end = torch.isin(x.gather(1, slots[:, :start]), ends).any(dim=1).tolist()
@@ -139,18 +152,18 @@ def fill(model, texts, gaps, s: Sampling, generator, on_step, never, ends, stop,
 
         def show(x_these, p_these):
             x[these], p[these] = x_these, p_these
-            if on_step:
-                on_step(x, p)
+            watch()
         fill_block(model, x[these], p[these], is_real[on], slots[these], is_gap[on], start, s, some,
                    never, ends, tally, show)
 
     is_gap, answer = to_device(is_gap, device), x.gather(1, slots)
-    if stop:
+    if len(on) < len(x):                                    # what was left alone is filled
         answer = answer.masked_fill(answer == config.mask_id, config.eos_id)
         x.scatter_(1, slots, answer)
+        watch()
     n_ends = (torch.isin(answer, ends) & is_gap).int().cumsum(dim=1)
     tally.tokens += int((is_gap & (n_ends - torch.isin(answer, ends).int() < 1)).sum())
-    tally.seconds += time.perf_counter() - began
+    tally.seconds += time.perf_counter() - began - watched
     return x
 
 
@@ -283,8 +296,10 @@ def complete_gaps(model, tok, text: str, cfg: Sampling, on_step=None, tally=None
     first, *others = [tok.encode(part) for part in text.split(GAP)]
     ids = tok.bos + first + [i for part in others for i in (tok.mask_id, *part)]
     generator = row_generators(cfg.seed, 0, [text], draws_on(model.embed.weight.device))
-    [x] = infill(model, [ids], cfg, generator, on_step, never_of(model, tok), tally)
-    return tok.show(x[len(tok.bos):])
+    n = len(tok.bos)
+    look = on_step and (lambda x, p: on_step(x[:, n:], p[:, n:]))
+    [x] = infill(model, [ids], cfg, generator, look, never_of(model, tok), tally)
+    return tok.show(x[n:])
 
 
 def never_of(model, tok) -> list[int]:
@@ -319,29 +334,6 @@ def load_model(init_from: str, device: str, revision: str = "", chat: bool = Fal
     tok.check_fits(model.config)
     model.compute_dtype = dtype
     return model.eval(), tok
-
-
-class Screen:
-    """Shows the answer after every pass: in place on a terminal, one line a pass elsewhere."""
-
-    def __init__(self, tok, in_place: bool):
-        self.tok, self.in_place, self.height = tok, in_place, 0
-
-    def show(self, x):
-        text = printable(self.tok.show(x.tolist()))
-        if self.in_place:
-            up = f"\x1b[{self.height}F\x1b[0J" if self.height else ""
-            width = shutil.get_terminal_size().columns
-            self.height = sum(1 + max(0, len(line) - 1) // width for line in text.split("\n"))
-            print(f"{up}{text}", flush=True)
-            time.sleep(0.05)                    # slow enough to watch
-        else:
-            print(text.replace("\n", "\\n"))
-
-
-def printable(text: str) -> str:
-    """Text whose control characters, but for newlines, are written out: no escape codes."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from analysis.preserve import PreserveConfig
+from chat import ChatConfig
 from configurator import configure
 from eval_gsm8k import GSM8KConfig
 from evaluate import EvalConfig
@@ -19,7 +20,7 @@ from weights import ConvertConfig
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {"train.py": TrainConfig, "analysis/compare.py": TrainConfig, "sample.py": SampleConfig,
             "evaluate.py": EvalConfig, "eval_gsm8k.py": GSM8KConfig, "weights.py": ConvertConfig,
-            "analysis/preserve.py": PreserveConfig}
+            "chat.py": ChatConfig, "analysis/preserve.py": PreserveConfig}
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("config/*.py"))
 
 # what a file may import of the project; the arrows all point down
@@ -28,11 +29,12 @@ LEVELS = {
     "jepa.py": {"model"}, "lora.py": {"model", "weights"}, "lean.py": set(),
     "sharding.py": {"weights"}, "checkpoint.py": {"weights", "sharding", "lora"},
     "cache.py": {"model"}, "reveal.py": {"model"}, "likelihood.py": {"model"},
-    "sample.py": {"model", "weights", "tasks", "configurator", "cache", "reveal"},
+    "sample.py": {"model", "weights", "tasks", "configurator", "cache", "reveal", "view"},
     "train.py": {"model", "weights", "jepa", "lora", "lean", "sharding", "checkpoint", "tasks",
                  "configurator"},
     "evaluate.py": {"sample", "reveal", "weights", "tasks", "configurator"},
     "eval_gsm8k.py": {"evaluate", "configurator"},
+    "view.py": set(), "chat.py": {"sample", "view", "tasks", "configurator"},
     "tasks/*.py": {"tasks"},
     "analysis/*.py": {"model", "weights", "jepa", "sample", "likelihood", "train", "evaluate",
                       "tasks", "configurator"},

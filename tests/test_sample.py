@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import sample
+import view
 from model import DLLM, ModelConfig, uniform
 from reveal import draw, reveal_schedule
 from sample import SampleConfig, complete, generate, load_model
@@ -430,7 +431,7 @@ def test_the_command_asks_the_question_as_the_tasks_do(checkpoint, capsys):
     sample.main(cfg)
     model, tok = load_model(str(checkpoint), "cpu")
     [ids] = generate(model, [tok.encode(question_prompt(cfg.prompt))], 16, 16, 16)
-    shown = sample.printable(tok.show(ids.tolist())).replace("\n", "\\n")
+    shown = view.printable(tok.show(ids.tolist())).replace("\n", "\\n")
     assert capsys.readouterr().out.endswith(shown + "\n")
 
 
@@ -457,8 +458,3 @@ def test_a_tokenizer_that_is_not_the_models_is_one_sentence(tmp_path):
     with pytest.raises(ValueError) as error:
         load_model(str(tmp_path), "cpu")
     assert len(str(error.value).splitlines()) == 1 and "tokenizer" in str(error.value)
-
-
-def test_what_a_model_writes_cannot_command_the_terminal():
-    assert sample.printable("a\x1b[2Jb\rc\x00\nd \u4e2d\u2591\u00b7") == (
-        "a\\x1b[2Jb\\rc\\x00\nd \u4e2d\u2591\u00b7")
