@@ -18,7 +18,7 @@ from tasks.tokenizer import byte_tokenizer, toy_tokenizer
 
 ROOT = Path(evaluate.__file__).parent
 REAL = ROOT.parent / "shared" / "data" / "gsm8k"
-FIELDS = ["id", "prompt", "completion", "prediction", "gold", "verdict"]
+FIELDS = ["id", "prompt", "completion", "tokens", "prediction", "gold", "verdict"]
 
 
 @pytest.fixture(autouse=True)
@@ -46,8 +46,8 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def cfg(checkpoint, tmp_path):
-    """10 questions of the toy in batches of 4, every answer its own random text."""
-    return EvalConfig(init_from=str(checkpoint), task="toy", limit=10, batch_size=4, gen_length=8,
+    """10 questions of the toy in batches of a few, every answer its own random text."""
+    return EvalConfig(init_from=str(checkpoint), task="toy", limit=10, batch_tokens=160, gen_length=8,
                       block_length=8, steps=4, temperature=1.0, device="cpu",
                       out=str(tmp_path / "answers.jsonl"))
 
@@ -68,11 +68,16 @@ def answer_with(monkeypatch, answer):
     """The model answers a prompt with answer(prompt) -> the prompts it is asked, as they come."""
     asked = []
 
-    def complete(model, tok, prompts, cfg):
+    def complete(model, tok, prompts, cfg, on_step):
         asked.extend(prompts)
+        on_step(torch.full((len(prompts), cfg.gen_length), tok.eos_id))
         return [answer(prompt) for prompt in prompts]
     monkeypatch.setattr(evaluate, "complete", complete)
     return asked
+
+
+def scored(cfg):
+    return evaluate.evaluate(cfg)[0]
 
 
 def refusal(cfg):
@@ -80,7 +85,7 @@ def refusal(cfg):
     folder = Path(cfg.out).parent
     before = {path: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(ValueError) as error:
-        evaluate.evaluate(cfg)
+        scored(cfg)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     assert len(str(error.value).splitlines()) == 1
     return str(error.value)
@@ -90,7 +95,7 @@ def refusal(cfg):
 
 
 def test_every_question_has_one_line_with_exactly_these_fields(cfg):
-    evaluate.evaluate(cfg)
+    scored(cfg)
     lines = lines_of(cfg)
     assert all(list(line) == FIELDS for line in lines)
     asked = {example.meta["id"]: example for example in toy.load("test")[:10]}
@@ -109,7 +114,7 @@ def test_scores_follow_from_the_lines_and_lie_beside_them(cfg, monkeypatch):
     few = {example.prompt for example in toy.load("test")[:3]}
     # of 10 answers 5 are right, and of the other 5 there are 2 empty ones
     answer_with(monkeypatch, lambda p: gold[p] if p in odd else "" if p in few else "#### 1000")
-    scores = evaluate.evaluate(cfg)
+    scores = scored(cfg)
     lines = lines_of(cfg)
     accuracy = sum(line["verdict"] for line in lines) / len(lines)
     assert (scores["accuracy"], scores["n"]) == (accuracy, len(lines)) == (0.5, 10)
@@ -123,7 +128,7 @@ def test_scores_follow_from_the_lines_and_lie_beside_them(cfg, monkeypatch):
 
 def test_the_answers_lie_in_the_checkpoint_unless_out_says_otherwise(tmp_path):
     write_checkpoint(tmp_path, toy_tokenizer())
-    scores = evaluate.evaluate(EvalConfig(init_from=str(tmp_path), limit=2, gen_length=4,
+    scores = scored(EvalConfig(init_from=str(tmp_path), limit=2, gen_length=4,
                                           block_length=4, steps=1, device="cpu"))
     assert scores["out"] == str(tmp_path / "eval_toy_0shot.jsonl")
     assert (tmp_path / "eval_toy_0shot.json").is_file()
@@ -133,33 +138,33 @@ def test_the_answers_lie_in_the_checkpoint_unless_out_says_otherwise(tmp_path):
 def test_the_answers_of_a_model_from_the_hub_lie_in_out(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: str(checkpoint))
     monkeypatch.chdir(tmp_path)         # a folder called like the model would be taken for it
-    scores = evaluate.evaluate(EvalConfig(init_from="some/model", limit=2, gen_length=4,
+    scores = scored(EvalConfig(init_from="some/model", limit=2, gen_length=4,
                                           block_length=4, steps=1, device="cpu"))
     assert scores["out"] == "out/some/model/eval_toy_0shot.jsonl"
     assert Path(scores["out"]).is_file() and not Path("some").exists()
 
 
 def test_a_new_folder_is_made_for_the_answers(cfg, tmp_path):
-    evaluate.evaluate(replace(cfg, limit=1, out=str(tmp_path / "new" / "folder" / "answers.jsonl")))
+    scored(replace(cfg, limit=1, out=str(tmp_path / "new" / "folder" / "answers.jsonl")))
     assert len((tmp_path / "new" / "folder" / "answers.jsonl").read_text().splitlines()) == 1
 
 
 def test_without_a_limit_every_question_is_asked(cfg, monkeypatch):
     asked = answer_with(monkeypatch, lambda prompt: "")
-    assert evaluate.evaluate(replace(cfg, limit=0, batch_size=32))["n"] == 1000
+    assert scored(replace(cfg, limit=0, batch_tokens=8192))["n"] == 1000
     assert sorted(asked) == sorted(example.prompt for example in toy.load("test"))
 
 
 def test_the_split_is_the_one_that_was_asked_for(cfg, monkeypatch):
     asked = answer_with(monkeypatch, lambda prompt: "")
-    evaluate.evaluate(replace(cfg, split="validation"))
+    scored(replace(cfg, split="validation"))
     assert sorted(asked) == sorted(example.prompt for example in toy.load("validation")[:10])
 
 
-def test_the_same_settings_give_the_same_answers_whatever_the_batch_size(cfg, tmp_path):
-    evaluate.evaluate(cfg)
-    other = replace(cfg, batch_size=3, out=str(tmp_path / "other.jsonl"))
-    evaluate.evaluate(other)
+def test_the_same_settings_give_the_same_answers_whatever_the_batches(cfg, tmp_path):
+    scored(cfg)
+    other = replace(cfg, batch_tokens=100, out=str(tmp_path / "other.jsonl"))
+    scored(other)
     assert lines_of(other) == lines_of(cfg)
     assert len({line["completion"] for line in lines_of(cfg)}) > 5       # and not all the same
 
@@ -197,7 +202,7 @@ def test_a_model_that_says_nothing_scores_0_percent_without_an_answer(cfg, monke
 def test_a_number_without_the_format_is_right_and_out_of_format(cfg, monkeypatch):
     gold = {example.prompt: example.meta["gold"] for example in toy.load("test")}
     answer_with(monkeypatch, lambda prompt: f"it is {gold[prompt]}")
-    scores = evaluate.evaluate(cfg)
+    scores = scored(cfg)
     assert (scores["accuracy"], scores["format"], scores["no_answer"]) == (1, 0, 0)
 
 
@@ -206,7 +211,7 @@ def test_a_number_without_the_format_is_right_and_out_of_format(cfg, monkeypatch
 
 @pytest.mark.parametrize("n_whole", [0, 1, 5, 9])
 def test_an_interrupted_run_goes_on_to_the_same_result(cfg, n_whole, monkeypatch):
-    scores = evaluate.evaluate(cfg)
+    scores = scored(cfg)
     out = Path(cfg.out)
     text = out.read_text()
     whole = text.splitlines(keepends=True)
@@ -216,26 +221,26 @@ def test_an_interrupted_run_goes_on_to_the_same_result(cfg, n_whole, monkeypatch
     monkeypatch.setattr(evaluate, "complete",
                         lambda model, tok, prompts, cfg: (asked.extend(prompts)
                                                           or complete(model, tok, prompts, cfg)))
-    assert without_clock(evaluate.evaluate(cfg)) == without_clock(scores)
+    assert without_clock(scored(cfg)) == without_clock(scores)
     assert out.read_text() == text
     assert asked == [json.loads(line)["prompt"] for line in whole[n_whole:]]
 
 
 def test_answers_on_file_are_kept_as_they_are_and_count(cfg):
-    evaluate.evaluate(cfg)
+    scored(cfg)
     lines = lines_of(cfg)
     lines[2].update(completion="a mark", verdict=True)
     Path(cfg.out).write_text("".join(json.dumps(line) + "\n" for line in lines[:6]))
-    scores = evaluate.evaluate(cfg)
+    scores = scored(cfg)
     after = lines_of(cfg)
     assert after[2] == lines[2] and len(after) == 10
     assert scores["accuracy"] == sum(line["verdict"] for line in after) / 10 > 0
 
 
 def test_a_finished_run_is_read_and_not_computed_again(cfg, monkeypatch):
-    scores = evaluate.evaluate(cfg)
+    scores = scored(cfg)
     asked = answer_with(monkeypatch, lambda prompt: "")
-    assert without_clock(evaluate.evaluate(cfg)) == without_clock(scores)
+    assert without_clock(scored(cfg)) == without_clock(scores)
     assert asked == []
 
 
@@ -250,21 +255,21 @@ def test_answers_are_on_file_while_the_run_goes_on(cfg, monkeypatch):
         return [""] * len(prompts)
     monkeypatch.setattr(evaluate, "complete", complete)
     with pytest.raises(KeyboardInterrupt):
-        evaluate.evaluate(cfg)
+        scored(cfg)
     assert on_file == [0, 4, 8]
     assert "accuracy" not in scores_of(cfg)         # it is known how they were made, not how good
     answer_with(monkeypatch, lambda prompt: "")
-    assert evaluate.evaluate(cfg)["n"] == 10
+    assert scored(cfg)["n"] == 10
 
 
 def test_a_larger_limit_goes_on_and_a_smaller_one_counts_its_own_questions(cfg, monkeypatch):
-    evaluate.evaluate(replace(cfg, limit=4))
+    scored(replace(cfg, limit=4))
     gold = {example.prompt: example.meta["gold"] for example in toy.load("test")}
     asked = answer_with(monkeypatch, gold.get)
-    scores = evaluate.evaluate(cfg)
+    scores = scored(cfg)
     assert sorted(asked) == sorted(example.prompt for example in toy.load("test")[4:10])
     assert (scores["n"], scores["accuracy"]) == (10, 0.6)
-    scores = evaluate.evaluate(replace(cfg, limit=4))
+    scores = scored(replace(cfg, limit=4))
     assert (scores["n"], scores["accuracy"]) == (4, 0.0)
 
 
@@ -272,8 +277,8 @@ def test_completions_with_strange_line_ends_survive_an_interruption(cfg, monkeyp
     """Some characters end a line for Python, but not in this file."""
     strange = "a\u2028b\x85c\x0bd\x1ce\rf\ng\U0001f469\ufffd\"\\"
     answer_with(monkeypatch, lambda prompt: strange)
-    evaluate.evaluate(replace(cfg, limit=5))
-    evaluate.evaluate(cfg)
+    scored(replace(cfg, limit=5))
+    scored(cfg)
     assert [line["completion"] for line in lines_of(cfg)] == [strange] * 10
 
 
@@ -281,7 +286,7 @@ def test_completions_with_strange_line_ends_survive_an_interruption(cfg, monkeyp
                                     {"steps": 8}, {"temperature": 0.5}, {"remasking": "random"},
                                     {"seed": 1}])
 def test_other_settings_refuse_to_go_on_with_the_same_file(cfg, change):
-    evaluate.evaluate(replace(cfg, limit=2))
+    scored(replace(cfg, limit=2))
     [[name, value]] = change.items()
     sentence = refusal(replace(cfg, **change))
     assert cfg.out in sentence and name in sentence and str(value) in sentence
@@ -293,7 +298,7 @@ def test_another_checkpoint_refuses_to_go_on_with_the_same_file(cfg, tmp_path):
         folder.mkdir()
         write_checkpoint(folder, toy_tokenizer())
     cfg = replace(cfg, init_from=str(mine), limit=2, out=str(tmp_path / "out" / "answers.jsonl"))
-    evaluate.evaluate(cfg)
+    scored(cfg)
     assert cfg.out in refusal(replace(cfg, init_from=str(other)))
     write_checkpoint(mine, toy_tokenizer(), seed=1)      # trained further, in the same place
     assert cfg.out in refusal(cfg)
@@ -307,7 +312,7 @@ def test_a_newer_checkpoint_of_the_same_run_refuses_to_go_on(cfg, tmp_path):
         folder.mkdir()
         write_checkpoint(folder, toy_tokenizer(), seed=step)
         if step == 10:
-            evaluate.evaluate(cfg)
+            scored(cfg)
     assert "step_000020" in refusal(cfg)
 
 
@@ -321,7 +326,7 @@ def test_a_file_that_does_not_say_how_it_was_made_is_left_alone(cfg, content):
 
 
 def test_a_setting_that_no_longer_exists_refuses_in_one_sentence(cfg):
-    evaluate.evaluate(replace(cfg, limit=2))
+    scored(replace(cfg, limit=2))
     beside = Path(cfg.out.replace(".jsonl", ".json"))
     saved = scores_of(cfg)
     saved["settings"]["retired"] = 1
@@ -336,7 +341,7 @@ def test_a_setting_that_no_longer_exists_refuses_in_one_sentence(cfg):
 def test_prompts_have_exactly_the_first_n_rows_of_train_in_front_and_no_test_question(
         cfg, n_shot, monkeypatch):
     asked = answer_with(monkeypatch, lambda prompt: "")
-    evaluate.evaluate(replace(cfg, n_shot=n_shot))
+    scored(replace(cfg, n_shot=n_shot))
     shots = toy.load("train")[:n_shot]
     head = "".join(shot.prompt + shot.answer + "\n\n" for shot in shots)
     assert head.count("####") == n_shot
@@ -376,7 +381,7 @@ def test_the_command_prints_the_scores_that_it_writes(cfg):
 
 
 def test_counts_that_make_no_sense_are_one_sentence():
-    for change in ({"n_shot": -1}, {"limit": -1}, {"batch_size": 0}):
+    for change in ({"n_shot": -1}, {"limit": -1}, {"batch_tokens": 0}):
         with pytest.raises(ValueError) as error:
             EvalConfig(**change)
         assert len(str(error.value).splitlines()) == 1

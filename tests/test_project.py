@@ -28,11 +28,13 @@ LEVELS = {
     "sample.py": {"model", "weights", "tasks", "configurator"},
     "train.py": {"model", "weights", "jepa", "lora", "lean", "sharding", "checkpoint", "tasks",
                  "configurator"},
-    "evaluate.py": {"sample", "weights", "tasks", "configurator"},
+    "stats.py": set(), "answers.py": set(),
+    "evaluate.py": {"stats", "answers", "sample", "checkpoint", "weights", "tasks",
+                    "configurator"},
     "eval_gsm8k.py": {"evaluate", "configurator"},
     "tasks/*.py": {"tasks"},
-    "analysis/*.py": {"model", "weights", "jepa", "sample", "train", "evaluate", "tasks",
-                      "configurator"},
+    "analysis/*.py": {"model", "weights", "jepa", "sample", "train", "stats", "answers", "evaluate",
+                      "tasks", "configurator"},
 }
 
 
