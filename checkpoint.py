@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 
 from lora import add_lora, check_base, merge
 from sharding import agree, is_sharded, read_shards, write_shards
-from weights import (catalogue, check_names_and_shapes, find_weights, open_safetensors, read_json,
-                     read_model, read_safetensors)
+from weights import (Stored, catalogue, check_names_and_shapes, find_weights, open_safetensors,
+                     read_json, read_model, read_safetensors, read_tensors)
 
 STATE = "train_state"
 
@@ -148,22 +148,28 @@ def load_ema(folder: str, model):
 
     Raises ValueError or FileNotFoundError, one sentence, if there is no EMA or it does not fit.
     """
-    where = os.path.join(folder, STATE)
-    where = where if os.path.isdir(where) else folder       # of ranks, or of one process
-    names = set()
+    shards, stored = os.path.join(folder, STATE), {}
+    where = shards if os.path.isdir(shards) else folder
     for file in sorted(os.listdir(where)):
         if file.endswith(".safetensors"):
-            with open_safetensors(os.path.join(where, file)) as tensors:
-                names |= set(tensors.keys())
-    if not any(name.startswith("target.") for name in names):
+            path = os.path.join(where, file)
+            with open_safetensors(path) as tensors:
+                stored |= {name: Stored(path, tuple(tensors.get_slice(name).get_shape()))
+                           for name in tensors.keys()}
+    if not any(name.startswith("target.") for name in stored):
         raise ValueError(f"{folder} holds no EMA weights: only a checkpoint of training with "
                          f"lambda_jepa > 0 does; --weights=online would fit")
 
     def read(encoder, kind=""):
         state = {f"{encoder}.{name}": p.detach() for name, p in model.named_parameters()
                  if kind in name and not name.startswith("head.")}
-        read_shards(state, where, besides=names - state.keys())
-    if not any("lora_" in name for name in names):
+        if where == shards:
+            return read_shards(state, shards, besides=stored.keys() - state.keys())
+        ours = {name: stored[name] for name in state if name in stored}
+        check_names_and_shapes(ours, state, f"{shards}.safetensors")
+        for name, tensor in read_tensors(ours):
+            state[name].copy_(tensor)
+    if not any("lora_" in name for name in stored):
         return read("target")
     settings = read_json(os.path.join(folder, f"{STATE}.json")).get("settings", {})
     try:

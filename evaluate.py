@@ -194,7 +194,7 @@ def score(task, lines: list[dict], gen_length: int) -> dict:
     """Shares of all answers. strict: right, and in the format that the task asks for."""
     n, right = len(lines), sum(line["verdict"] for line in lines)
     scores = {"accuracy": right / n, "stderr": math.sqrt(right / n * (1 - right / n) / n),
-              "interval": stats.wilson(right, n), "n": n,
+              "interval": list(stats.wilson(right, n)), "n": n,
               "no_answer": sum(line["prediction"] is None for line in lines) / n,
               "tokens": sum(line["tokens"] for line in lines) / n,
               "cut": sum(line["tokens"] == gen_length for line in lines) / n}

@@ -17,8 +17,8 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     Z of *their* standard errors away. At 0 of n it still has a width, unlike p +- Z stderr."""
     p, spread = right / n, Z * Z / n
     half = Z * math.sqrt(p * (1 - p) / n + spread / (4 * n))
-    return (max(0.0, (p + spread / 2 - half) / (1 + spread)),
-            min(1.0, (p + spread / 2 + half) / (1 + spread)))
+    low, high = ((p + spread / 2 + side) / (1 + spread) for side in (-half, half))
+    return low if right else 0.0, high if right < n else 1.0
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
