@@ -244,10 +244,10 @@ def aggregate(paths):
     runs = stats.over_seeds(accuracies)
     for path, accuracy in zip(paths, accuracies):
         print(f"{accuracy:5.1f} %  {path}")
-    print(f"mean {runs['mean']:.1f} % of n = {runs['n']} runs of {len(verdicts[0])} questions, from "
-          f"{runs['min']:.1f} to {runs['max']:.1f}\n    standard deviation {runs['sd_ddof1']:.2f} "
-          f"(ddof = 1) or {runs['sd_ddof0']:.2f} (ddof = 0), standard error of the mean "
-          f"{runs['stderr']:.2f}")
+    print(f"mean {runs['mean']:.1f} % of n = {runs['n']} runs of {len(verdicts[0])} questions, "
+          f"from {runs['min']:.1f} to {runs['max']:.1f}\n"
+          f"    standard deviation {runs['sd_ddof1']:.2f} (ddof = 1) or {runs['sd_ddof0']:.2f} "
+          f"(ddof = 0), standard error of the mean {runs['stderr']:.2f}")
     if n_others:
         print(f"    {n_others} questions are not in all files and left out")
 

@@ -1,4 +1,4 @@
-"""Laws of statistics: closed forms against enumeration, intervals that cover, files that are common."""
+"""Laws of statistics: closed forms against enumeration, intervals that cover, files in common."""
 import itertools
 import json
 import math
