@@ -117,21 +117,22 @@ def evaluate(cfg: EvalConfig, rank: int = 0, world: int = 1) -> tuple[dict, list
     with tqdm(total=len(examples), initial=n_done, unit="question", disable=rank > 0,
               desc=f"{cfg.init_from} on {cfg.task}, {cfg.n_shot}-shot",
               mininterval=0.5 if sys.stderr.isatty() else 15) as bar:
+        def show(n, n_right):
+            bar.set_postfix(accuracy=f"{n_right / max(1, n):.3f}", refresh=False)
+            bar.update(n - bar.n)
         with open(f"{out}.part{rank}", "a", buffering=1) as file:
             for batch in batches(left, lengths, cfg)[rank::world]:
                 for line in answer(model, tok, task, batch, cfg):
                     file.write(json.dumps(line) + "\n")
                 if rank == 0:           # the others' answers count too
                     n_new, n_new_right = glance(out)
-                    accuracy = (n_right + n_new_right) / (n_done + n_new)
-                    bar.set_postfix(accuracy=f"{accuracy:.3f}", refresh=False)
-                    bar.update(n_done + n_new - bar.n)
-        done = collect(out, lengths, rank, world)
-        bar.update(len(examples) - bar.n)
-    if missing := [id for id in lengths if id not in done]:
-        raise ValueError(f"{len(missing)} answers are not in {out}, which another run may have "
-                         f"used at the same time; run it again for these")
-    lines = [done[id] for id in lengths]
+                    show(n_done + n_new, n_right + n_new_right)
+        done = collect(out, lengths, rank, world)           # ends when the slowest has
+        lines = [done[id] for id in lengths if id in done]
+        show(len(lines), sum(line["verdict"] for line in lines))
+    if len(lines) < len(examples):
+        raise ValueError(f"{len(examples) - len(lines)} answers are not in {out}, which another "
+                         f"run may have used at the same time; run it again for these")
     scores = score(task, lines, cfg.gen_length)
     scores |= {"seconds": round(time.perf_counter() - began, 1), "out": out}
     if rank == 0:

@@ -115,6 +115,14 @@ def test_the_bootstrap_is_the_same_each_time_and_other_with_another_seed():
     assert stats.bootstrap(values) != stats.bootstrap(values, seed=1)
 
 
+def test_in_words_a_difference_keeps_to_100_columns():
+    first, second = verdicts([0] * 9_000 + [1] * 5_042, [1] * 9_000 + [0] * 5_042)
+    text = stats.in_words(stats.paired_difference(first, second), "model", "base")
+    assert max(map(len, text.splitlines())) <= 100
+    assert "base - model = +28.2 +- 0.8 points" in text and "p < 0.0001" in text
+    assert "both 0, only model 5042, only base 9000, neither 0" in text
+
+
 # ---- seeds ----
 
 
