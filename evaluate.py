@@ -77,7 +77,8 @@ def main(cfg: EvalConfig):
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:                       # torchrun; the processes share files, and wait twice
         if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))            # what "cuda" means here
+            i = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
+            torch.cuda.set_device(i)            # what "cuda" means here; processes may share one
         dist.init_process_group("gloo", timeout=timedelta(days=7))
     arms = [cfg]
     if cfg.base:
