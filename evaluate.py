@@ -2,7 +2,7 @@
 
     python evaluate.py --init_from=out/tiny/jepa --task=toy
     python evaluate.py --init_from=out/tiny/jepa --base=out/tiny/base --n_shot=2 --limit=200
-    torchrun --nproc_per_node=8 evaluate.py --init_from=out/llada8b_gsm8k --task=gsm8k
+    torchrun --nproc_per_node=8 evaluate.py --init_from=out/tiny/jepa
     python evaluate.py --compare=A.jsonl,B.jsonl            two models, question by question
     python evaluate.py --seeds=A.jsonl,B.jsonl,C.jsonl      mean and spread over runs
 
