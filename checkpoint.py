@@ -22,9 +22,10 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from lora import merge
+from lora import add_lora, check_base, merge
 from sharding import agree, is_sharded, read_shards, write_shards
-from weights import catalogue, check_names_and_shapes, read_json, read_safetensors
+from weights import (Stored, catalogue, check_names_and_shapes, find_weights, open_safetensors,
+                     read_json, read_model, read_safetensors, read_tensors)
 
 STATE = "train_state"
 
@@ -138,6 +139,52 @@ def load_train_state(folder: str, objective, optimizer, named: dict) -> int:
     if type(step) is not int:
         raise ValueError(f"{where} does not say after which step it was written")
     return step
+
+
+@torch.no_grad()
+def load_ema(folder: str, model):
+    """Makes a model that was loaded from folder the EMA target of its training; an untied head has
+    no EMA and stays. With LoRA it is the base, read anew, beside the EMA's adapters.
+
+    Raises ValueError or FileNotFoundError, one sentence, if there is no EMA or it does not fit.
+    """
+    shards, stored = os.path.join(folder, STATE), {}
+    where = shards if os.path.isdir(shards) else folder
+    for file in sorted(os.listdir(where)):
+        if file.endswith(".safetensors"):
+            path = os.path.join(where, file)
+            with open_safetensors(path) as tensors:
+                stored |= {name: Stored(path, tuple(tensors.get_slice(name).get_shape()))
+                           for name in tensors.keys()}
+    if not any(name.startswith("target.") for name in stored):
+        raise ValueError(f"{folder} holds no EMA weights: only a checkpoint of training with "
+                         f"lambda_jepa > 0 does; --weights=online would fit")
+
+    def read(encoder, kind=""):
+        state = {f"{encoder}.{name}": p.detach() for name, p in model.named_parameters()
+                 if kind in name and not name.startswith("head.")}
+        if where == shards:
+            return read_shards(state, shards, besides=stored.keys() - state.keys())
+        ours = {name: stored[name] for name in state if name in stored}
+        check_names_and_shapes(ours, state, f"{shards}.safetensors")
+        for name, tensor in read_tensors(ours):
+            state[name].copy_(tensor)
+    if not any("lora_" in name for name in stored):
+        return read("target")
+    settings = read_json(os.path.join(folder, f"{STATE}.json")).get("settings", {})
+    try:
+        base, lora = find_weights(settings["init_from"], settings["revision"]), [
+            settings[key] for key in ("lora_rank", "lora_alpha", "lora_targets", "seed")]
+    except (KeyError, TypeError):
+        raise ValueError(f"{folder}/{STATE}.json does not say on which base its adapters were "
+                         f"trained") from None
+    named = dict(model.named_parameters())
+    for name, tensor in read_model(base, model, None, model.embed.weight.device):
+        named[name].copy_(tensor)
+    add_lora(model, *lora)
+    read("model", "lora_")
+    check_base(model, folder)
+    read("target", "lora_")
 
 
 @torch.no_grad()

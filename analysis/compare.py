@@ -19,8 +19,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))           # a script in a folder: the modules lie one above
 
+from answers import read_common
 from configurator import run
 from model import pick_device
+from stats import paired_difference
 from train import TrainConfig
 
 ARMS = ("base", "plain", "jepa")
@@ -92,20 +94,12 @@ def summarize(out: Path, cfg: TrainConfig) -> dict:
                       "base_corpus_loss": losses.get(cfg.forget_task),
                       "seconds": steps[-1]["seconds"],
                       "ms_per_step": statistics.median(line["ms"] for line in steps)}
+    verdicts, _ = read_common([str(out / name / f"eval_{cfg.task}_0shot.jsonl")
+                               for name in ("plain", "jepa")])
     ratio = arms["jepa"]["ms_per_step"] / arms["plain"]["ms_per_step"]
-    return {"arms": arms, "jepa_minus_plain": paired_difference(out, cfg), "step_time_ratio": ratio,
-            "seed": cfg.seed, "lambda_jepa": cfg.lambda_jepa, "diffusion_t": cfg.diffusion_t}
-
-
-def paired_difference(out: Path, cfg: TrainConfig) -> dict:
-    """Accuracy of JEPA - plain on the same questions, and its standard error over questions."""
-    verdicts = {}
-    for name in ("plain", "jepa"):
-        with open(out / name / f"eval_{cfg.task}_0shot.jsonl") as file:
-            verdicts[name] = {line["id"]: line["verdict"] for line in map(json.loads, file)}
-    differences = [verdicts["jepa"][id] - right for id, right in verdicts["plain"].items()]
-    return {"mean": statistics.mean(differences),
-            "stderr": statistics.pstdev(differences) / len(differences) ** 0.5}
+    return {"arms": arms, "jepa_minus_plain": paired_difference(*verdicts),
+            "step_time_ratio": ratio, "seed": cfg.seed, "lambda_jepa": cfg.lambda_jepa,
+            "diffusion_t": cfg.diffusion_t}
 
 
 def print_table(summary: dict, cfg: TrainConfig):

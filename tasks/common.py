@@ -5,6 +5,11 @@ Short answers are filled with end-of-text up to the longest of the (global) batc
 seen, masked and trained like any token, as in LLaDA's SFT, because sampling starts from a whole
 region of masks and the model has to know how to end. What then still differs in length is
 padding, and padding is invisible.
+
+A task is a module with load(split, data_dir, variant) -> [Example], extract(completion) -> what
+counts as the answer in it, or None, and score(completion, example) -> whether that is right. If its
+answers end in a format of their own it also has has_format(completion): the strict accuracy counts
+what is right *and* in format, the other one (flexible) what is right.
 """
 import gzip
 import json

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import checkpoint
 import train
@@ -297,6 +297,96 @@ assert os.waitpid(child(lambda: train.main(peace)), 0)[1] == 0
     print(f"{in_a_save} of 30 kills met a save, step {reached}, {time.time() - began:.0f} s")
     assert reached and in_a_save
     assert_same(cfg, replace(cfg, out_dir=cfg.out_dir + "_in_peace"))
+
+
+# ----------------------------------------------------------------------------------------------
+# the EMA, for use
+
+
+@pytest.fixture
+def objectives(monkeypatch):
+    """What the runs of this test have trained, as it was at their end."""
+    found = []
+
+    def kept(*args, make=train.DLLMJEPA, **kwargs):
+        found.append(make(*args, **kwargs))
+        return found[-1]
+    monkeypatch.setattr(train, "DLLMJEPA", kept)
+    return found
+
+
+def with_ema(out_dir):
+    folder = newest_checkpoint(out_dir)
+    model = DLLM.from_pretrained(folder)
+    checkpoint.load_ema(folder, model)
+    return model
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_ema_is_the_target_of_the_training_under_the_online_head(cfg, objectives, monkeypatch,
+                                                                    tied):
+    monkeypatch.setitem(train.PRESETS, "tiny", {**train.PRESETS["tiny"], "tied_head": tied})
+    main(replace(cfg, ema_decay=0.5))
+    model, [objective] = with_ema(cfg.out_dir), objectives
+    x = torch.randint(60, (2, 9), generator=torch.Generator().manual_seed(0))
+    h = objective.target.encode(x)
+    assert torch.equal(model.encode(x), h)
+    head = objective.target.embed if tied else objective.model.head     # a tied one is the EMA's
+    assert torch.equal(model(x), h @ head.weight.T)
+    assert not torch.allclose(h, objective.model.encode(x), atol=1e-3)  # and it is no other model
+
+
+def test_the_ema_of_lora_is_the_base_with_the_targets_adapters(cfg, objectives, tmp_path):
+    main(replace(cfg, out_dir=str(tmp_path / "base"), max_steps=2, lambda_jepa=0.0))
+    cfg = replace(cfg, init_from=str(tmp_path / "base"), tokenizer="", lora_rank=4, lora_alpha=8.0,
+                  lora_targets=("q_proj", "up_proj"), lr=1e-2, ema_decay=0.5)
+    main(cfg)
+    model, x = with_ema(cfg.out_dir), torch.arange(9)[None]
+    h = objectives[-1].target.encode(x)
+    assert torch.equal(model.encode(x), h)
+    assert torch.equal(model(x), objectives[-1].model.unembed(h))
+    assert not torch.allclose(h, objectives[-1].model.encode(x), atol=1e-3)
+
+    path = Path(newest_checkpoint(cfg.out_dir), "train_state.json")
+    good = path.read_text()
+    for content, words in [('{"step": 3}', "on which base"), ('{"settings": 3}', "on which base"),
+                           (good.replace(cfg.init_from, "gone"), "no weights"),
+                           (good.replace("8.0", "9.0"), "is not this base")]:
+        path.write_text(content)
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
+            with_ema(cfg.out_dir)
+
+
+def test_without_an_ema_there_is_one_sentence(cfg, tmp_path):
+    main(replace(cfg, lambda_jepa=0.0, export_dir=str(tmp_path / "export")))
+    for folder in (cfg.out_dir, tmp_path / "export"):       # of plain training; published
+        with pytest.raises(ValueError, match="holds no EMA weights") as error:
+            with_ema(folder)
+        assert "\n" not in str(error.value)
+
+
+def test_an_ema_that_does_not_fit_is_one_sentence(cfg):
+    main(cfg)
+    path = Path(newest_checkpoint(cfg.out_dir), "train_state.safetensors")
+    good, name = load_file(path), "target.blocks.0.q_proj.weight"
+    for bad, words in [({**good, name: good[name][:-1].clone()}, "would fit"),
+                       ({key: value for key, value in good.items() if key != name}, "lacks"),
+                       ({**good, name: good[name] * float("nan")}, "NaN")]:
+        save_file(bad, path)
+        with pytest.raises(ValueError, match=words) as error:
+            with_ema(cfg.out_dir)
+        assert name in str(error.value) and "\n" not in str(error.value)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="truncated"):
+        with_ema(cfg.out_dir)
+
+
+@pytest.mark.slow
+def test_the_ema_of_a_sharded_run_is_joined_from_its_ranks(cfg):
+    finished(patched(Path(cfg.out_dir).parent, replace(cfg, shard=True), n=2))
+    model, found = with_ema(cfg.out_dir), tensors(cfg.out_dir)
+    for name, p in model.named_parameters():
+        assert torch.equal(p, found["head.weight" if name == "head.weight" else f"target.{name}"])
 
 
 # ----------------------------------------------------------------------------------------------

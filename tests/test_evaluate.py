@@ -1,4 +1,4 @@
-"""Laws of evaluation: every answer is on file, interruption is harmless, shots come from train."""
+"""Laws of evaluation: each question is answered once, whatever kills it; shots come from train."""
 import json
 import math
 import os
@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+import answers
 import evaluate
+import stats
+from configurator import configure
 from evaluate import EvalConfig
 from model import DLLM, ModelConfig
 from tasks import gsm8k, toy, toy_base
@@ -18,7 +22,7 @@ from tasks.tokenizer import byte_tokenizer, toy_tokenizer
 
 ROOT = Path(evaluate.__file__).parent
 REAL = ROOT.parent / "shared" / "data" / "gsm8k"
-FIELDS = ["id", "prompt", "completion", "prediction", "gold", "verdict"]
+FIELDS = ["id", "prompt", "completion", "tokens", "prediction", "gold", "verdict"]
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +38,7 @@ def write_checkpoint(folder, tok, seed=0, block_size=512):
     """A random model and its tokenizer, as train.py leaves them."""
     config = ModelConfig(vocab_size=tok.n_vocab, mask_id=tok.mask_id, eos_id=tok.eos_id, n_layer=1,
                          block_size=block_size, n_head=2, n_kv_head=2, n_embd=32, n_hidden=64)
+    folder.mkdir(exist_ok=True)
     DLLM(config).init_weights(torch.Generator().manual_seed(seed)).save(folder)
     tok.save(folder)
     return folder
@@ -46,9 +51,9 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def cfg(checkpoint, tmp_path):
-    """10 questions of the toy in batches of 4, every answer its own random text."""
-    return EvalConfig(init_from=str(checkpoint), task="toy", limit=10, batch_size=4, gen_length=8,
-                      block_length=8, steps=4, temperature=1.0, device="cpu",
+    """10 questions of the toy in batches of a few, every answer its own random text."""
+    return EvalConfig(init_from=str(checkpoint), task="toy", limit=10, batch_tokens=100,
+                      gen_length=8, block_length=8, steps=4, temperature=1.0, device="cpu",
                       out=str(tmp_path / "answers.jsonl"))
 
 
@@ -61,18 +66,23 @@ def scores_of(cfg):
 
 
 def without_clock(scores):
-    return {key: value for key, value in scores.items() if key not in ("seconds", "out")}
+    return {key: value for key, value in scores.items() if key not in ("seconds", "out", "sampler")}
 
 
 def answer_with(monkeypatch, answer):
     """The model answers a prompt with answer(prompt) -> the prompts it is asked, as they come."""
     asked = []
 
-    def complete(model, tok, prompts, cfg):
+    def complete(model, tok, prompts, cfg, on_step, tally):
         asked.extend(prompts)
+        on_step(torch.full((len(prompts), cfg.gen_length), tok.eos_id))
         return [answer(prompt) for prompt in prompts]
     monkeypatch.setattr(evaluate, "complete", complete)
     return asked
+
+
+def scored(cfg):
+    return evaluate.evaluate(cfg)[0]
 
 
 def refusal(cfg):
@@ -80,7 +90,7 @@ def refusal(cfg):
     folder = Path(cfg.out).parent
     before = {path: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(ValueError) as error:
-        evaluate.evaluate(cfg)
+        scored(cfg)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     assert len(str(error.value).splitlines()) == 1
     return str(error.value)
@@ -90,7 +100,7 @@ def refusal(cfg):
 
 
 def test_every_question_has_one_line_with_exactly_these_fields(cfg):
-    evaluate.evaluate(cfg)
+    scored(cfg)
     lines = lines_of(cfg)
     assert all(list(line) == FIELDS for line in lines)
     asked = {example.meta["id"]: example for example in toy.load("test")[:10]}
@@ -109,13 +119,14 @@ def test_scores_follow_from_the_lines_and_lie_beside_them(cfg, monkeypatch):
     few = {example.prompt for example in toy.load("test")[:3]}
     # of 10 answers 5 are right, and of the other 5 there are 2 empty ones
     answer_with(monkeypatch, lambda p: gold[p] if p in odd else "" if p in few else "#### 1000")
-    scores = evaluate.evaluate(cfg)
+    scores = scored(cfg)
     lines = lines_of(cfg)
     accuracy = sum(line["verdict"] for line in lines) / len(lines)
     assert (scores["accuracy"], scores["n"]) == (accuracy, len(lines)) == (0.5, 10)
     assert scores["stderr"] == pytest.approx(math.sqrt(accuracy * (1 - accuracy) / len(lines)))
     assert scores["no_answer"] == sum(line["prediction"] is None for line in lines) / 10 == 0.2
-    assert scores["format"] == 0.3
+    assert (scores["format"], scores["strict"], scores["tokens"], scores["cut"]) == (0.3, 0, 0, 0)
+    assert scores["interval"] == list(stats.wilson(5, 10))
     saved = scores_of(cfg)
     assert saved.pop("settings")["n_shot"] == 0
     assert saved == scores
@@ -123,7 +134,7 @@ def test_scores_follow_from_the_lines_and_lie_beside_them(cfg, monkeypatch):
 
 def test_the_answers_lie_in_the_checkpoint_unless_out_says_otherwise(tmp_path):
     write_checkpoint(tmp_path, toy_tokenizer())
-    scores = evaluate.evaluate(EvalConfig(init_from=str(tmp_path), limit=2, gen_length=4,
+    scores = scored(EvalConfig(init_from=str(tmp_path), limit=2, gen_length=4,
                                           block_length=4, steps=1, device="cpu"))
     assert scores["out"] == str(tmp_path / "eval_toy_0shot.jsonl")
     assert (tmp_path / "eval_toy_0shot.json").is_file()
@@ -133,35 +144,48 @@ def test_the_answers_lie_in_the_checkpoint_unless_out_says_otherwise(tmp_path):
 def test_the_answers_of_a_model_from_the_hub_lie_in_out(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: str(checkpoint))
     monkeypatch.chdir(tmp_path)         # a folder called like the model would be taken for it
-    scores = evaluate.evaluate(EvalConfig(init_from="some/model", limit=2, gen_length=4,
+    scores = scored(EvalConfig(init_from="some/model", limit=2, gen_length=4,
                                           block_length=4, steps=1, device="cpu"))
     assert scores["out"] == "out/some/model/eval_toy_0shot.jsonl"
     assert Path(scores["out"]).is_file() and not Path("some").exists()
 
 
 def test_a_new_folder_is_made_for_the_answers(cfg, tmp_path):
-    evaluate.evaluate(replace(cfg, limit=1, out=str(tmp_path / "new" / "folder" / "answers.jsonl")))
+    scored(replace(cfg, limit=1, out=str(tmp_path / "new" / "folder" / "answers.jsonl")))
     assert len((tmp_path / "new" / "folder" / "answers.jsonl").read_text().splitlines()) == 1
 
 
 def test_without_a_limit_every_question_is_asked(cfg, monkeypatch):
     asked = answer_with(monkeypatch, lambda prompt: "")
-    assert evaluate.evaluate(replace(cfg, limit=0, batch_size=32))["n"] == 1000
+    assert scored(replace(cfg, limit=0, batch_tokens=8192))["n"] == 1000
     assert sorted(asked) == sorted(example.prompt for example in toy.load("test"))
 
 
 def test_the_split_is_the_one_that_was_asked_for(cfg, monkeypatch):
     asked = answer_with(monkeypatch, lambda prompt: "")
-    evaluate.evaluate(replace(cfg, split="validation"))
+    scored(replace(cfg, split="validation"))
     assert sorted(asked) == sorted(example.prompt for example in toy.load("validation")[:10])
 
 
-def test_the_same_settings_give_the_same_answers_whatever_the_batch_size(cfg, tmp_path):
-    evaluate.evaluate(cfg)
-    other = replace(cfg, batch_size=3, out=str(tmp_path / "other.jsonl"))
-    evaluate.evaluate(other)
+def test_the_same_settings_give_the_same_answers_whatever_the_batches(cfg, tmp_path):
+    scored(cfg)
+    other = replace(cfg, batch_tokens=200, out=str(tmp_path / "other.jsonl"))
+    scored(other)
     assert lines_of(other) == lines_of(cfg)
     assert len({line["completion"] for line in lines_of(cfg)}) > 5       # and not all the same
+
+
+@pytest.mark.parametrize("world", [2, 6])
+def test_processes_share_the_questions_and_none_is_asked_by_two(cfg, monkeypatch, world):
+    monkeypatch.setattr(evaluate, "collect", lambda *args: {})      # nobody waits for the others
+    shares = []
+    for rank in range(world):
+        shares.append(answer_with(monkeypatch, lambda prompt: ""))
+        with pytest.raises(ValueError, match="10 answers are not in"):
+            evaluate.evaluate(cfg, rank, world)
+    every = sorted(prompt for share in shares for prompt in share)
+    assert every == sorted(example.prompt for example in toy.load("test")[:10])
+    assert sum(map(bool, shares)) == min(world, 4)                  # of the batches there are
 
 
 # ---- models that know everything, or nothing ----
@@ -179,7 +203,9 @@ def test_an_oracle_scores_100_percent(cfg, monkeypatch, task, capsys):
     scores = scores_of(cfg)
     assert (scores["accuracy"], scores["stderr"], scores["no_answer"]) == (1, 0, 0)
     assert scores["n"] == len(answers)
-    assert "accuracy 100.0 +- 0.0 %" in capsys.readouterr().out
+    assert scores.get("strict", 1) == 1
+    printed = capsys.readouterr().out
+    assert "100.0 +- 0.0" in printed and f"n = {len(answers)}" in printed and cfg.out in printed
 
 
 TOY_LOADS = {toy: toy.load, toy_base: toy_base.load}
@@ -190,81 +216,293 @@ def test_a_model_that_says_nothing_scores_0_percent_without_an_answer(cfg, monke
     evaluate.main(cfg)
     scores = scores_of(cfg)
     assert (scores["accuracy"], scores["no_answer"], scores["format"]) == (0, 1, 0)
-    printed = capsys.readouterr().out
-    assert "accuracy 0.0 +- 0.0 %" in printed and "no answer 100.0 %" in printed
+    assert "0.0 +- 0.0" in capsys.readouterr().out
 
 
 def test_a_number_without_the_format_is_right_and_out_of_format(cfg, monkeypatch):
     gold = {example.prompt: example.meta["gold"] for example in toy.load("test")}
     answer_with(monkeypatch, lambda prompt: f"it is {gold[prompt]}")
-    scores = evaluate.evaluate(cfg)
-    assert (scores["accuracy"], scores["format"], scores["no_answer"]) == (1, 0, 0)
+    scores = scored(cfg)
+    assert (scores["accuracy"], scores["strict"]) == (1, 0)
+    assert (scores["format"], scores["no_answer"]) == (0, 0)
+
+
+@pytest.mark.parametrize("completion", [
+    "#### 12", "12", "#### 12\n13", "<<1=12>>", "#### x 12", "", "#### 1\n#### 12",
+    "12\nQuestion: 1?\n#### 12", "#### $12.0"])
+@pytest.mark.parametrize("gold", ["12", "13"])
+def test_right_and_in_format_is_gsm8ks_strict_reading(completion, gold):
+    example = gsm8k.Example("", "", {"id": "x", "gold": gold})
+    line = {"completion": completion, "verdict": gsm8k.score(completion, example), "tokens": 1,
+            "prediction": gsm8k.extract(completion)}
+    strict = evaluate.score(gsm8k, [line], 16)["strict"]
+    assert strict == (gsm8k.extract(completion, strict=True) == gold)
+
+
+def test_tokens_are_counted_up_to_the_end_and_answers_without_one_are_cut(cfg, monkeypatch):
+    rows = [[5, 6, 7], [5, -1, 7], [-1, -1, -1], [5, 6, -1]]
+    def complete(model, tok, prompts, cfg, on_step, tally):
+        on_step(torch.zeros(len(prompts), 3))                   # the last call counts
+        on_step(torch.tensor([[tok.eos_id if i < 0 else i for i in row] for row in rows]))
+        return [""] * len(prompts)
+    monkeypatch.setattr(evaluate, "complete", complete)
+    cfg = replace(cfg, limit=4, gen_length=3, block_length=3, steps=3, batch_tokens=9999)
+    scores = scored(cfg)
+    assert sorted(line["tokens"] for line in lines_of(cfg)) == [0, 1, 2, 3]
+    assert (scores["tokens"], scores["cut"]) == (1.5, 0.25)
+
+
+# ---- batches ----
+
+
+def sizes(monkeypatch, cfg):
+    """[(rows, longest prompt), ...] of the batches, as they come."""
+    found, tok = [], toy_tokenizer()
+
+    def complete(model, _, prompts, cfg, on_step, tally):
+        found.append([len(tok.prompt_ids(prompt)) for prompt in prompts])
+        on_step(torch.zeros(len(prompts), cfg.gen_length))
+        return [""] * len(prompts)
+    monkeypatch.setattr(evaluate, "complete", complete)
+    evaluate.evaluate(cfg)
+    return found
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 50, 160, 333, 10_000])
+def test_batches_stay_within_their_tokens_as_full_as_can_be_and_the_longest_come_first(
+        cfg, monkeypatch, batch_tokens):
+    found = sizes(monkeypatch, replace(cfg, limit=60, batch_tokens=batch_tokens))
+    lengths = [n for batch in found for n in batch]
+    assert len(lengths) == 60 and lengths == sorted(lengths, reverse=True)
+    for batch, after in zip(found, [*found[1:], None]):
+        cost = max(batch) + cfg.gen_length
+        assert len(batch) == 1 or len(batch) * cost <= batch_tokens
+        assert after is None or (len(batch) + 1) * cost > batch_tokens
 
 
 # ---- going on ----
 
 
-@pytest.mark.parametrize("n_whole", [0, 1, 5, 9])
-def test_an_interrupted_run_goes_on_to_the_same_result(cfg, n_whole, monkeypatch):
-    scores = evaluate.evaluate(cfg)
-    out = Path(cfg.out)
-    text = out.read_text()
-    whole = text.splitlines(keepends=True)
-    out.write_text("".join(whole[:n_whole]) + whole[n_whole][:30])  # cut in the middle of a line
+def leave_parts(cfg, *texts):
+    """The files that a killed run leaves: the first text is folded, the others are parts."""
+    for path in Path(cfg.out).parent.glob("*.part*"):
+        path.unlink()
+    Path(cfg.out).write_text(texts[0])
+    for rank, text in enumerate(texts[1:]):
+        Path(f"{cfg.out}.part{rank}").write_text(text)
 
+
+def files_beside(cfg):
+    return sorted(path.name for path in Path(cfg.out).parent.iterdir())
+
+
+@pytest.mark.parametrize("folded, first, second", [(0, 0, 0), (0, 3, 0), (0, 1, 4), (2, 3, 4),
+                                                   (9, 0, 0), (4, 4, 4), (10, 3, 3)])
+def test_an_interrupted_run_goes_on_to_the_same_file(cfg, monkeypatch, folded, first, second):
+    """Whatever has been folded, and however many processes there were; lines may be in two files,
+    and the last of a part may be half a line."""
+    scores = scored(cfg)
+    text = Path(cfg.out).read_text()
+    whole = text.splitlines(keepends=True)
+    parts = whole[1:1 + first], whole[-second:] if second else []
+    leave_parts(cfg, "".join(whole[:folded]), *("".join(part) + whole[5][:-9] for part in parts))
     complete, asked = evaluate.complete, []
-    monkeypatch.setattr(evaluate, "complete",
-                        lambda model, tok, prompts, cfg: (asked.extend(prompts)
-                                                          or complete(model, tok, prompts, cfg)))
-    assert without_clock(evaluate.evaluate(cfg)) == without_clock(scores)
-    assert out.read_text() == text
-    assert asked == [json.loads(line)["prompt"] for line in whole[n_whole:]]
+
+    def listed(model, tok, prompts, *rest, **more):
+        asked.extend(prompts)
+        return complete(model, tok, prompts, *rest, **more)
+    monkeypatch.setattr(evaluate, "complete", listed)
+    assert without_clock(scored(cfg)) == without_clock(scores)
+    assert Path(cfg.out).read_text() == text
+    on_file = {*whole[:folded], *parts[0], *parts[1]}
+    assert sorted(asked) == sorted(json.loads(line)["prompt"] for line in {*whole} - on_file)
+    assert files_beside(cfg) == ["answers.json", "answers.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["open", "os.replace", "os.remove", "os.fsync"])
+@pytest.mark.parametrize("n", [0, 1])
+def test_a_kill_within_the_folding_loses_nothing_and_doubles_nothing(cfg, monkeypatch, name, n):
+    scored(cfg)
+    text = Path(cfg.out).read_text()
+    whole = text.splitlines(keepends=True)
+    leave_parts(cfg, "".join(whole[:2]), "".join(whole[4:7]), "".join(whole[1:5]))
+    calls = []
+
+    def killed(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == n + 1:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+    with monkeypatch.context() as patch:
+        if name == "open":
+            real = open
+            patch.setattr(answers, "open", killed, raising=False)
+        else:
+            real = getattr(os, name[3:])
+            patch.setattr(os, name[3:], killed)
+        answer_with(patch, lambda prompt: "")
+        with pytest.raises(KeyboardInterrupt):
+            scored(cfg)
+    asked = answer_with(monkeypatch, lambda prompt: "")
+    scored(cfg)
+    lines = lines_of(cfg)
+    assert len(lines) == 10 and len(asked) <= 3                     # 7 had been answered
+    assert sum(json.dumps(line) + "\n" in whole for line in lines) >= 7
+    assert [line["id"] for line in lines] == [json.loads(line)["id"] for line in whole]
 
 
 def test_answers_on_file_are_kept_as_they_are_and_count(cfg):
-    evaluate.evaluate(cfg)
+    scored(cfg)
     lines = lines_of(cfg)
     lines[2].update(completion="a mark", verdict=True)
     Path(cfg.out).write_text("".join(json.dumps(line) + "\n" for line in lines[:6]))
-    scores = evaluate.evaluate(cfg)
+    scores = scored(cfg)
     after = lines_of(cfg)
     assert after[2] == lines[2] and len(after) == 10
     assert scores["accuracy"] == sum(line["verdict"] for line in after) / 10 > 0
 
 
 def test_a_finished_run_is_read_and_not_computed_again(cfg, monkeypatch):
-    scores = evaluate.evaluate(cfg)
+    scores = scored(cfg)
     asked = answer_with(monkeypatch, lambda prompt: "")
-    assert without_clock(evaluate.evaluate(cfg)) == without_clock(scores)
+    assert without_clock(scored(cfg)) == without_clock(scores)
     assert asked == []
 
 
 def test_answers_are_on_file_while_the_run_goes_on(cfg, monkeypatch):
     """Also after a kill, which closes no file: what has been answered can be read from outside."""
-    on_file = []
+    on_file, n_asked = [], [0]
 
-    def complete(model, tok, prompts, cfg):
-        on_file.append(len(lines_of(cfg)))
+    def complete(model, tok, prompts, cfg, on_step, tally):
+        on_file.append(answers.glance(cfg.out)[0])
+        n_asked.append(n_asked[-1] + len(prompts))
         if len(on_file) == 3:
             raise KeyboardInterrupt
+        on_step(torch.zeros(len(prompts), cfg.gen_length))
         return [""] * len(prompts)
     monkeypatch.setattr(evaluate, "complete", complete)
     with pytest.raises(KeyboardInterrupt):
-        evaluate.evaluate(cfg)
-    assert on_file == [0, 4, 8]
+        scored(cfg)
+    assert on_file == n_asked[:3] and 0 < on_file[1] < on_file[2] < 10
     assert "accuracy" not in scores_of(cfg)         # it is known how they were made, not how good
     answer_with(monkeypatch, lambda prompt: "")
-    assert evaluate.evaluate(cfg)["n"] == 10
+    assert scored(cfg)["n"] == 10
+
+
+def test_a_glance_is_not_deceived_by_what_a_model_says(cfg, monkeypatch):
+    hostile = '", "verdict": true}\n{"id": "toy/test/x", "verdict": true}\n'
+    answer_with(monkeypatch, lambda prompt: hostile)
+    seen = []
+    monkeypatch.setattr(evaluate, "glance",
+                        lambda out: seen.append(answers.glance(out)) or seen[-1])
+    evaluate.evaluate(cfg)
+    assert seen[-1] == (10, 0) and not any(line["verdict"] for line in lines_of(cfg))
+
+
+def test_the_bar_shows_how_far_it_is_and_the_accuracy_so_far_also_when_it_goes_on(cfg, capfd,
+                                                                                monkeypatch):
+    gold = {example.prompt: example.meta["gold"] for example in toy.load("test")}
+    answer_with(monkeypatch, gold.get)
+    evaluate.evaluate(replace(cfg, limit=4))
+    answer_with(monkeypatch, lambda prompt: "")
+    capfd.readouterr()
+    evaluate.evaluate(cfg)
+    bar = capfd.readouterr().err
+    assert "4/10" in bar and "10/10" in bar and "accuracy=0.400" in bar
+
+
+KILLED = """
+import os, random, signal, sys, time
+sys.path.insert(0, {root!r})
+import torch, torch.distributed             # here, and not in every fork
+import evaluate
+from configurator import run
+cfg, n_kills, delay = evaluate.EvalConfig(**{cfg!r}), {n_kills}, {delay}
+
+real = evaluate.complete
+def slow(*args):
+    time.sleep(delay)
+    return real(*args)
+evaluate.complete = slow
+
+def start(rank, world, port):       # a fork: torch is loaded once, and nothing has run so far
+    pid = os.fork()
+    if pid == 0:
+        torch.set_num_threads(1)
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank),
+                          MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.dup2(os.open(cfg.out + ".log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+        evaluate.main(cfg)
+        os._exit(0)
+    return pid
+
+def free_port():
+    import socket
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+def seen():                         # parts may vanish between being listed and being read
+    try:
+        return evaluate.glance(cfg.out)
+    except FileNotFoundError:
+        return 0, 0
+
+rng, over = random.Random(1), 0
+for kill in range(n_kills):
+    world = rng.choice({worlds})
+    port = free_port()
+    pids = [start(rank, world, port) for rank in range(world)]
+    before, began = seen(), time.time()
+    if kill % 4:                            # mostly while answers come, else anywhere
+        while seen() in (before, (0, 0)) and time.time() < began + 20:
+            time.sleep(0.002)
+    time.sleep(rng.uniform(0, {longest}))
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    ended = [os.waitpid(pid, 0)[1] for pid in pids]
+    over += 0 in ended
+    n = seen()[0]
+    print(f"kill {{kill}}: {{world}} processes, {{n}} lines in parts", flush=True)
+print(f"{{n_kills - over}} kills", flush=True)
+port = free_port()
+pids = [start(rank, {worlds}[-1], port) for rank in range({worlds}[-1])]
+assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * len(pids)
+"""
+
+
+@pytest.mark.parametrize("n_kills, worlds, n_each", [
+    (4, [1], 20), pytest.param(20, [1], 40, marks=pytest.mark.slow),
+    pytest.param(20, [1, 3, 2], 40, marks=pytest.mark.slow)])
+def test_kills_at_random_moments_lose_no_id_and_double_none(cfg, tmp_path, n_kills, worlds, n_each):
+    """kill -9, on other numbers of processes each time; the last run's file equals, byte by byte,
+    that of a run left in peace."""
+    cfg = replace(cfg, limit=n_each * n_kills)
+    peace = replace(cfg, out=str(tmp_path / "peace.jsonl"))
+    scores = scored(peace)
+    script = tmp_path / "kills.py"
+    script.write_text(KILLED.format(root=str(ROOT), cfg=vars(cfg), n_kills=n_kills, worlds=worlds,
+                                    delay=0.02, longest=0.3))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    log = Path(cfg.out + ".log").read_text()
+    assert done.returncode == 0, done.stdout + done.stderr + log
+    print(done.stdout)
+    assert f"{n_kills} kills" in done.stdout
+    ids = [line["id"] for line in lines_of(cfg)]
+    assert len(ids) == len(set(ids)) == n_each * n_kills
+    assert Path(cfg.out).read_bytes() == Path(peace.out).read_bytes()
+    assert without_clock(scores_of(cfg)).items() >= without_clock(scores).items()
 
 
 def test_a_larger_limit_goes_on_and_a_smaller_one_counts_its_own_questions(cfg, monkeypatch):
-    evaluate.evaluate(replace(cfg, limit=4))
+    scored(replace(cfg, limit=4))
     gold = {example.prompt: example.meta["gold"] for example in toy.load("test")}
     asked = answer_with(monkeypatch, gold.get)
-    scores = evaluate.evaluate(cfg)
+    scores = scored(cfg)
     assert sorted(asked) == sorted(example.prompt for example in toy.load("test")[4:10])
     assert (scores["n"], scores["accuracy"]) == (10, 0.6)
-    scores = evaluate.evaluate(replace(cfg, limit=4))
+    scores = scored(replace(cfg, limit=4))
     assert (scores["n"], scores["accuracy"]) == (4, 0.0)
 
 
@@ -272,8 +510,8 @@ def test_completions_with_strange_line_ends_survive_an_interruption(cfg, monkeyp
     """Some characters end a line for Python, but not in this file."""
     strange = "a\u2028b\x85c\x0bd\x1ce\rf\ng\U0001f469\ufffd\"\\"
     answer_with(monkeypatch, lambda prompt: strange)
-    evaluate.evaluate(replace(cfg, limit=5))
-    evaluate.evaluate(cfg)
+    scored(replace(cfg, limit=5))
+    scored(cfg)
     assert [line["completion"] for line in lines_of(cfg)] == [strange] * 10
 
 
@@ -281,7 +519,7 @@ def test_completions_with_strange_line_ends_survive_an_interruption(cfg, monkeyp
                                     {"steps": 8}, {"temperature": 0.5}, {"remasking": "random"},
                                     {"seed": 1}])
 def test_other_settings_refuse_to_go_on_with_the_same_file(cfg, change):
-    evaluate.evaluate(replace(cfg, limit=2))
+    scored(replace(cfg, limit=2))
     [[name, value]] = change.items()
     sentence = refusal(replace(cfg, **change))
     assert cfg.out in sentence and name in sentence and str(value) in sentence
@@ -293,7 +531,7 @@ def test_another_checkpoint_refuses_to_go_on_with_the_same_file(cfg, tmp_path):
         folder.mkdir()
         write_checkpoint(folder, toy_tokenizer())
     cfg = replace(cfg, init_from=str(mine), limit=2, out=str(tmp_path / "out" / "answers.jsonl"))
-    evaluate.evaluate(cfg)
+    scored(cfg)
     assert cfg.out in refusal(replace(cfg, init_from=str(other)))
     write_checkpoint(mine, toy_tokenizer(), seed=1)      # trained further, in the same place
     assert cfg.out in refusal(cfg)
@@ -307,8 +545,15 @@ def test_a_newer_checkpoint_of_the_same_run_refuses_to_go_on(cfg, tmp_path):
         folder.mkdir()
         write_checkpoint(folder, toy_tokenizer(), seed=step)
         if step == 10:
-            evaluate.evaluate(cfg)
+            scored(cfg)
     assert "step_000020" in refusal(cfg)
+
+
+def test_parts_of_another_run_are_not_taken_for_ours_when_the_file_is_gone(cfg):
+    evaluate.evaluate(replace(cfg, limit=2))
+    Path(cfg.out).rename(cfg.out + ".part3")
+    assert cfg.out in refusal(replace(cfg, steps=8))
+    assert scored(cfg)["n"] == 10 and not Path(cfg.out + ".part3").exists()
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", "{}", '{"settings": 5}',
@@ -321,7 +566,7 @@ def test_a_file_that_does_not_say_how_it_was_made_is_left_alone(cfg, content):
 
 
 def test_a_setting_that_no_longer_exists_refuses_in_one_sentence(cfg):
-    evaluate.evaluate(replace(cfg, limit=2))
+    scored(replace(cfg, limit=2))
     beside = Path(cfg.out.replace(".jsonl", ".json"))
     saved = scores_of(cfg)
     saved["settings"]["retired"] = 1
@@ -336,7 +581,7 @@ def test_a_setting_that_no_longer_exists_refuses_in_one_sentence(cfg):
 def test_prompts_have_exactly_the_first_n_rows_of_train_in_front_and_no_test_question(
         cfg, n_shot, monkeypatch):
     asked = answer_with(monkeypatch, lambda prompt: "")
-    evaluate.evaluate(replace(cfg, n_shot=n_shot))
+    scored(replace(cfg, n_shot=n_shot))
     shots = toy.load("train")[:n_shot]
     head = "".join(shot.prompt + shot.answer + "\n\n" for shot in shots)
     assert head.count("####") == n_shot
@@ -346,7 +591,104 @@ def test_prompts_have_exactly_the_first_n_rows_of_train_in_front_and_no_test_que
         assert prompt.startswith(head) and prompt.removeprefix(head) in questions
         assert prompt.count("Question:") == n_shot + 1 and prompt.count("####") == n_shot
     assert not questions & {shot.prompt for shot in shots}
-    assert [line["prompt"] for line in lines_of(replace(cfg, n_shot=n_shot))] == asked
+    assert sorted(line["prompt"] for line in lines_of(cfg)) == sorted(asked)
+
+
+@pytest.mark.parametrize("n_shot", [2, 9])
+def test_more_shots_than_there_are_rows_is_one_sentence(cfg, monkeypatch, n_shot):
+    load = toy.load
+    monkeypatch.setattr(toy, "load",
+                        lambda split, *rest: load(split)[:1 if split == "train" else 9])
+    assert f"n_shot={n_shot}" in refusal(replace(cfg, n_shot=n_shot))
+
+
+# ---- ids ----
+
+
+def test_questions_with_one_id_are_all_asked_and_told_apart(cfg, monkeypatch):
+    load, ids = toy.load, ["a", "b", "a", "a#2", "a", "c", "b", "a", "d", "e"]
+    monkeypatch.setattr(toy, "load", lambda *args: [
+        example._replace(meta={**example.meta, "id": id})
+        for example, id in zip(load("test"), ids)])
+    asked = answer_with(monkeypatch, lambda prompt: "")
+    assert scored(replace(cfg, limit=4))["n"] == 4
+    assert scored(cfg)["n"] == len(asked) == 10
+    assert [line["id"] for line in lines_of(cfg)] == [
+        "a", "b", "a#2", "a#2#2", "a#3", "c", "b#2", "a#4", "d", "e"]
+    for line, example in zip(lines_of(cfg), load("test")):
+        assert line["prompt"] == example.prompt
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"the GSM8K rows are not at {REAL}")
+def test_no_question_of_gsm8ks_test_set_is_there_twice():
+    cfg = EvalConfig(task="gsm8k", data_dir=str(REAL))
+    ids = [example.meta["id"] for example in evaluate.questions(cfg)]
+    assert ids == [example.meta["id"] for example in gsm8k.load("test", str(REAL))]
+
+
+# ---- another model beside it ----
+
+
+def test_a_base_is_asked_the_same_and_both_are_in_one_table(cfg, tmp_path, monkeypatch, capsys):
+    base = write_checkpoint(tmp_path / "base", toy_tokenizer(), seed=1)
+    gold = {example.prompt: example.meta["gold"] for example in toy.load("test")}
+    known = {"model": list(gold)[:6], "base": list(gold)[4:9]}
+    asked = {"base": [], "model": []}
+
+    def complete(model, tok, prompts, cfg, on_step, tally):
+        who = "base" if cfg.init_from == str(base) else "model"
+        asked[who] += prompts
+        questions = ["Question" + prompt.split("Question")[-1] for prompt in prompts]
+        on_step(torch.zeros(len(prompts), cfg.gen_length))
+        return [f"#### {gold[q]}" if q in known[who] else "" for q in questions]
+    monkeypatch.setattr(evaluate, "complete", complete)
+    evaluate.main(replace(cfg, base=str(base), n_shot=1))
+    assert sorted(asked["base"]) == sorted(asked["model"]) and len(asked["base"]) == 10
+    beside = replace(cfg, out=cfg.out.replace(".jsonl", "_base.jsonl"))
+    assert len(lines_of(beside)) == len(lines_of(cfg)) == 10
+    assert (scores_of(cfg)["accuracy"], scores_of(beside)["accuracy"]) == (0.6, 0.5)
+    assert scores_of(beside)["settings"]["init_from"] == str(base)
+    printed = capsys.readouterr().out
+    assert all(len(line) <= 100 for line in printed.splitlines() if str(tmp_path) not in line)
+    rows = [line.split() for line in printed.splitlines()]
+    assert [row[1] for row in rows if row and row[0] in ("base", "model")][:2] == ["50.0", "60.0"]
+    assert "model - base = +10.0 +- " in printed and "n = 10 questions" in printed
+    assert "both 2, only base 3, only model 4, neither 1" in printed
+
+
+def test_without_out_the_bases_answers_lie_with_the_base_and_are_not_asked_for_again(
+        cfg, tmp_path, monkeypatch):
+    base = write_checkpoint(tmp_path / "base", toy_tokenizer(), seed=1)
+    asked = answer_with(monkeypatch, lambda prompt: "")
+    for name in ("one", "two"):
+        tuned = write_checkpoint(tmp_path / name, toy_tokenizer(), seed=2)
+        evaluate.main(replace(cfg, init_from=str(tuned), base=str(base), out=""))
+        assert (tuned / "eval_toy_0shot.jsonl").is_file()
+    assert (base / "eval_toy_0shot.jsonl").is_file()
+    assert len(asked) == 30
+
+
+def test_a_base_that_is_not_there_is_told_before_anything_is_asked(cfg, monkeypatch):
+    asked = answer_with(monkeypatch, lambda prompt: "")
+    for change in {"base": "gone"}, {"base": cfg.init_from, "init_from": "gone"}:
+        with pytest.raises(FileNotFoundError, match="no weights at 'gone'"):
+            evaluate.main(replace(cfg, **change))
+    assert asked == []
+
+
+def test_ema_weights_are_other_answers_in_another_file(cfg, tmp_path, monkeypatch):
+    folder = write_checkpoint(tmp_path / "run", toy_tokenizer())
+    cfg = replace(cfg, init_from=str(folder), out="")
+    with pytest.raises(ValueError, match="holds no EMA"):
+        evaluate.evaluate(replace(cfg, weights="ema"))
+    trunk = {f"target.{name}": 2 * p for name, p in DLLM.from_pretrained(folder).named_parameters()
+             if name != "head.weight"}
+    save_file({name: p.detach() for name, p in trunk.items()}, folder / "train_state.safetensors")
+    (online, _), (ema, _) = evaluate.evaluate(cfg), evaluate.evaluate(replace(cfg, weights="ema"))
+    assert ema["out"] == online["out"].replace(".jsonl", "_ema.jsonl")
+    one, other = lines_of(replace(cfg, out=online["out"])), lines_of(replace(cfg, out=ema["out"]))
+    assert [line["id"] for line in one] == [line["id"] for line in other]
+    assert [line["completion"] for line in one] != [line["completion"] for line in other]
 
 
 # ---- the commands ----
@@ -376,11 +718,74 @@ def test_the_command_prints_the_scores_that_it_writes(cfg):
 
 
 def test_counts_that_make_no_sense_are_one_sentence():
-    for change in ({"n_shot": -1}, {"limit": -1}, {"batch_size": 0}):
+    for change in ({"n_shot": -1}, {"limit": -1}, {"batch_tokens": 0}):
         with pytest.raises(ValueError) as error:
             EvalConfig(**change)
         assert len(str(error.value).splitlines()) == 1
         assert all(f"{name}={value}" in str(error.value) for name, value in change.items())
+
+
+def answer_file(path, rights, first=0):
+    path.write_text("".join(json.dumps({"id": f"q{i + first}", "gold": "1", "verdict": bool(right)})
+                            + "\n" for i, right in enumerate(rights)))
+    return str(path)
+
+
+def test_compare_prints_the_paired_difference_of_two_files(tmp_path, capsys):
+    a = answer_file(tmp_path / "a.jsonl", [1, 1, 0, 0, 1, 0, 0, 0, 0, 0])
+    b = answer_file(tmp_path / "b.jsonl", [1, 0, 1, 1, 1, 1, 1, 1, 1, 0])
+    evaluate.main(configure(EvalConfig, [f"--compare={a},{b}"]))
+    printed = capsys.readouterr().out
+    assert f"A   30.0 %  {a}" in printed and f"B   80.0 %  {b}" in printed
+    assert "B - A = +50.0 +- 21.2 points" in printed and "McNemar's exact p = 0.12" in printed
+    assert "both 2, only A 1, only B 6, neither 1" in printed and "left out" not in printed
+    c = answer_file(tmp_path / "c.jsonl", [1, 1], first=9)
+    evaluate.main(configure(EvalConfig, [f"--compare={a},{c}"]))
+    assert "n = 1 questions" in (printed := capsys.readouterr().out)
+    assert "10 questions are in one file only and left out" in printed
+
+
+def test_seeds_prints_mean_and_both_deviations(tmp_path, capsys):
+    files = [answer_file(tmp_path / f"{n}.jsonl", [1] * n + [0] * (10 - n)) for n in (4, 5, 9)]
+    evaluate.main(configure(EvalConfig, [f"--seeds={','.join(files)}"]))
+    printed = capsys.readouterr().out
+    assert "mean 60.0 % of n = 3 runs of 10 questions, from 40.0 to 90.0" in printed
+    assert "26.46 (ddof = 1)" in printed and "21.60 (ddof = 0)" in printed and "15.28" in printed
+
+
+@pytest.mark.parametrize("option", ["--compare=a.jsonl", "--compare=a.jsonl,b.jsonl,c.jsonl",
+                                    "--seeds=a.jsonl", "--seeds=a.jsonl,b.jsonl"])
+def test_a_wrong_number_of_files_or_none_there_is_one_sentence(option, tmp_path, monkeypatch):
+    answer_file(tmp_path / "a.jsonl", [1, 0])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        evaluate.main(configure(EvalConfig, [option]))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_under_torchrun_no_row_is_answered_twice_and_one_table_is_printed(cfg, tmp_path):
+    """The same bytes as one process writes; a mistake is a sentence."""
+    cfg = replace(cfg, limit=60, base=cfg.init_from, temperature=0.0)
+    peace = replace(cfg, out=str(tmp_path / "peace.jsonl"), base="")
+    scored(peace)
+
+    def launch(*more):
+        options = [f"--{key}={value}" for key, value in vars(cfg).items() if value != ()]
+        return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
+                               "--nproc_per_node=2", "evaluate.py", *options, *more], cwd=ROOT,
+                              env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True,
+                              text=True)
+    done = launch()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("questions; in %") == 1 and "model - base = +0.0" in done.stdout
+    base_out = cfg.out.replace(".jsonl", "_base.jsonl")
+    for out in (cfg.out, base_out):
+        assert Path(out).read_bytes() == Path(peace.out).read_bytes()
+    assert not list(tmp_path.glob("*.part*"))
+    done = launch("--steps=2")
+    assert done.returncode != 0 and "was made with steps=4, not 2" in done.stderr
+    assert 'evaluate.py", line' not in done.stderr                  # no traceback of ours
 
 
 @pytest.mark.slow

@@ -32,12 +32,14 @@ LEVELS = {
     "sample.py": {"model", "weights", "tasks", "configurator", "cache", "reveal", "view"},
     "train.py": {"model", "weights", "jepa", "lora", "lean", "sharding", "checkpoint", "tasks",
                  "configurator"},
-    "evaluate.py": {"sample", "reveal", "weights", "tasks", "configurator"},
+    "stats.py": set(), "answers.py": set(),
+    "evaluate.py": {"stats", "answers", "sample", "reveal", "checkpoint", "weights", "tasks",
+                    "configurator"},
     "eval_gsm8k.py": {"evaluate", "configurator"},
     "view.py": set(), "chat.py": {"sample", "view", "tasks", "configurator"},
     "tasks/*.py": {"tasks"},
-    "analysis/*.py": {"model", "weights", "jepa", "sample", "likelihood", "train", "evaluate",
-                      "tasks", "configurator"},
+    "analysis/*.py": {"model", "weights", "jepa", "sample", "likelihood", "train", "stats",
+                      "answers", "evaluate", "tasks", "configurator"},
 }
 
 

@@ -1,0 +1,197 @@
+"""Laws of statistics: closed forms against enumeration, intervals that cover, files in common."""
+import itertools
+import json
+import math
+import random
+import statistics
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import stats
+from answers import read_answers, read_common
+
+# ---- one accuracy ----
+
+
+@pytest.mark.parametrize("n", [1, 10, 1319])
+def test_wilsons_ends_are_where_the_share_is_z_standard_errors_away(n):
+    for right in {0, 1, n // 3, n}:
+        low, high = stats.wilson(right, n)
+        assert 0 <= low <= right / n <= high <= 1 and low < high
+        for end in (low, high):
+            if 1e-9 < end < 1 - 1e-9:
+                stderr = math.sqrt(end * (1 - end) / n)
+                assert abs(right / n - end) / stderr == pytest.approx(stats.Z, rel=1e-6)
+
+
+def test_z_is_that_of_95_percent():
+    assert stats.Z == pytest.approx(statistics.NormalDist().inv_cdf(0.975), abs=1e-12)
+
+
+@pytest.mark.parametrize("p, n", [(0.5, 50), (0.9, 50), (0.98, 200)])
+def test_wilsons_interval_covers_the_truth_19_times_of_20(p, n):
+    """Exactly, summed over all outcomes: about 95 %, also where p +- 1.96 stderr is far below."""
+    cover = sum(math.comb(n, k) * p ** k * (1 - p) ** (n - k) for k in range(n + 1)
+                if stats.wilson(k, n)[0] <= p <= stats.wilson(k, n)[1])
+    assert 0.93 < cover < 0.98
+
+
+# ---- two models, the same questions ----
+
+
+@pytest.mark.parametrize("a, b", [(0, 0), (1, 0), (0, 7), (3, 9), (5, 5), (8, 2), (12, 1)])
+def test_mcnemars_p_is_the_share_of_coin_tosses_as_uneven(a, b):
+    n = a + b
+    tosses = [sum(toss) for toss in itertools.product((0, 1), repeat=n)]
+    as_uneven = sum(abs(2 * heads - n) >= abs(a - b) for heads in tosses)
+    assert stats.mcnemar(a, b) == pytest.approx(as_uneven / len(tosses), rel=1e-12)
+    assert stats.mcnemar(a, b) == stats.mcnemar(b, a)
+
+
+def test_mcnemar_holds_for_a_whole_benchmark():
+    assert stats.mcnemar(0, 20_000) == 0.0                  # below what a float can be
+    assert stats.mcnemar(7_000, 7_000) == 1.0
+    chi2 = (760 - 640 - 1) ** 2 / 1400                      # the usual approximation
+    assert stats.mcnemar(640, 760) == pytest.approx(math.erfc(math.sqrt(chi2 / 2)), rel=0.02)
+
+
+def verdicts(*rights):
+    return [{f"q{i}": bool(right) for i, right in enumerate(some)} for some in rights]
+
+
+def test_a_difference_is_that_of_the_accuracies_and_its_stderr_that_of_the_differences():
+    rng = random.Random(0)
+    first, second = verdicts(*([rng.random() < p for _ in range(300)] for p in (0.6, 0.8)))
+    found = stats.paired_difference(first, second)
+    differences = [second[id] - first[id] for id in first]
+    assert found["mean"] == pytest.approx(sum(second.values()) / 300 - sum(first.values()) / 300)
+    assert found["stderr"] == pytest.approx(statistics.pstdev(differences) / math.sqrt(300))
+    low, high = found["interval"]
+    assert low == pytest.approx(found["mean"] - stats.Z * found["stderr"], abs=0.01)
+    assert high == pytest.approx(found["mean"] + stats.Z * found["stderr"], abs=0.01)
+    counts = [found[key] for key in ("both", "only_first", "only_second", "neither")]
+    assert sum(counts) == found["n"] == 300
+    assert counts == [sum((first[i], second[i]) == pair for i in first) for pair in
+                      [(True, True), (True, False), (False, True), (False, False)]]
+    assert found["p"] == stats.mcnemar(counts[1], counts[2])
+
+
+def test_a_difference_turns_its_sign_when_the_models_change_places():
+    first, second = verdicts([1, 1, 0, 0, 1, 0, 0, 1], [1, 0, 1, 1, 1, 1, 0, 1])
+    one, other = stats.paired_difference(first, second), stats.paired_difference(second, first)
+    assert one["mean"] == -other["mean"] == 0.25
+    assert (one["stderr"], one["p"]) == (other["stderr"], other["p"])
+
+
+@pytest.mark.parametrize("rights, mean", [(([1, 1], [1, 1]), 0), (([0], [1]), 1), (([1], [0]), -1)])
+def test_where_all_questions_differ_alike_nothing_is_uncertain_but_p(rights, mean):
+    found = stats.paired_difference(*verdicts(*rights))
+    assert (found["mean"], found["stderr"], found["interval"]) == (mean, 0, (mean, mean))
+    assert found["p"] == 1
+
+
+def test_other_questions_are_not_compared():
+    for first, second in [({"a": True}, {"b": True}), ({}, {}), ({"a": True}, {})]:
+        with pytest.raises(ValueError, match="not to the same questions"):
+            stats.paired_difference(first, second)
+
+
+def test_the_bootstrap_draws_questions_with_replacement():
+    """Its interval for three questions, from all 27 draws."""
+    values = [-1, 0, 1]
+    means = sorted(sum(draw) / 3 for draw in itertools.product(values, repeat=3))
+    low, high = stats.bootstrap(values, n_resamples=100_000)
+    assert (low, high) == pytest.approx((means[0], means[-1]))      # 1 / 27 > 2.5 %
+    other = stats.bootstrap([0.5] * 40 + [2.0] * 60, n_resamples=100_000)
+    sd = math.sqrt(100 * 0.4 * 0.6) * 1.5 / 100
+    assert other == pytest.approx((1.4 - stats.Z * sd, 1.4 + stats.Z * sd), abs=0.02)
+
+
+def test_the_bootstrap_is_the_same_each_time_and_other_with_another_seed():
+    values = [random.Random(i).random() for i in range(200)]
+    assert stats.bootstrap(values) == stats.bootstrap(list(reversed(values)))
+    assert stats.bootstrap(values) != stats.bootstrap(values, seed=1)
+
+
+def test_in_words_a_difference_keeps_to_100_columns():
+    first, second = verdicts([0] * 9_000 + [1] * 5_042, [1] * 9_000 + [0] * 5_042)
+    text = stats.in_words(stats.paired_difference(first, second), "model", "base")
+    assert max(map(len, text.splitlines())) <= 100
+    assert "base - model = +28.2 +- 0.8 points" in text and "p < 0.0001" in text
+    assert "both 0, only model 5042, only base 9000, neither 0" in text
+
+
+# ---- seeds ----
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=9))
+@settings(max_examples=50, deadline=None)
+def test_mean_and_both_deviations_are_the_textbooks(accuracies):
+    found = stats.over_seeds(accuracies)
+    assert found["mean"] == pytest.approx(statistics.mean(accuracies))
+    assert found["sd_ddof1"] == pytest.approx(statistics.stdev(accuracies), abs=1e-9)
+    assert found["sd_ddof0"] == pytest.approx(statistics.pstdev(accuracies), abs=1e-9)
+    assert found["stderr"] == pytest.approx(found["sd_ddof1"] / math.sqrt(len(accuracies)))
+    assert (found["min"], found["max"], found["n"]) == (min(accuracies), max(accuracies),
+                                                        len(accuracies))
+
+
+@pytest.mark.parametrize("accuracies", [[], [0.5]])
+def test_one_run_has_no_spread(accuracies):
+    with pytest.raises(ValueError, match="two or more"):
+        stats.over_seeds(accuracies)
+
+
+# ---- files ----
+
+
+def write(path, ids, right=True, end="\n", **more):
+    lines = [json.dumps({"id": id, "gold": "1", "verdict": right, **more}) for id in ids]
+    path.write_text("\n".join(lines) + end)
+    return str(path)
+
+
+def test_questions_that_are_not_in_all_files_are_left_out_and_counted(tmp_path):
+    a = write(tmp_path / "a", ["p", "q", "r"])
+    b = write(tmp_path / "b", ["r", "s", "q"], right=False)
+    found, n_others = read_common([a, b])
+    assert found == [{"q": True, "r": True}, {"q": False, "r": False}] and n_others == 2
+
+
+def test_files_that_cannot_be_compared_end_in_one_sentence(tmp_path):
+    a, b = write(tmp_path / "a", ["p"]), write(tmp_path / "b", ["q"])
+    other = write(tmp_path / "c", ["p"], gold="2")
+    for paths, words in [([a, b], "no question is in all"), ([a, a], "named twice"),
+                         ([a, other], "not the same question"), ([a, a + "x"], "there is no file"),
+                         ([a, str(tmp_path)], "there is no file")]:
+        with pytest.raises((ValueError, FileNotFoundError), match=words) as error:
+            read_common(paths)
+        assert "\n" not in str(error.value)
+
+
+def test_a_line_cut_anywhere_is_left_out_and_a_whole_one_without_its_end_counts(tmp_path):
+    path = tmp_path / "x"
+    last = json.dumps({"id": "{}", "text": 'a}"\u2028\x85b', "gold": None, "verdict": True})
+    for cut in range(len(last)):
+        write(path, ["p", "q"], end="\n" + last[:cut])
+        assert list(read_answers(path)) == ["p", "q"]
+    write(path, ["p", "q"], end="\n" + last)
+    assert list(read_answers(path)) == ["p", "q", "{}"]
+
+
+@pytest.mark.parametrize("bad", [b"{}", b"[]", b"null", b"7", b"x", b"\xff", b"[" * 100_000,
+                                 b'{"id": [], "verdict": true}', b'{"id": 1, "verdict": 1}',
+                                 b'{"id": "p", "verdict": true}', b'{"verdict": true}'])
+def test_a_line_that_is_no_answer_or_no_new_one_is_named(tmp_path, bad):
+    path = tmp_path / "x"
+    write(path, ["p"])
+    path.write_bytes(path.read_bytes() + bad + b"\n\n" + b'{"id": "q", "verdict": true}\n')
+    with pytest.raises(ValueError, match="line 2,") as error:
+        read_answers(path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+def test_an_empty_file_has_no_answers(tmp_path):
+    assert read_answers(write(tmp_path / "x", [])) == {}
