@@ -34,10 +34,10 @@ N_VALIDATION = 256
 SOURCE = ("datasets/synth_train.jsonl and datasets/synth_test.jsonl of galilai-group/llm-jepa on "
           "GitHub")
 
-# What a prediction may cost; beyond it is wrong. The longest gold regex has 54 characters, and
-# none does more than a tenth of the work.
+# What a prediction may cost: beyond it is wrong, unless it is the gold regex to the letter. Gold
+# regexes have up to 54 characters and cost milliseconds, the dearest ones a second.
 MAX_LENGTH = 200        # characters
-MAX_WORK = 2_000_000      # states and transitions made on the way to the automaton
+MAX_WORK = 2_000_000    # states visited and copied, for at most a few seconds
 
 
 def load(split: str, data_dir: str = "", variant: str = "") -> list[Example]:
@@ -93,9 +93,9 @@ def to_examples(rows: list[tuple[str, str]], split: str) -> list[Example]:
 def extract(completion: str) -> str | None:
     """The predicted regex, or None: what the model wrote before it began another `Description:`.
 
-    Of that the content of the first pair of code fences, if there is one; then the first line
-    that has text and only announces nothing (`Regex:`, `Here it is:`); then what stands in
-    `backticks`, or else the line without a leading `Regex:` or `Answer:`.
+    Of that, what is between code fences, if it has some; of that, the first line with text that
+    does not end in a colon (`Here it is:`); of that, what is in `backticks`, or else all but a
+    leading `Regex:` or `Answer:`. No gold regex has a colon or a backtick.
     """
     text = completion.split("\nDescription:")[0]
     fenced = re.search(r"```[^\n`]*\n(.*?)```", text, re.S)
@@ -115,21 +115,22 @@ def score(completion: str, example: Example) -> bool:
 
 
 def exact(completion: str, example: Example) -> bool:
+    """LLM-JEPA's metric: the same text."""
     return extract(completion) == example.meta["gold"]
 
 
 def extra_scores(examples: list[Example], completions: list[str]) -> dict[str, float]:
     """Shares that stand beside func match, in 0..1.
 
-    constant_baseline is what `([0-9])&([a-z])` as the answer to every question scores: of all
-    constants the best one on train. proper_match leaves out the rows where such answers can score.
+    constant_baseline is what `([0-9])&([a-z])` scores as the answer to every question: on train,
+    no constant scores more. proper_match leaves out the rows whose gold regex matches nothing, as
+    that one does, or everything.
     """
-    proper = [score(completion, example) for completion, example in zip(completions, examples)
-              if is_proper(example)]
-    empty = [language_kind(example.meta["gold"]) == "empty" for example in examples]
-    exactly = [exact(completion, example) for completion, example in zip(completions, examples)]
-    shares = {"exact_match": exactly, "proper_match": proper, "constant_baseline": empty}
-    return {name: sum(hits) / len(hits) for name, hits in shares.items() if hits}
+    pairs = list(zip(completions, examples, strict=True))
+    hits = {"exact_match": [exact(*pair) for pair in pairs],
+            "proper_match": [score(*pair) for pair in pairs if is_proper(pair[1])],
+            "constant_baseline": [language_kind(e.meta["gold"]) == "empty" for e in examples]}
+    return {name: sum(rows) / len(rows) for name, rows in hits.items() if rows}
 
 
 def is_proper(example: Example) -> bool:
