@@ -5,7 +5,7 @@
 
 The code is stored with blanks between its tokens. Rows come from a local folder (train, dev and
 test.jsonl[.gz] with `anno` and `code`) or, without one, from the hub's `AhmedSSoliman/DJANGO`
-(`nl` and `code`). The paper names its metric "whitespace-prefix match" and does not define it. Ours:
+(`nl` and `code`). The paper names its metric, "ws-prefix match", and does not define it. Ours:
 without any whitespace, the prediction begins with the gold line. So `len(x)` is right for
 `len ( x )`, and so is what a model goes on to write when it does not stop. Exact match, which
 `extra_scores` reports beside it, forgives the blanks alone.

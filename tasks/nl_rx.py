@@ -100,7 +100,7 @@ def extract(completion: str) -> str | None:
     text = completion.split("\nDescription:")[0]
     fenced = re.search(r"```[^\n`]*\n(.*?)```", text, re.S)
     lines = [line.strip() for line in (fenced[1] if fenced else text).split("\n")]
-    lines = [line for line in lines if line and not line.startswith("```") and line[-1] != ":"]
+    lines = [line for line in lines if line and not re.fullmatch(r"```\w*|.*:", line)]
     if not lines:
         return None
     quoted = re.search("`([^`]+)`", lines[0])
@@ -197,7 +197,7 @@ def parse(regex: str) -> list:
     if len(regex) > MAX_LENGTH:
         raise ValueError(f"a regex may have {MAX_LENGTH} characters, and this has {len(regex)}")
     steps, waiting = [], []     # waiting: operators whose right side is not complete
-    complete = False            # whether an operand ends here: then | & ) and repetitions may follow
+    complete = False        # whether an operand ends here, for | & ) and repetitions to follow
     for token in TOKEN.findall(regex):
         repeats = token in REPEATS or token[0] == "{" and len(token) > 1
         if complete and not repeats and token not in ("|", "&", ")"):
@@ -299,7 +299,7 @@ def automaton(regex: str, symbols: str) -> DFA:
             stack.append(NFA.from_dfa(minimal(stack.pop(), spend).complement()))
         elif step == "&":
             b, a = minimal(stack.pop(), spend), minimal(stack.pop(), spend)
-            spend(10 * len(a.states) * len(b.states) * len(symbols))
+            spend(20 * len(a.states) * len(b.states) * len(symbols))
             stack.append(NFA.from_dfa(a.intersection(b)))
         else:
             b, a = stack.pop(), stack.pop()
