@@ -70,13 +70,14 @@ def extract(completion: str) -> str | None:
     """The predicted code, or None: what the model wrote before it began another `Description:`.
 
     Of that, what is between code fences, if it has some; of that, all before the first blank line,
-    without `Code:` in front. It may have several lines, as Python within brackets may.
+    without `Code:` in front or backticks around it. It may have several lines, as Python within
+    brackets may.
     """
     text = completion.split("\nDescription:")[0]
     fenced = re.search(r"```[^\n`]*\n(.*?)```", text, re.S)
-    text = re.sub(r"^code:", "", (fenced[1] if fenced else text).strip(), flags=re.I)
-    text = re.split(r"\n[ \t\r]*\n", text.strip())[0].strip()
-    return text or None
+    text = re.sub(r"^```\w*[ \t\r]*$", "", fenced[1] if fenced else text, flags=re.M).strip()
+    text = re.sub(r"^code:", "", text, flags=re.I).strip()
+    return re.split(r"\n[ \t\r]*\n", text)[0].strip().strip("`").strip() or None
 
 
 def without_whitespace(text: str) -> str:

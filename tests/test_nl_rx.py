@@ -1,4 +1,4 @@
-"""Laws of NL-RX: the metric sees languages and not texts, as a second engine and brute force say."""
+"""Laws of NL-RX: the metric sees languages, not texts; a second engine and brute force agree."""
 import gzip
 import json
 import random
