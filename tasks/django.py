@@ -1,0 +1,110 @@
+"""Django: a description of one line of Python to that line (Oda et al., ASE 2015).
+
+    Description: for every i in range of integers from 0 to length of result, not included,
+    Code: for i in range ( len ( result ) ) :
+
+The code is stored with blanks between its tokens. Rows come from a local folder (train, dev and
+test.jsonl[.gz] with `anno` and `code`) or, without one, from the hub's `AhmedSSoliman/DJANGO`
+(`nl` and `code`). The paper names its metric, "ws-prefix match", and does not define it. Ours:
+without any whitespace, the prediction begins with the gold line. So `len(x)` is right for
+`len ( x )`, and so is what a model goes on to write when it does not stop. Exact match, which
+`extra_scores` reports beside it, forgives the blanks alone.
+
+About one test pair in eight is in train to the letter, and copying solves these. Hence
+`extra_scores` also splits the accuracy by that.
+"""
+import hashlib
+import re
+from collections import Counter
+
+from tasks.common import Example, load_rows
+
+HUB_NAME = "AhmedSSoliman/DJANGO"
+
+
+def load(split: str, data_dir: str = "", variant: str = "") -> list[Example]:
+    """Rows of train, validation (dev.jsonl) or test in file order.
+
+    meta["in_train"] is whether train has the same pair, or None where train is not at hand.
+    Raises ValueError or FileNotFoundError in one sentence if rows cannot be had or lack a field.
+    """
+    if split not in ("train", "validation", "test"):
+        raise ValueError(f"django has no split {split!r}; choose from train, validation, test")
+    if variant:
+        raise ValueError(f"django has no variant {variant!r}; leave it empty")
+    pairs = read_pairs(split, data_dir)
+    try:
+        trained_on = set(pairs if split == "train" else read_pairs("train", data_dir))
+    except FileNotFoundError:
+        trained_on = None
+    return to_examples(pairs, split, trained_on)
+
+
+def read_pairs(split: str, data_dir: str) -> list[tuple[str, str]]:
+    """(annotation, code) without blanks at their ends, for many have some."""
+    name = "dev" if data_dir and split == "validation" else split
+    pairs = []
+    for number, row in enumerate(load_rows(name, data_dir, HUB_NAME), 1):
+        pair = row.get("anno", row.get("nl")), row.get("code")
+        if not all(isinstance(text, str) and text.strip() for text in pair):
+            raise ValueError(f"django {name}, row {number}: 'anno' (or 'nl') and 'code' must be "
+                             f"texts")
+        pairs.append((pair[0].strip(), pair[1].strip()))
+    return pairs
+
+
+def to_examples(pairs: list[tuple[str, str]], split: str, trained_on: set | None) -> list[Example]:
+    """An id is a hash of the pair, with a count where the pair occurs again in its split."""
+    examples, seen = [], Counter()
+    for anno, code in pairs:
+        key = hashlib.blake2b(f"{anno}\n{code}".encode(), digest_size=6).hexdigest()
+        seen[key] += 1
+        again = f"-{seen[key]}" if seen[key] > 1 else ""
+        examples.append(Example(f"Description: {anno}\nCode:", f" {code}",
+                                {"id": f"django/{split}/{key}{again}", "gold": code,
+                                 "in_train": trained_on and (anno, code) in trained_on}))
+    return examples
+
+
+def extract(completion: str) -> str | None:
+    """The predicted code, or None: what the model wrote before it began another `Description:`.
+
+    Of that, what is between code fences, if it has some; of that, all before the first blank line,
+    without `Code:` in front or backticks around it. It may have several lines, as Python within
+    brackets may.
+    """
+    text = completion.split("\nDescription:")[0]
+    fenced = re.search(r"```[^\n`]*\n(.*?)```", text, re.S)
+    text = re.sub(r"^```\w*[ \t\r]*$", "", fenced[1] if fenced else text, flags=re.M).strip()
+    text = re.sub(r"^code:", "", text, flags=re.I).strip()
+    return re.split(r"\n[ \t\r]*\n", text)[0].strip().strip("`").strip() or None
+
+
+def without_whitespace(text: str) -> str:
+    return "".join(text.split())
+
+
+def score(completion: str, example: Example) -> bool:
+    """Whether the prediction begins with the gold line, whitespace aside."""
+    prediction, gold = extract(completion) or "", without_whitespace(example.meta["gold"])
+    return gold != "" and without_whitespace(prediction).startswith(gold)
+
+
+def exact(completion: str, example: Example) -> bool:
+    """Whether the prediction is the gold line, whitespace aside."""
+    prediction, gold = extract(completion) or "", without_whitespace(example.meta["gold"])
+    return gold != "" and without_whitespace(prediction) == gold
+
+
+def extra_scores(examples: list[Example], completions: list[str]) -> dict[str, float]:
+    """Shares that stand beside prefix match, in 0..1.
+
+    seen_match and unseen_match are prefix match on the pairs that train has, and on the others;
+    in_train is the share of the former: what copying from train scores.
+    """
+    pairs = list(zip(completions, examples, strict=True))
+    hits = {"exact_match": [exact(*pair) for pair in pairs],
+            "unseen_match": [score(*pair) for pair in pairs if pair[1].meta["in_train"] is False],
+            "seen_match": [score(*pair) for pair in pairs if pair[1].meta["in_train"]],
+            "in_train": [e.meta["in_train"] for e in examples if e.meta["in_train"] is not None]}
+    return {name: sum(rows) / len(rows) for name, rows in hits.items() if rows}
