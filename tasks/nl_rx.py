@@ -13,8 +13,9 @@ From the loosest operator to the tightest:
 and below them [a-z0-9], [^a-z], `.` (any character, newline too), (a), () for the empty string. So
 `~(a)*` is `(~a)*`, and `\x` is the letter x: in this data, `\b` is a b and no border of a word.
 Anything else is a letter, `^` and `$` too: strings match as a whole. The symbols `&` and `~` are
-those of dk.brics.automaton, and so is the order; the tool of the authors, which is said to be
-built on it, is not to be had, so this is our reading.
+those of dk.brics.automaton, and so is the order. The authors' tool, which we take to be built on
+it, is not to be had, so this is our reading. It differs from brics where brics reads what no one
+means: an operator with nothing beside it is an error here, and `#`, `@`, `"` and `<` are letters.
 
 About one gold regex in six matches nothing at all, `([0-9])&([a-z])` for one. Hence the constant
 answer that `extra_scores` reports, and the score on the rows that are neither so nor match all.
@@ -292,7 +293,7 @@ def automaton(regex: str, symbols: str) -> DFA:
             whole = one_of((), symbols).option()
             for _ in range(low):
                 whole = copied(whole.concatenate(part))
-            for _ in range(low, high or low):
+            for _ in range(low, high or 0):
                 whole = copied(whole.concatenate(part.option()))
             stack.append(whole.concatenate(part.kleene_star()) if high is None else whole)
         elif step == "~":
