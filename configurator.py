@@ -48,7 +48,7 @@ def run(main, cls, default=None):
     except (ValueError, OSError) as error:
         # Under torchrun all processes may say the same: it ends those that wait once one has ended
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(3 if int(os.environ.get("RANK", 0)) else 0)
+        time.sleep(10 if int(os.environ.get("RANK", 0)) else 0)
         sys.exit(str(error))  # on stderr, with exit code 1
 
 
