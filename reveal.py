@@ -12,8 +12,8 @@ make of them (their generate.py and generation_utils.py):
     Fast-dLLM  as either                                          all that are sure enough
 """
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Literal, get_args, get_origin
 
 import torch
 
@@ -33,7 +33,7 @@ class Sampling:
     top_k: int = 0                      # only so many of the likeliest tokens; 0: all
     alg_temp: float = 0.0               # Dream: > 0 reveals not the surest, but draws among them
     cfg_scale: float = 0.0              # classifier-free guidance: away from the unprompted answer
-    end_tokens: Literal["allowed", "last", "never"] = "allowed"  # last: revealed after all others
+    end_tokens: Literal["allowed", "last", "never"] = "allowed"  # last: the least sure of all
     cache: Literal["none", "prefix", "dual"] = "none"  # what a block's later passes do not compute
     threshold: float = 0.0              # reveal all with this probability, whatever steps; 0: off
     factor: float = 0.0                 # reveal the n surest if n + 1 of their doubts are below it
@@ -41,6 +41,11 @@ class Sampling:
 
     def __post_init__(self):
         check_lengths(self.gen_length, self.block_length, self.steps)
+        for field in fields(Sampling):
+            value = getattr(self, field.name)
+            if get_origin(field.type) is Literal and value not in get_args(field.type):
+                raise ValueError(f"{field.name}={value!r} is not one of "
+                                 f"{', '.join(get_args(field.type))}")
         for name in ("temperature", "top_k", "alg_temp", "cfg_scale", "threshold", "factor"):
             if not 0 <= getattr(self, name) < float("inf"):             # NaN is not, either
                 raise ValueError(f"{name}={getattr(self, name)} must be a number from 0 up")
@@ -54,6 +59,10 @@ class Sampling:
         if self.is_parallel and self.remasking not in ("low_confidence", "maskgit_plus"):
             raise ValueError(f"threshold and factor compare probabilities: they need "
                              f"remasking=low_confidence or maskgit_plus, not {self.remasking}")
+        dreams = "maskgit_plus", "topk_margin", "entropy"
+        if self.alg_temp and (self.remasking not in dreams or self.is_parallel):
+            raise ValueError(f"alg_temp={self.alg_temp} is Dream's: it needs remasking="
+                             f"{', '.join(dreams[:2])} or {dreams[2]}, and no threshold or factor")
 
     @property
     def is_parallel(self) -> bool:
@@ -83,14 +92,16 @@ def propose(logits, s: Sampling, noise, ends):
     allowed = keep_likeliest(logits, s)
     u = noise(logits.shape[-1], dtype=torch.float64) if s.temperature else None
     proposal = draw(allowed, s.temperature, u)[..., None]                   # (B, n, 1)
+
+    def log_p(logits):
+        return logits.gather(-1, proposal)[..., 0] - logits.logsumexp(dim=-1)
+    logp = confidence = log_p(logits)                   # LLaDA: by the model, without temperature
     if s.end_tokens == "last":          # they may be proposed, but any other token is surer
         logits = logits.index_fill(-1, ends, -torch.inf)
-    logp = logits.gather(-1, proposal)[..., 0] - logits.logsumexp(dim=-1)
-    if s.remasking == "low_confidence":                 # LLaDA: by the model, without temperature
-        confidence = logp
-    elif s.remasking in ("random", "origin"):
+        confidence = log_p(logits)
+    if s.remasking in ("random", "origin"):
         confidence = noise()
-    else:                                               # Dream: by what was drawn from
+    elif s.remasking != "low_confidence":               # Dream: by what was drawn from
         drawn_from = keep_likeliest(logits, s) / (s.temperature or 1)
         log_probs = drawn_from.log_softmax(dim=-1)
         if s.remasking == "maskgit_plus":
@@ -103,6 +114,8 @@ def propose(logits, s: Sampling, noise, ends):
     if s.alg_temp:                      # the n first of these are a draw without replacement
         confidence = confidence.exp() if s.remasking == "maskgit_plus" else confidence
         confidence = confidence / s.alg_temp - (-noise().log()).log()
+    if s.end_tokens == "last" and s.remasking not in ("random", "origin"):
+        confidence = confidence.masked_fill(torch.isin(proposal[..., 0], ends), -torch.inf)
     confidence = confidence.clamp(min=torch.finfo(confidence.dtype).min)    # above what is revealed
     return proposal[..., 0], confidence, logp
 

@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass, fields
+from operator import index
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # idle threads sleep, as in train.py;
 os.environ.setdefault("GOMP_SPINCOUNT", "0")            # both are read when torch loads
@@ -55,6 +56,8 @@ def main(cfg: SampleConfig):
     def on_step(x, p):
         screen.show(x[0], p[0])
         film.show(x[0], p[0])
+    if cfg.html:                        # a path that cannot be written is told at once
+        film.save_html(cfg.html)
     if cfg.infill:
         complete_gaps(model, tok, prompt, cfg, on_step, tally)
     else:
@@ -72,21 +75,24 @@ def main(cfg: SampleConfig):
 @torch.no_grad()
 def generate(model, prompt, gen_length: int = 128, block_length: int = 128, steps: int = 128,
              temperature: float = 0.0, remasking: str = "low_confidence", generator=None,
-             on_step=None, never=(), ends=(), stop: bool = False, tally=None, **more):
+             on_step=None, is_real=None, never=(), ends=None, stop: bool = False, tally=None,
+             **more):
     """Prompts of any lengths -> (B, gen_length) ids, each row as it would be alone.
 
-    prompt: (B, P) ids or a list of id lists. generator: one a row (a list), or one for all, which
-    then draws what LLaDA's code draws after torch.manual_seed; needed for whatever is random.
-    never: ids that must not appear, besides the mask id. ends: ids that end a text; with `stop`
-    a row is left alone after the block in which it has one, and end-of-text fills the rest.
+    prompt: (B, P) ids or a list of id lists; is_real (B, P): False or 0 on padding, on any side.
+    generator: one a row (a list), or one for all, which then draws what LLaDA's code draws after
+    torch.manual_seed, of prompts padded at the left; needed for whatever is random.
+    never: ids that must not appear, besides the mask id. ends: ids that end a text, by default the
+    model's eos_id; with `stop` a row is left alone after the block in which it has one, and
+    end-of-text fills the rest.
     on_step(x, p), both (B, gen_length), is called at the start and after every pass; p is the
     probability a token had when it was revealed, else 0. more: the other settings of `Sampling`.
     Raises ValueError for what does not fit together or into the model.
     """
     s = Sampling(gen_length, block_length, steps, temperature, remasking, **more)
+    prompt = id_lists(model.config, prompt, is_real)
     check_prompts(model.config, prompt, gen_length)
-    masks = [model.config.mask_id] * gen_length
-    texts = [torch.as_tensor(p, dtype=torch.long).tolist() + masks for p in prompt]
+    texts = [row + [model.config.mask_id] * gen_length for row in prompt]
     gaps = [list(range(len(text) - gen_length, len(text))) for text in texts]
     answer = to_device(torch.tensor(gaps), model.embed.weight.device)       # (B, gen_length)
     watch = on_step and (lambda x, p: on_step(x.gather(1, answer), p.gather(1, answer)))
@@ -94,12 +100,14 @@ def generate(model, prompt, gen_length: int = 128, block_length: int = 128, step
 
 
 @torch.no_grad()
-def infill(model, texts, s: Sampling, generator=None, on_step=None, never=(), tally=None):
+def infill(model, texts, s: Sampling, generator=None, on_step=None, never=(), ends=None,
+           tally=None):
     """Lists of ids, some of them the mask id -> the same lists with these filled.
 
     A block is block_length masks, wherever they stand, with as many passes as s gives to one.
     on_step(x, p), both (B, T): the whole texts. Raises ValueError as generate does.
     """
+    texts = id_lists(model.config, texts)
     gaps = [[i for i, token in enumerate(text) if token == model.config.mask_id] for text in texts]
     check_prompts(model.config, texts, 0)
     if s.cache != "none":
@@ -108,7 +116,7 @@ def infill(model, texts, s: Sampling, generator=None, on_step=None, never=(), ta
     if not all(gaps) or model.config.shift and any(gap[0] == 0 for gap in gaps):
         raise ValueError("a text to fill needs a mask, and not as its first token if the model "
                          "scores the next one")
-    x = fill(model, texts, gaps, s, generator, on_step, never, (), False, tally)
+    x = fill(model, texts, gaps, s, generator, on_step, never, ends, False, tally)
     return [row[:len(text)] for row, text in zip(x.tolist(), texts)]
 
 
@@ -118,6 +126,10 @@ def fill(model, texts, gaps, s: Sampling, generator, on_step, never, ends, stop,
     if s.is_random and generator is None:
         raise ValueError(f"temperature={s.temperature}, alg_temp={s.alg_temp} and "
                          f"remasking={s.remasking} draw at random and need a generator")
+    if isinstance(generator, list) and len(generator) != len(texts):
+        raise ValueError(f"{len(generator)} generators for {len(texts)} rows; give one a row, or "
+                         f"a single one that is no list")
+    ends = [config.eos_id] if ends is None else ends
     L, T = s.block_length, max(map(len, texts))
     N = -(-max(map(len, gaps)) // L) * L                                    # whole blocks
     x = torch.tensor([text + [config.mask_id] * (T - len(text)) for text in texts])
@@ -175,6 +187,7 @@ def fill_block(model, x, p, is_real, slots, is_gap, start, s: Sampling, generato
     slots_here, is_open = slots[:, start:start + L], is_gap[:, start:start + L]     # (B, L)
     schedule = Schedule(s, is_open.sum(dim=1).tolist(), x.device)
     reader, late = Reader(model, is_real, slots, start, s), Late()
+    n_padding = to_device((~is_real).sum(dim=1, keepdim=True), x.device)
     is_open = to_device(is_open, x.device)
     for step in range(schedule.n_passes):
         # 1 one pass, for logits at the n places of the block where a mask may be left
@@ -186,7 +199,8 @@ def fill_block(model, x, p, is_real, slots, is_gap, start, s: Sampling, generato
 
         # 2 a token for each, and how sure it is
         def noise(*V, dtype=torch.float32):
-            return draw_uniform(generator, x.shape[1], where, L, places, V, dtype)
+            at_the_left = where + n_padding         # LLaDA's code pads there, and draws for it
+            return draw_uniform(generator, x.shape[1], at_the_left, L, places, V, dtype)
         proposal, confidence, logp = propose(logits, s, noise, ends)        # (B, n)
 
         # 3 the surest are revealed
@@ -298,7 +312,8 @@ def complete_gaps(model, tok, text: str, cfg: Sampling, on_step=None, tally=None
     generator = row_generators(cfg.seed, 0, [text], draws_on(model.embed.weight.device))
     n = len(tok.bos)
     look = on_step and (lambda x, p: on_step(x[:, n:], p[:, n:]))
-    [x] = infill(model, [ids], cfg, generator, look, never_of(model, tok), tally)
+    [x] = infill(model, [ids], cfg, generator, look, never_of(model, tok), ends_of(tok),
+                 tally)
     return tok.show(x[n:])
 
 
@@ -309,6 +324,28 @@ def never_of(model, tok) -> list[int]:
 
 def ends_of(tok) -> list[int]:
     return [i for i in (tok.eos_id, tok.eot_id) if i is not None]
+
+
+def id_lists(config, rows, is_real=None) -> list[list[int]]:
+    """Rows of ids, as tensors or lists -> lists without what is_real calls padding.
+
+    Raises ValueError unless they are rows, of ids that the model has."""
+    try:
+        rows = [[index(i) for i in (row.tolist() if hasattr(row, "tolist") else row)]
+                for row in rows]
+    except TypeError:
+        raise ValueError("prompts must be rows of ids: a (B, P) tensor of integers, or a list of "
+                         "lists") from None
+    if is_real is not None:
+        is_real = torch.as_tensor(is_real).tolist()
+        if [len(row) for row in rows] != [len(row) for row in is_real]:
+            raise ValueError("is_real must have the shape of the prompts, (B, P)")
+        rows = [[i for i, real in zip(*pair) if real] for pair in zip(rows, is_real)]
+    for i in {i for row in rows for i in row}:
+        if not 0 <= i < config.vocab_size:
+            raise ValueError(f"a prompt has the id {i}, which is not below "
+                             f"vocab_size={config.vocab_size}")
+    return rows
 
 
 def check_prompts(config, prompts, gen_length: int):

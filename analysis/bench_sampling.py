@@ -33,7 +33,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configurator import run
 from model import PRESETS, DLLM, ModelConfig, pick_device, pick_dtype
-from sample import generate
+from reveal import check_lengths
+from sample import check_prompts, generate
 
 # bf16 products per second, bytes of memory per second
 PEAKS = {"A100": (312e12, 2.04e12), "H100": (989e12, 3.35e12), "H200": (989e12, 4.8e12)}
@@ -65,11 +66,16 @@ class BenchConfig:
         if not 1 <= self.per_pass <= self.block_length:
             raise ValueError(f"per_pass={self.per_pass} must lie in 1..{self.block_length}, the "
                              f"tokens of a block")
+        check_lengths(self.gen_length, self.block_length, self.gen_length)
+        if self.width < 1 or self.vocab_size < 3:
+            raise ValueError(f"width={self.width} must be at least 1, and vocab_size="
+                             f"{self.vocab_size} at least 3: a token besides mask and end of text")
 
 
 def main(cfg: BenchConfig):
     device = pick_device(cfg.device)
     config = shape_of(cfg)
+    check_prompts(config, [range(cfg.prompt_length)], cfg.gen_length)       # before 8 B are made
     model = random_model(config, device, cfg.seed)
     generator = torch.Generator().manual_seed(cfg.seed)
     prompts = torch.randint(2, config.vocab_size, (cfg.batch_size, cfg.prompt_length),
@@ -87,7 +93,8 @@ def main(cfg: BenchConfig):
           f"{cfg.prompt_length} + {cfg.gen_length} tokens, {cfg.blocks} blocks of "
           f"{cfg.block_length}")
 
-    generate(model, prompts, cfg.block_length, cfg.block_length, 2, cache="dual")    # warm
+    generate(model, prompts, cfg.block_length, cfg.block_length, min(2, cfg.block_length),
+             cache="dual")                                                  # warm
     found = {name: {"seconds": []} for name in ways}
     for name in tqdm([name for _ in range(cfg.runs) for name in ways], unit="way"):
         began = time.perf_counter()

@@ -38,8 +38,8 @@ LEVELS = {
     "eval_gsm8k.py": {"evaluate", "configurator"},
     "view.py": set(), "chat.py": {"sample", "view", "tasks", "configurator"},
     "tasks/*.py": {"tasks"},
-    "analysis/*.py": {"model", "weights", "jepa", "sample", "likelihood", "train", "stats",
-                      "answers", "evaluate", "tasks", "configurator"},
+    "analysis/*.py": {"model", "weights", "jepa", "reveal", "sample", "likelihood", "train",
+                      "stats", "answers", "evaluate", "tasks", "configurator"},
 }
 
 

@@ -104,15 +104,11 @@ CASES = [dict(), dict(block_length=4), dict(block_length=8, steps=4), dict(cfg_s
          dict(end_tokens="last", cfg_scale=1.0), dict(temperature=0.7), dict(remasking="random"),
          dict(temperature=1.0, remasking="random", block_length=4), dict(steps=5),
          dict(temperature=1.0, cfg_scale=1.0), dict(temperature=0.7, end_tokens="last")]
-
-
 BATCHES = [[PROMPT], [PROMPT, PROMPT[::-1], PROMPT[2:] + [0, 0]], PROMPTS]
-# padding at the left shifts which of the random numbers a token meets
-PAIRS = [(case, prompts) for case in CASES for prompts in BATCHES
-         if prompts is not PROMPTS or not {"temperature", "remasking"} & set(case)]
 
 
-@pytest.mark.parametrize("case, prompts", PAIRS, ids=str)
+@pytest.mark.parametrize("prompts", BATCHES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_sampler_is_lladas_token_for_token(case, prompts):
     """With one generator it draws the very numbers that LLaDA's code draws."""
     s = {**dict(gen_length=16, block_length=16, steps=8, temperature=0.0, cfg_scale=0.0,
@@ -131,6 +127,18 @@ def test_the_sampler_is_lladas_token_for_token(case, prompts):
     assert changed, "the setting does nothing"
 
 
+@pytest.mark.parametrize("more", [dict(), dict(temperature=1.0), dict(cache="dual")], ids=str)
+def test_prompts_padded_on_any_side_are_those_without_their_padding(more):
+    def answers(prompts, **is_real):
+        return generate(tiny(), prompts, 12, 4, 6, generator=seeded(), **more, **is_real)
+    ids, is_real = left_padded(PROMPTS)
+    expected = answers(PROMPTS)
+    assert torch.equal(answers(ids, is_real=is_real), expected)
+    assert torch.equal(answers(ids.numpy(), is_real=is_real.long()), expected)  # transformers' mask
+    assert torch.equal(answers(ids.flip(1), is_real=is_real.flip(1)),
+                       answers([prompt[::-1] for prompt in PROMPTS]))
+
+
 def test_end_tokens_last_means_after_all_others():
     model = tiny(peaked=1.0, bias={EOS: 9.0})
     states = []
@@ -141,6 +149,37 @@ def test_end_tokens_last_means_after_all_others():
     others = 16 - (states[-1] == EOS).sum().item()
     assert ended.index(True) == others + 1 if True in ended else others == 16
     assert masked == list(range(16, -1, -1))
+
+
+@pytest.mark.parametrize("more", [
+    dict(), dict(remasking="maskgit_plus"), dict(remasking="topk_margin"),
+    dict(remasking="entropy"), dict(remasking="maskgit_plus", alg_temp=0.5)], ids=str)
+def test_end_tokens_last_are_less_sure_than_all_others(more):
+    s = Sampling(16, 16, 16, end_tokens="last", **more)
+    logits = torch.randn(200, 16, VOCAB, generator=seeded())
+    logits[..., EOS] += 2.0
+    token, confidence, logp = propose(
+        logits, s, lambda: torch.rand(200, 16, generator=seeded(1)), torch.tensor([EOS]))
+    is_end = token == EOS
+    assert 0.2 < is_end.float().mean() < 0.8
+    assert (confidence.masked_fill(~is_end, -math.inf).amax(dim=1)
+            < confidence.masked_fill(is_end, math.inf).amin(dim=1)).all()
+    by_model = logits.log_softmax(dim=-1).gather(-1, token[..., None])[..., 0]
+    assert torch.allclose(logp, by_model, atol=1e-5)        # the p that is shown
+
+
+def test_what_ends_a_text_is_by_default_the_models_end_of_text():
+    model, tally = tiny(bias={EOS: 30.0}), Tally()
+    assert (generate(model, [PROMPT], 8, 8, 8) == EOS).all()
+    assert not (generate(model, [PROMPT], 8, 8, 8, end_tokens="never") == EOS).any()
+    generate(model, [PROMPT], 8, 4, 8, stop=True, tally=tally)
+    assert (tally.passes, tally.tokens) == (4, 1)
+
+
+def test_end_tokens_never_holds_for_gaps_too():
+    s = Sampling(4, 4, 4, end_tokens="never")
+    [text] = infill(tiny(bias={EOS: 90.0, EOT: 80.0}), [[1, MASK, 2]], s, ends=(EOS, EOT))
+    assert text[1] not in (EOS, EOT, MASK)
 
 
 # ---- Dream's ----
@@ -454,7 +493,6 @@ def test_rows_with_a_threshold_come_out_as_they_would_alone(shift):
 
 
 def test_after_the_block_of_its_end_a_row_is_left_alone_and_the_text_is_the_same():
-    tok = byte_tokenizer()
     stopped = 0
     for seed in range(6):
         model = tiny(seed=seed, peaked=3.0, bias={EOS: 4.0})
@@ -502,7 +540,14 @@ def test_a_flag_on_the_cpu_is_read_at_once():
     (dict(threshold=0.5, remasking="entropy"), "entropy"),
     (dict(factor=0.5, remasking="random"), "random"), (dict(gen_length=10), "block_length=4"),
     (dict(temperature=1.0), "temperature=1.0"), (dict(remasking="random"), "random"),
-    (dict(remasking="origin"), "origin"), (dict(alg_temp=0.5), "alg_temp=0.5")])
+    (dict(remasking="origin"), "origin"), (dict(alg_temp=0.5), "alg_temp=0.5"),
+    (dict(alg_temp=0.5, remasking="entropy"), "alg_temp=0.5"),
+    (dict(alg_temp=0.5, remasking="origin", generator=seeded()), "alg_temp=0.5"),
+    (dict(alg_temp=0.5, remasking="maskgit_plus", threshold=0.9, generator=seeded()), "threshold"),
+    (dict(remasking="low confidence"), "low_confidence, random"), (dict(cache="duel"), "dual"),
+    (dict(end_tokens="first"), "never"), (dict(temperature=1.0, generator=[seeded()] * 2), "2 gen"),
+    (dict(temperature=1.0, generator=[]), "0 gen"), (dict(is_real=[[1]]), "is_real"),
+    (dict(is_real=[[1] * 8] * 2), "is_real")])
 def test_settings_that_make_no_sense_are_one_sentence(settings, named):
     with pytest.raises(ValueError) as error:
         generate(tiny(), [PROMPT], **{**dict(gen_length=12, block_length=4, steps=6), **settings})
@@ -510,7 +555,10 @@ def test_settings_that_make_no_sense_are_one_sentence(settings, named):
 
 
 @pytest.mark.parametrize("shift, prompts, named", [
-    (False, [], "no prompt"), (True, [[1], []], "empty"), (False, [[1] * 85], "85 tokens")])
+    (False, [], "no prompt"), (True, [[1], []], "empty"), (False, [[1] * 85], "85 tokens"),
+    (False, [1, 2], "rows"), (False, torch.tensor([1, 2]), "rows"), (False, ["text"], "rows"),
+    (False, torch.tensor([[1.5]]), "integers"), (False, {"ids": [[1]]}, "rows"),
+    (False, [[1, VOCAB]], f"id {VOCAB}"), (False, [[-1]], "id -1"), (False, None, "rows")])
 def test_prompts_that_cannot_be_answered_are_one_sentence(shift, prompts, named):
     with pytest.raises(ValueError, match=named) as error:
         generate(tiny(shift=shift), prompts, 12, 12, 12)

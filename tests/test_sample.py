@@ -418,6 +418,14 @@ def test_the_command_shows_masks_first_and_none_in_the_end(checkpoint):
                         done.stderr.decode())
 
 
+def test_a_page_that_cannot_be_written_is_told_before_anything_is_generated(checkpoint, tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file" / "page.html"):
+        done = command(f"--init_from={checkpoint}", f"--html={path}")
+        assert done.returncode == 1 and done.stdout == b""
+        assert len(done.stderr.decode().strip().split("\n")) == 1
+
+
 def test_a_missing_checkpoint_is_exit_code_1_and_one_line(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):      # there, but empty; not there
         done = command(f"--init_from={folder}")
