@@ -133,6 +133,10 @@ def evaluate(cfg: EvalConfig, rank: int = 0, world: int = 1) -> tuple[dict, list
     if len(lines) < len(examples):
         raise ValueError(f"{len(examples) - len(lines)} answers are not in {out}, which another "
                          f"run may have used at the same time; run it again for these")
+    for line in lines:
+        if not {"completion", "tokens", "prediction"} <= line.keys():
+            raise ValueError(f"{out} has a line for {line['id']} without its completion, tokens or "
+                             f"prediction; choose another --out")
     scores = score(task, lines, cfg.gen_length)
     scores |= {"seconds": round(time.perf_counter() - began, 1), "out": out}
     if hasattr(task, "extra_scores"):

@@ -102,7 +102,7 @@ class Film:
                 cells.append([])
             else:                       # the last of several tokens has the character they make
                 texts = [""] * (end - start - 1) + [printable(text)]
-                cells += [[piece, round(p[n], 4)] for n, piece in enumerate(texts, start)]
+                cells += [[piece, float(f"{p[n]:.4g}")] for n, piece in enumerate(texts, start)]
         before = self.cells or [[]] * len(cells)            # before the start all are masks
         self.steps.append([[n, *cell] for n, cell in enumerate(cells) if cell != before[n]])
         self.cells = cells

@@ -807,3 +807,14 @@ def test_eval_gsm8k_runs_on_real_questions_end_to_end(tmp_path, n_shot):
     head = "".join(shot.prompt + shot.answer + "\n\n" for shot in shots)
     assert {line["prompt"] for line in lines} == {head + example.prompt for example in wanted}
     assert "<<" not in head
+
+
+@pytest.mark.parametrize("missing", ["completion", "tokens", "prediction"])
+def test_a_line_that_no_run_wrote_is_named(missing, cfg):
+    evaluate.main(cfg)
+    lines = [json.loads(line) for line in Path(cfg.out).read_text().splitlines()]
+    del lines[3][missing]
+    Path(cfg.out).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ValueError, match=lines[3]["id"]) as error:
+        evaluate.main(cfg)
+    assert cfg.out in str(error.value) and len(str(error.value).splitlines()) == 1

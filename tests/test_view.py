@@ -301,6 +301,12 @@ def test_a_step_holds_what_it_changed_and_no_more(tmp_path):
                   [[2, "", 1.0], [3, "", 0.25], [4, "\u20ac", 0.6667]]]}
 
 
+def test_an_unlikely_token_is_still_from_the_model():
+    film = Film(TOK)
+    film.show(torch.tensor([*b"abc"]), torch.tensor([1e-6, 0.123456, 0.0]))
+    assert film.steps == [[[0, "a", 1e-6], [1, "b", 0.1235], [2, "c", 0.0]]]
+
+
 def test_the_size_of_a_page_grows_with_the_tokens_not_with_tokens_times_steps(tmp_path):
     size = [saved(film_of("a" * n), tmp_path)[0].stat().st_size for n in (100, 200, 400)]
     assert size[2] - size[1] < 2.3 * (size[1] - size[0])
