@@ -77,7 +77,7 @@ def generate(model, prompt, gen_length: int = 128, block_length: int = 128, step
              temperature: float = 0.0, remasking: str = "low_confidence", generator=None,
              on_step=None, is_real=None, never=(), ends=None, stop: bool = False, tally=None,
              **more):
-    """Prompts of any lengths -> (B, gen_length) ids, each row as it would be alone.
+    """Prompts of any lengths -> (B, gen_length) ids, each row as alone, up to rounding.
 
     prompt: (B, P) ids or a list of id lists; is_real (B, P): False or 0 on padding, on any side.
     generator: one a row (a list), or one for all, which then draws what LLaDA's code draws after
@@ -152,8 +152,8 @@ def fill(model, texts, gaps, s: Sampling, generator, on_step, never, ends, stop,
     on = list(range(len(x)))                                # rows that are worked on
     for start in range(0, N, L):
         if stop and start:                                  # here the host waits, once a block
-            has_end = torch.isin(x.gather(1, slots[:, :start]), ends).any(dim=1).tolist()
-            on = [b for b in on if not has_end[b]]
+            ended = torch.isin(x.gather(1, slots[:, :start]), ends).any(dim=1).tolist()
+            on = [b for b in on if not ended[b]]
         if not on:
             break
 
@@ -217,7 +217,8 @@ def fill_block(model, x, p, is_real, slots, is_gap, start, s: Sampling, generato
 
 def of_block(generator, start: int):
     """A generator for one block: what it has drawn in another does not matter to it."""
-    return torch.Generator(generator.device).manual_seed(generator.initial_seed() ^ start)
+    [of_this] = row_generators(generator.initial_seed(), 0, [f"block {start}"], generator.device)
+    return of_this
 
 
 class Reader:

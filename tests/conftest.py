@@ -1,8 +1,11 @@
 """Makes the project importable from tests/ and names the marker of the longer tests."""
+import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if "PYTEST_XDIST_WORKER" in os.environ:             # pytest -n: one thread each; read by torch
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure(config):
