@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))           # a script in a folder: the modules lie 
 import torch
 from tqdm import tqdm
 
-from analysis.tables import choose, key_of, load, read_results, render
+from analysis.tables import choose, key_of, read_results, render
 from configurator import configure, run
 from evaluate import EvalConfig
 from train import TrainConfig, git_commit
@@ -81,14 +81,30 @@ class GridConfig:
 class Cell(NamedTuple):
     key: dict                           # config, arm, lambda, depth, seed: of its lines
     folder: Path
-    train: list[str]                    # the command; a base is not trained
+    train: list[str]                    # the command; empty: a base is scored as it comes
     settings: TrainConfig               # what that comes to
 
 
 def main(cfg: GridConfig):
     for number in (signal.SIGINT, signal.SIGTERM):      # so that it ends what it began
         signal.signal(number, lambda number, _: sys.exit(128 + number))
-    grid, trials, rest = Grid(cfg), {}, []
+    os.makedirs(cfg.out_dir, exist_ok=True)
+    with open(Path(cfg.out_dir) / "lock", "w") as lock:
+        try:                            # its processes hold it too: killed, it may leave some
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another grid, or a run that it left behind, is at work in "
+                             f"{cfg.out_dir}; wait for it, or end it") from None
+        grid = Grid(cfg, lock)
+        work_through(cfg, grid)
+    print(render(read_results([grid.path] * bool(grid.lines))))
+    if grid.failures:
+        sys.exit("failed, and tried again by the same command:\n" + "\n".join(grid.failures))
+
+
+def work_through(cfg: GridConfig, grid):
+    """Trains and validates what jepa chooses from, then trains and scores all the rest."""
+    trials, rest = {}, []
     for path in cfg.configs:
         own = configure(TrainConfig, [path, *shlex.split(cfg.train)])
         pairs = [(weight, depth) for weight in cfg.lambdas or [own.lambda_jepa]
@@ -107,55 +123,49 @@ def main(cfg: GridConfig):
                        if line["n_shot"] in cfg.n_shots], Path(path).stem)
         missing = sum(len(grid.todo(cell, ["validation"])) for cell in cells)
         if missing:
-            grid.failures.append(f"{path}: {missing} scores on validation are missing, so no "
-                                 f"(lambda, depth) is chosen")
+            grid.failures.append(f"{path}: no (lambda, depth) is chosen, for scores on validation "
+                                 f"are missing: {missing}")
         elif cells:
             rest += [(cell_of(cfg, path, arm, pair, seed), ["validation", "test"])
                      for seed in cfg.seeds for arm in cfg.arms if arm != "plain"]
     grid.check([cell for cell, _ in rest])
     grid.work(rest, "scoring")
-    print(render(load([grid.path] * bool(grid.lines))))
-    if grid.failures:
-        sys.exit("failed, and tried again by the same command:\n" + "\n".join(grid.failures))
 
 
 def cell_of(cfg: GridConfig, path: str, arm: str, pair: tuple, seed=None) -> Cell:
-    """The arm's options have the last word on (lambda, depth). Raises ValueError, one sentence."""
-    options = [path, *shlex.split(cfg.train), f"--lambda_jepa={pair[0]}",
-               f"--n_pred_layer={pair[1]}"]
-    own, name = configure(TrainConfig, options), arm
+    """pair: (lambda, depth), unless the arm sets them. Raises ValueError, one sentence."""
+    options = [path, *shlex.split(cfg.train)]
+    own = configure(TrainConfig, options)
     if own.compare:
         raise ValueError(f"{path} trains a base first; do that with train.py {own.compare}, and "
                          f"give it as --train='--compare= --init_from=out/tiny/base'")
-    if arm != "base":
-        options += [*ARMS[arm].format(**vars(own)).split(), f"--seed={seed}"]
-        own = configure(TrainConfig, options)
-        name += f"_lambda{own.lambda_jepa}_depth{own.n_pred_layer}" * (own.lambda_jepa > 0)
-        name += f"_seed{seed}"
-    weight = own.lambda_jepa if arm != "base" else 0.0
+    changes = ARMS.get(arm, "").format(**vars(own)).split()
+    at_pair = [f"--lambda_jepa={pair[0]}", f"--n_pred_layer={pair[1]}"]
+    own = configure(TrainConfig, [*options, *at_pair, *changes])
+    weight, depth = (own.lambda_jepa, own.n_pred_layer) if own.lambda_jepa else (0.0, 0)
+    if arm == "jepa" and not weight:
+        raise ValueError(f"{path} has lambda_jepa=0, which is the arm plain; --lambdas=1 would fit")
+    if arm == "base":
+        weight, depth, name = 0.0, 0, arm
+    else:
+        name = arm + f"_lambda{weight}_depth{depth}" * bool(weight) + f"_seed{seed}"
+        changes += [f"--seed={seed}"]
     folder = Path(cfg.out_dir) / Path(path).stem / name
-    options += [f"--out_dir={folder}"]
-    return Cell({"config": Path(path).stem, "arm": arm, "lambda": weight, "seed": seed,
-                 "depth": own.n_pred_layer if weight else 0}, folder, ["train.py", *options],
+    options += [*at_pair * bool(weight), *changes, f"--out_dir={folder}"]
+    key = {"config": Path(path).stem, "arm": arm, "lambda": weight, "depth": depth, "seed": seed}
+    return Cell(key, folder, ["train.py", *options] * (arm != "base"),
                 configure(TrainConfig, options))
 
 
 class Grid:
     """Has the lines of out_dir, and adds to them by running what gives more."""
 
-    def __init__(self, cfg: GridConfig):
-        self.cfg, self.path = cfg, Path(cfg.out_dir) / "results.jsonl"
+    def __init__(self, cfg: GridConfig, lock):
+        self.cfg, self.lock, self.path = cfg, lock, Path(cfg.out_dir) / "results.jsonl"
         self.lines, self.failures = {}, []
-        os.makedirs(cfg.out_dir, exist_ok=True)
-        self.lock = open(Path(cfg.out_dir) / "lock", "w")
-        try:                            # its processes hold it too: killed, it may leave some
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another grid, or a run that it left behind, is at work in "
-                             f"{cfg.out_dir}; wait for it, or end it") from None
         if self.path.exists():
             os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)     # half a line
-            self.lines = {key_of(line): line for line in read_results(self.path)}
+            self.lines = {key_of(line): line for line in read_results([self.path])}
 
     def check(self, cells: list[Cell]):
         """ValueError if what is there of a cell was made in another way, or evaluate.py would
@@ -163,7 +173,7 @@ class Grid:
         for cell in cells:
             configure(EvalConfig, self.evaluate(cell, "test", self.cfg.n_shots[0])[1:])
             other = f"choose another --out_dir, or remove {cell.folder} and its lines"
-            if cell.key["arm"] != "base" and (self.known(cell) or is_begun(cell)):
+            if cell.train and (self.known(cell) or is_begun(cell)):
                 before = read_json(cell.folder / "settings.json")
                 for name, value in json.loads(json.dumps(asdict(cell.settings))).items():
                     was = before.get(name, getattr(TrainConfig, name))
@@ -210,36 +220,40 @@ class Grid:
                 child.wait()            # train.py saves where it is
 
     def job(self, worker: int, cell: Cell, todo: list):
-        """Yields processes, one when the other has ended; a line for each score."""
+        """Yields processes, each when the one before has ended, and adds a line for each score."""
         cell.folder.mkdir(parents=True, exist_ok=True)
-        if cell.key["arm"] != "base" and not self.known(cell):  # if complete, --resume ends at once
-            command = [*cell.train, *["--resume"] * is_begun(cell)]
-            yield (child := self.start(worker, command, cell.folder / "train.txt"))
-            if child.returncode:
-                return self.note(command, cell.folder / "train.txt", child.returncode)
-        for split, n_shot in todo:
-            answers, began = cell.folder / f"{split}_{n_shot}shot.jsonl", time.perf_counter()
-            command, said = self.evaluate(cell, split, n_shot), answers.with_suffix(".txt")
+        commands = {}
+        if cell.train and not self.known(cell):  # if complete, --resume ends at once
+            commands["train"] = [*cell.train, *["--resume"] * is_begun(cell)]
+        commands |= {score: self.evaluate(cell, *score) for score in todo}
+        for score, command in commands.items():
+            name = "train" if score == "train" else "{}_{}shot".format(*score)
+            said, began = cell.folder / f"{name}.txt", time.perf_counter()
             yield (child := self.start(worker, command, said))
             if child.returncode:
-                self.note(command, said, child.returncode)
-                continue
-            metrics = read_json(answers.with_suffix(".json"))
-            del metrics["settings"]
-            line = {**cell.key, "split": split, "n_shot": n_shot, "task": cell.settings.task,
-                    "init_from": cell.settings.init_from, "metrics": metrics,
-                    "train": in_words(cell.train), "command": in_words(command),
-                    "revision": git_commit(), "seconds": round(time.perf_counter() - began, 1),
-                    "answers": str(answers.relative_to(self.cfg.out_dir))}
-            with open(self.path, "ab", buffering=0) as file:    # one write: all of it or none
-                file.write(json.dumps(line).encode() + b"\n")
-                os.fsync(file.fileno())
-            self.lines[key_of(line)] = line
+                last = said.read_text(errors="replace").strip().splitlines()[-1:]
+                self.failures.append(f"{in_words(command)}\n    exit code {child.returncode}; "
+                                     f"{said} ends with: {''.join(last)}")
+                if score == "train":
+                    return
+            elif score != "train":
+                metrics = read_json(cell.folder / f"{name}.json")
+                del metrics["settings"]
+                line = {**cell.key, "split": score[0], "n_shot": score[1],
+                        "task": cell.settings.task, "init_from": cell.settings.init_from,
+                        "metrics": metrics, "train": in_words(cell.train) * bool(cell.train),
+                        "command": in_words(command), "revision": git_commit(),
+                        "seconds": round(time.perf_counter() - began, 1),
+                        "answers": f"{cell.key['config']}/{cell.folder.name}/{name}.jsonl"}
+                with open(self.path, "ab", buffering=0) as file:    # one write: all of it or none
+                    file.write(json.dumps(line).encode() + b"\n")
+                    os.fsync(file.fileno())
+                self.lines[key_of(line)] = line
 
     def evaluate(self, cell: Cell, split: str, n_shot: int) -> list[str]:
-        own, is_base = cell.settings, cell.key["arm"] == "base"
-        return ["evaluate.py", f"--init_from={own.init_from if is_base else cell.folder}",
-                f"--revision={own.revision * is_base}", f"--task={own.task}",
+        own = cell.settings
+        return ["evaluate.py", f"--init_from={cell.folder if cell.train else own.init_from}",
+                f"--revision={'' if cell.train else own.revision}", f"--task={own.task}",
                 f"--data_dir={own.data_dir}", f"--variant={own.variant}", f"--chat={own.chat}",
                 f"--device={own.device}", *shlex.split(self.cfg.evaluate), f"--split={split}",
                 f"--n_shot={n_shot}", f"--out={cell.folder}/{split}_{n_shot}shot.jsonl"]
@@ -259,11 +273,6 @@ class Grid:
             return subprocess.Popen([*start, str(ROOT / command[0]), *command[1:]], env=env,
                                     stdin=subprocess.DEVNULL, stdout=file, stderr=file,
                                     pass_fds=[self.lock.fileno()])
-
-    def note(self, command: list[str], said: Path, code: int):
-        last = said.read_text(errors="replace").strip().splitlines()[-1:]
-        self.failures.append(f"{in_words(command)}\n    exit code {code}; {said} ends with: "
-                             + "".join(last))
 
 
 def is_begun(cell: Cell) -> bool:
