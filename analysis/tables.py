@@ -103,7 +103,8 @@ def read_results(paths) -> list[dict]:
             try:
                 line = json.loads(text)
                 answers, key = str(Path(path).parent / line["answers"]), key_of(line)
-                if key in lines or not 0 <= line["metrics"]["accuracy"] <= 1:
+                share, n, _ = line["metrics"]["accuracy"], line["metrics"]["n"], line["init_from"]
+                if key in lines or not 0 <= share <= 1 or min(n, line["lambda"], line["depth"]) < 0:
                     raise ValueError
             except (ValueError, KeyError, TypeError, RecursionError):
                 raise ValueError(f"{path}, line {number}, is no result, or is one for the second "
@@ -247,7 +248,7 @@ def spread(values: list[float], form: str = ".2f") -> str:
 def difference(first: dict, second: dict) -> tuple[str, str]:
     """Second minus first in points over the seeds that both have, and p."""
     values = [100 * (second[seed]["metrics"]["accuracy"] - first[seed]["metrics"]["accuracy"])
-              for seed in first if seed in second]
+              for seed in sorted(first.keys() & second.keys())]
     if len(values) < 2:
         return (f"{values[0]:+.2f} (n = 1)", "n = 1") if values else (NOT_RUN, NOT_RUN)
     all = over_seeds(values)
@@ -271,7 +272,7 @@ def t_test(mean: float, stderr: float, df: int) -> float:
 def by_question(first: dict, second: dict) -> str:
     """McNemar's p in each seed that both have."""
     said = []
-    for seed in (seed for seed in first if seed in second):
+    for seed in sorted(first.keys() & second.keys()):
         paths, p = [runs[seed]["answers"] for runs in (first, second)], "no answers on file"
         if all(Path(path).is_file() for path in paths):
             (a, b), _ = read_common(paths)

@@ -55,7 +55,8 @@ class Fake:
     """Stands for train.py and evaluate.py: notes the command, writes what they would."""
 
     def __init__(self, accuracy=lambda words: 0.5, fails=lambda words: False):
-        self.accuracy, self.fails, self.commands, self.at_work, self.most = accuracy, fails, [], 0, 0
+        self.accuracy, self.fails, self.commands = accuracy, fails, []
+        self.at_work = self.most = 0
 
     def __call__(self, grid, worker, command, said):
         words = dict(word[2:].split("=", 1) for word in command[1:] if "=" in word)
@@ -136,7 +137,8 @@ def test_plain_is_one_run_for_all_lambdas_and_depths_whatever_they_are(cfg, monk
     assert names.count("plain_seed1") == 1 and len(names) == 5
     fake.commands.clear()
     grid.main(change(cfg, lambdas=(2.0,), depths=(3,), seeds=(1,)))     # one pair more, no more
-    assert [words["n_pred_layer"] for script, words, _ in fake.commands if script == "train"] == ["3"]
+    assert [Path(words["out_dir"]).name for script, words, _ in fake.commands
+            if script == "train"] == ["jepa_lambda2.0_depth3_seed1"]
 
 
 def test_the_base_row_is_the_start_of_training_under_the_same_protocol(cfg, monkeypatch):
@@ -171,8 +173,8 @@ def test_the_choice_is_made_on_validation_though_test_disagrees(cfg, monkeypatch
     assert {name for name in fake.scored("test")} == {
         f"{arm}_seed{seed}" for seed in (1, 2)
         for arm in ("plain", "jepa_lambda1.0_depth2", "symmetric_lambda1.0_depth2")}
-    order = [words["split"] for _, words, _ in fake.commands if "depth2" in words.get("init_from", "")
-             and "jepa" in words["init_from"]]
+    order = [words["split"] for _, words, _ in fake.commands
+             if "jepa_lambda1.0_depth2" in words.get("init_from", "")]
     assert order == ["validation", "validation", "test", "test"]    # test only when it is chosen
     assert len([name for name in fake.scored("validation") if "jepa" in name]) == 6
 
@@ -291,8 +293,8 @@ def test_so_many_workers_work_at_a_time_each_in_its_own_place(cfg, monkeypatch):
 @pytest.mark.parametrize("gpus, visible, n, own", [
     (4, None, 1, ["0", "1", "2", "3"]), (4, "5,3", 1, ["5", "3", "5", "3"]),
     (4, None, 2, ["0,1", "2,3", "0,1", "2,3"]), (1, None, 1, ["0"] * 4)])
-def test_each_worker_has_gpus_of_its_own_as_far_as_they_go(cfg, monkeypatch, tmp_path, gpus, visible,
-                                                          n, own):
+def test_each_worker_has_gpus_of_its_own_as_far_as_they_go(cfg, monkeypatch, tmp_path, gpus,
+                                                           visible, n, own):
     monkeypatch.setattr(grid.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(grid.torch.cuda, "device_count", lambda: gpus)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -9,6 +9,7 @@ import pytest
 
 from analysis.grid import GridConfig
 from analysis.preserve import PreserveConfig
+from analysis.tables import TablesConfig
 from chat import ChatConfig
 from configurator import configure
 from eval_gsm8k import GSM8KConfig
@@ -21,7 +22,8 @@ from weights import ConvertConfig
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {"train.py": TrainConfig, "analysis/compare.py": TrainConfig, "sample.py": SampleConfig,
             "evaluate.py": EvalConfig, "eval_gsm8k.py": GSM8KConfig, "weights.py": ConvertConfig,
-            "chat.py": ChatConfig, "analysis/preserve.py": PreserveConfig, "analysis/grid.py": GridConfig}
+            "chat.py": ChatConfig, "analysis/preserve.py": PreserveConfig,
+            "analysis/grid.py": GridConfig, "analysis/tables.py": TablesConfig}
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("config/*.py"))
 
 # what a file may import of the project; the arrows all point down
