@@ -174,9 +174,9 @@ class Grid:
             configure(EvalConfig, self.evaluate(cell, "test", self.cfg.n_shots[0])[1:])
             other = f"choose another --out_dir, or remove {cell.folder} and its lines"
             if cell.train and (self.known(cell) or is_begun(cell)):
-                before = read_json(cell.folder / "settings.json")
-                for name, value in json.loads(json.dumps(asdict(cell.settings))).items():
-                    was = before.get(name, getattr(TrainConfig, name))
+                before = asdict(TrainConfig()) | read_json(cell.folder / "settings.json")
+                for name, value in asdict(cell.settings).items():
+                    was = tuple(before[name]) if type(value) is tuple else before[name]
                     if name != "resume" and was != value:
                         raise ValueError(f"{cell.folder} was trained with {name}={was!r}, not "
                                          f"{value!r}; {other}")
@@ -196,7 +196,8 @@ class Grid:
 
     def work(self, jobs: list, what: str):
         """jobs: (cell, splits to score it on). A process that fails is noted, the others go on."""
-        jobs = [(cell, todo) for cell, splits in jobs if (todo := self.todo(cell, splits))]
+        jobs = {cell.folder: (cell, self.todo(cell, splits)) for cell, splits in jobs}
+        jobs = [(cell, todo) for cell, todo in jobs.values() if todo]
         running = {}                    # worker: its job, and the process at work on it
         try:
             with tqdm(total=len(jobs), desc=what, unit="run", disable=not jobs) as bar:

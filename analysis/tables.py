@@ -4,8 +4,9 @@
 
 In %: mean +- standard deviation (ddof = 1) of n seeds. A difference is paired by seed: mean +- its
 standard error, p by Student's t with n - 1 degrees of freedom; and within each seed by question, p
-by McNemar's exact test. Those are not pooled: seeds answer the same questions. `questions` are of
-one run. What has not been run says so.
+by McNemar's exact test. Those are not pooled: seeds answer the same questions. (lambda, k), weight
+and depth, are jepa's best on validation, and other arms stand there too; test chooses nothing. What
+has not been run says so.
 """
 import json
 import math
@@ -81,7 +82,8 @@ def render(lines: list[dict], summaries=()) -> str:
         {*found} - known - {"symmetric", "no_predictor"}), "jepa"]
         for config, found in arms.items() if config == "llada8b_gsm8k" or {*found} - known}
     shots = dict.fromkeys([4, 0, *sorted({line["n_shot"] for line in lines})])
-    return "\n\n".join([*(main_table(lines, arms, n_shot) for n_shot in shots),
+    legend = __doc__.split("\n\n")[2].strip()
+    return "\n\n".join([legend, *(main_table(lines, arms, n_shot) for n_shot in shots),
                         beside(lines, "Sensitivity to the rates (jepa: its config's)", rates),
                         beside(lines, "Ablation (~: the paper has the gain)", ablated),
                         preservation(lines, summaries), selection(lines, arms, shots)])

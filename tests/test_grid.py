@@ -213,6 +213,12 @@ def test_a_done_grid_starts_no_process(cfg, monkeypatch, capsys):
     assert capsys.readouterr().out == table
 
 
+def test_what_is_named_twice_is_run_once(cfg, monkeypatch):
+    fake = Fake().use(monkeypatch)
+    grid.main(change(cfg, seeds=(1, 1), arms=("jepa", "jepa"), workers=4))
+    assert len(fake.commands) == 3 and len(lines_of(cfg)) == 2
+
+
 def test_more_seeds_arms_or_shots_run_only_what_is_new(cfg, monkeypatch):
     fake = Fake().use(monkeypatch)
     grid.main(cfg)
