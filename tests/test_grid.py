@@ -275,6 +275,20 @@ def test_two_grids_do_not_work_in_one_folder(cfg):
         assert "another grid" in refusal(cfg)
 
 
+def test_a_run_that_a_killed_grid_has_left_behind_keeps_others_out(cfg, monkeypatch, tmp_path):
+    os.mkdir(cfg.out_dir)
+    (tmp_path / "lasting.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setattr(grid, "ROOT", tmp_path)
+    with open(Path(cfg.out_dir) / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        child = Grid(cfg, lock).start(0, ["lasting.py"], tmp_path / "said")
+    assert "left behind" in refusal(cfg)
+    child.kill()
+    child.wait()
+    monkeypatch.setattr(grid, "work_through", lambda cfg, grid: None)
+    grid.main(cfg)
+
+
 # ---- failures ----
 
 
