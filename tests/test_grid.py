@@ -1,0 +1,413 @@
+"""Laws of grid.py: nothing is done twice, nothing is chosen on test, one failure stops no other."""
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from analysis import grid
+from analysis.grid import ARMS, Grid, GridConfig, cell_of
+from analysis.tables import key_of, read_results
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAIN = "--max_steps=2 --batch_size=4 --eval_rows=4 --device=cpu"
+EVALUATE = "--gen_length=4 --block_length=4 --steps=1 --limit=8"
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "little.py"
+    path.write_text('preset = "tiny"\ntokenizer = "toy"\ntask = "toy"\nmax_length = 64\n')
+    return str(path)
+
+
+@pytest.fixture
+def cfg(config, tmp_path):
+    return GridConfig(configs=(config,), seeds=(1, 2), n_shots=(0,), train=TRAIN, evaluate=EVALUATE,
+                      out_dir=str(tmp_path / "grid"))
+
+
+@pytest.fixture(autouse=True)
+def handlers_as_before():
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def change(cfg, **settings):
+    return GridConfig(**{**vars(cfg), **settings})
+
+
+def refusal(cfg):
+    with pytest.raises((ValueError, OSError)) as error:
+        grid.main(cfg)
+    assert len(str(error.value).splitlines()) == 1
+    return str(error.value)
+
+
+class Fake:
+    """Stands for train.py and evaluate.py: notes the command, writes what they would."""
+
+    def __init__(self, accuracy=lambda words: 0.5, fails=lambda words: False):
+        self.accuracy, self.fails, self.commands = accuracy, fails, []
+        self.at_work = self.most = 0
+
+    def __call__(self, grid, worker, command, said):
+        words = dict(word[2:].split("=", 1) for word in command[1:] if "=" in word)
+        self.commands.append((Path(command[0]).stem, words, worker))
+        self.at_work += 1
+        self.most = max(self.most, self.at_work)
+        said.write_text(f"first\nbecause of {worker}\n")
+        fake, is_bad = self, self.fails(words)
+
+        class Child:
+            returncode, looks = int(is_bad), 0
+
+            def poll(self):
+                self.looks += 1
+                if self.looks < 2:
+                    return None
+                fake.at_work -= 1
+                return self.returncode
+
+            def terminate(self):
+                pass
+
+            wait = terminate
+        if not is_bad and command[0] == "train.py":
+            folder = Path(words["out_dir"])
+            (folder / "step_0000002").mkdir(exist_ok=True)
+            (folder / "step_0000002" / "config.json").write_text("{}")
+            cells = [cell for cell in self.cells if cell.folder == folder]
+            (folder / "settings.json").write_text(json.dumps(vars(cells[0].settings)))
+        elif not is_bad:
+            scores = {"settings": {}, "accuracy": self.accuracy(words), "n": 8}
+            Path(words["out"]).with_suffix(".json").write_text(json.dumps(scores))
+        return Child()
+
+    def use(self, monkeypatch):
+        self.cells = []
+        monkeypatch.setattr(Grid, "start", lambda *args: self(*args))
+        monkeypatch.setattr(grid.time, "sleep", lambda seconds: None)
+        monkeypatch.setattr(grid, "cell_of", lambda *args: self.cells.append(cell_of(*args))
+                            or self.cells[-1])
+        return self
+
+    def scored(self, split):
+        return [words["init_from"].split("/")[-1] for script, words, _ in self.commands
+                if script == "evaluate" and words["split"] == split]
+
+
+def lines_of(cfg):
+    return read_results([Path(cfg.out_dir) / "results.jsonl"])
+
+
+# ---- what is run ----
+
+
+def test_each_arm_is_trained_on_each_seed_and_scored_on_both_splits(cfg, monkeypatch, capsys):
+    fake = Fake().use(monkeypatch)
+    cfg = change(cfg, arms=("plain", "jepa", "symmetric", "no_predictor"), n_shots=(0, 4))
+    grid.main(cfg)
+    trained = [words for script, words, _ in fake.commands if script == "train"]
+    assert len(trained) == 4 * 2 and len(fake.commands) == 8 + 8 * 2 * 2
+    assert all("max_steps" in words for words in trained)
+    by_name = {Path(words["out_dir"]).name: cell for words in trained for cell in fake.cells
+               if str(cell.folder) == words["out_dir"]}
+    assert by_name["plain_seed1"].settings.lambda_jepa == 0
+    assert by_name["no_predictor_lambda1.0_depth0_seed2"].settings.n_pred_layer == 0
+    symmetric = by_name["symmetric_lambda1.0_depth2_seed1"].settings
+    assert symmetric.t_tgt == symmetric.t_ctx == 0.2 and symmetric.seed == 1
+    lines = lines_of(cfg)
+    assert len(lines) == len({key_of(line) for line in lines}) == 32
+    assert {line["init_from"] for line in lines} == {""}            # and so no base row
+    assert "Main table, 4-shot" in capsys.readouterr().out
+
+
+def test_plain_is_one_run_for_all_lambdas_and_depths_whatever_they_are(cfg, monkeypatch):
+    fake = Fake().use(monkeypatch)
+    grid.main(change(cfg, lambdas=(0.5, 1.0), depths=(1, 2), seeds=(1,)))
+    names = [Path(words["out_dir"]).name for script, words, _ in fake.commands if script == "train"]
+    assert names.count("plain_seed1") == 1 and len(names) == 5
+    fake.commands.clear()
+    grid.main(change(cfg, lambdas=(2.0,), depths=(3,), seeds=(1,)))     # one pair more, no more
+    assert [Path(words["out_dir"]).name for script, words, _ in fake.commands
+            if script == "train"] == ["jepa_lambda2.0_depth3_seed1"]
+
+
+def test_the_base_row_is_the_start_of_training_under_the_same_protocol(cfg, monkeypatch):
+    fake = Fake().use(monkeypatch)
+    grid.main(change(cfg, train=TRAIN + " --init_from=some/base --revision=v1", seeds=(1,)))
+    [base] = [words for _, words, _ in fake.commands if words.get("init_from") == "some/base"
+              and "split" in words]
+    other = next(words for _, words, _ in fake.commands if words.get("split") == "test"
+                 and words["init_from"] != "some/base")
+    assert base["revision"] == "v1" and other["revision"] == ""
+    assert {key for key in base if base[key] != other[key]} == {"init_from", "revision", "out"}
+    line = next(line for line in lines_of(cfg) if line["arm"] == "base")
+    assert (line["seed"], line["split"], line["train"]) == (None, "test", "")
+
+
+# ---- choosing ----
+
+
+def by_split(validation, test):
+    def accuracy(words):
+        name = Path(words["init_from"]).name
+        depth = int(name.split("depth")[1].split("_")[0]) if "depth" in name else 0
+        return (validation if words["split"] == "validation" else test)[depth]
+    return accuracy
+
+
+def test_the_choice_is_made_on_validation_though_test_disagrees(cfg, monkeypatch, capsys):
+    fake = Fake(by_split({0: 0, 1: 0.6, 2: 0.9, 3: 0.7}, {0: 0, 1: 0.8, 2: 0.1, 3: 0.3}))
+    fake.use(monkeypatch)
+    cfg = change(cfg, depths=(1, 2, 3), arms=("plain", "jepa", "symmetric"))
+    grid.main(cfg)
+    assert {name for name in fake.scored("test")} == {
+        f"{arm}_seed{seed}" for seed in (1, 2)
+        for arm in ("plain", "jepa_lambda1.0_depth2", "symmetric_lambda1.0_depth2")}
+    order = [words["split"] for _, words, _ in fake.commands
+             if "jepa_lambda1.0_depth2" in words.get("init_from", "")]
+    assert order == ["validation", "validation", "test", "test"]    # test only when it is chosen
+    assert len([name for name in fake.scored("validation") if "jepa" in name]) == 6
+
+    fake.commands.clear()
+    grid.main(change(cfg, all_on_test=True))
+    assert sorted(fake.scored("test")) == sorted(
+        f"jepa_lambda1.0_depth{depth}_seed{seed}" for depth in (1, 3) for seed in (1, 2))
+    assert all(script != "train" for script, _, _ in fake.commands)
+    assert "| little | 0 | 3 | 2 | 10.00 (1, 2) | 80.00 (1, 1) | +70.00 | +70.00 |" in (
+        capsys.readouterr().out)
+
+
+def test_without_all_validation_scores_nothing_is_chosen_and_plain_is_scored(cfg, monkeypatch):
+    bad = lambda words: "depth2_seed2" in words.get("out_dir", "")
+    fake = Fake(fails=bad).use(monkeypatch)
+    with pytest.raises(SystemExit) as end:
+        grid.main(change(cfg, depths=(1, 2)))
+    assert "on validation are missing: 1" in str(end.value)
+    assert fake.scored("test") == ["plain_seed1", "plain_seed2"]
+    Fake().use(monkeypatch)
+    grid.main(change(cfg, depths=(1, 2)))           # and now it goes through
+    assert len(lines_of(cfg)) == 2 * 2 + 4 + 2
+
+
+# ---- doing nothing twice ----
+
+
+def test_a_done_grid_starts_no_process(cfg, monkeypatch, capsys):
+    Fake().use(monkeypatch)
+    grid.main(cfg)
+    before, table = (Path(cfg.out_dir) / "results.jsonl").read_bytes(), capsys.readouterr().out
+    monkeypatch.setattr(Grid, "start", None)
+    monkeypatch.setattr(subprocess, "Popen", None)
+    grid.main(cfg)
+    assert (Path(cfg.out_dir) / "results.jsonl").read_bytes() == before
+    assert capsys.readouterr().out == table
+
+
+def test_what_is_named_twice_is_run_once(cfg, monkeypatch):
+    fake = Fake().use(monkeypatch)
+    grid.main(change(cfg, seeds=(1, 1), arms=("jepa", "jepa"), workers=4))
+    assert len(fake.commands) == 3 and len(lines_of(cfg)) == 2
+
+
+def test_more_seeds_arms_or_shots_run_only_what_is_new(cfg, monkeypatch):
+    fake = Fake().use(monkeypatch)
+    grid.main(cfg)
+    fake.commands.clear()
+    grid.main(change(cfg, seeds=(1, 2, 3), n_shots=(0, 2)))
+    assert sum(script == "train" for script, _, _ in fake.commands) == 2
+    assert all("seed3" in words["out_dir"] for script, words, _ in fake.commands
+               if script == "train")
+    assert sum(script == "evaluate" for script, _, _ in fake.commands) == 8 + 8
+    assert len(lines_of(cfg)) == 24
+
+
+def test_half_a_line_is_scored_again_and_a_begun_training_goes_on(cfg, monkeypatch):
+    Fake().use(monkeypatch)
+    grid.main(cfg)
+    path = Path(cfg.out_dir) / "results.jsonl"
+    whole = path.read_bytes()
+    second = [i for i, byte in enumerate(whole) if byte == 10][1]
+    path.write_bytes(whole[:second - 9])
+    seen = []
+    start = Grid.start
+    monkeypatch.setattr(Grid, "start", lambda self, worker, command, said: seen.append(command)
+                        or start(self, worker, command, said))
+    grid.main(cfg)
+    assert len(lines_of(cfg)) == 8
+    trained = [command for command in seen if command[0] == "train.py"]
+    assert len(trained) == 3 and all(command[-1] == "--resume" for command in trained)
+
+
+@pytest.mark.parametrize("settings, words", [
+    (dict(train=TRAIN + " --lr=0.5"), "lr=1e-05, not 0.5"),
+    (dict(evaluate=EVALUATE + " --temperature=0.5"), "was scored by"),
+    (dict(evaluate=EVALUATE.replace("limit=8", "limit=9")), "was scored by")])
+def test_results_of_other_settings_are_refused(cfg, monkeypatch, settings, words):
+    Fake().use(monkeypatch)
+    grid.main(cfg)
+    said = refusal(change(cfg, **settings))
+    assert words in said and "--out_dir" in said
+
+
+def test_a_config_that_has_changed_since_is_refused(cfg, config, monkeypatch):
+    Fake(fails=lambda words: "split" in words).use(monkeypatch)
+    with pytest.raises(SystemExit):
+        grid.main(cfg)                              # trained, and no score
+    with open(config, "a") as file:
+        file.write("batch_size = 8\nbeta2 = 0.5\n")
+    assert "beta2=0.999, not 0.5" in refusal(cfg)
+
+
+def test_two_grids_do_not_work_in_one_folder(cfg):
+    os.mkdir(cfg.out_dir)
+    with open(Path(cfg.out_dir) / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "another grid" in refusal(cfg)
+
+
+def test_a_run_that_a_killed_grid_has_left_behind_keeps_others_out(cfg, monkeypatch, tmp_path):
+    os.mkdir(cfg.out_dir)
+    (tmp_path / "lasting.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setattr(grid, "ROOT", tmp_path)
+    with open(Path(cfg.out_dir) / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        child = Grid(cfg, lock).start(0, ["lasting.py"], tmp_path / "said")
+    assert "left behind" in refusal(cfg)
+    child.kill()
+    child.wait()
+    monkeypatch.setattr(grid, "work_through", lambda cfg, grid: None)
+    grid.main(cfg)
+
+
+# ---- failures ----
+
+
+def test_a_failure_is_listed_and_stops_no_other(cfg, monkeypatch):
+    fake = Fake(fails=lambda words: "jepa" in words.get("out_dir", "") and words["seed"] == "1"
+                or words.get("split") == "validation" and "plain_seed2" in words["init_from"])
+    fake.use(monkeypatch)
+    with pytest.raises(SystemExit) as end:
+        grid.main(cfg)
+    said = str(end.value)
+    assert said.count("exit code 1") == 2 and said.count("ends with: because of 0") == 2
+    assert len(lines_of(cfg)) == 8 - 2 - 1
+
+
+def test_so_many_workers_work_at_a_time_each_in_its_own_place(cfg, monkeypatch):
+    fake = Fake().use(monkeypatch)
+    grid.main(change(cfg, workers=3))
+    assert fake.most == 3 and {worker for _, _, worker in fake.commands} == {0, 1, 2}
+    assert len(lines_of(cfg)) == 8
+
+
+@pytest.mark.parametrize("gpus, visible, n, own", [
+    (4, None, 1, ["0", "1", "2", "3"]), (4, "5,3", 1, ["5", "3", "5", "3"]),
+    (4, None, 2, ["0,1", "2,3", "0,1", "2,3"]), (1, None, 1, ["0"] * 4)])
+def test_each_worker_has_gpus_of_its_own_as_far_as_they_go(cfg, monkeypatch, tmp_path, gpus,
+                                                           visible, n, own):
+    monkeypatch.setattr(grid.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(grid.torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    seen = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, env, **_: seen.append((command, env)))
+    with open(tmp_path / "lock", "w") as lock:
+        runner = Grid(change(cfg, workers=4, processes=n), lock)
+        for worker in range(4):
+            runner.start(worker, ["train.py", "--x=1"], tmp_path / "said")
+    assert [env["CUDA_VISIBLE_DEVICES"] for _, env in seen] == own
+    assert {env["OMP_NUM_THREADS"] for _, env in seen} == {str(16 // 4 // n)}
+    assert all((f"--nproc_per_node={n}" in command) == (n > 1) for command, _ in seen)
+
+
+def test_mistakes_are_one_sentence_before_anything_runs(cfg, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(Grid, "start", None)
+    assert "no config file" in refusal(change(cfg, configs=("config/none.py",)))
+    assert "max_stepps" in refusal(change(cfg, train="--max_stepps=3"))
+    assert "'--train" not in refusal(change(cfg, evaluate="--gen_lenght=3"))
+    assert "gen_lenght" in refusal(change(cfg, evaluate="--gen_lenght=3"))
+    assert "tiny_base" in refusal(change(cfg, configs=("config/tiny.py",)))
+    assert "--lambdas=1" in refusal(change(cfg, train="--lambda_jepa=0"))
+    with pytest.raises(ValueError, match="no arm 'jape'.*no_predictor"):
+        change(cfg, arms=("jape",))
+    with pytest.raises(ValueError, match="configs is empty"):
+        GridConfig()
+    with pytest.raises(ValueError, match="the arm jepa"):
+        change(cfg, arms=("plain",), depths=(1, 2))
+    with pytest.raises(ValueError, match="above 0"):
+        change(cfg, lambdas=(0.0,))
+    with pytest.raises(ValueError, match="a name twice"):
+        change(cfg, configs=(config, str(tmp_path / "x" / "little.py")))
+
+
+def test_every_arm_is_one_that_train_py_takes(cfg, config):
+    for arm in ARMS:
+        assert cell_of(cfg, config, arm, (0.5, 3), 7).settings.seed == 7
+
+
+# ---- the whole path ----
+
+
+def command_of(cfg):
+    return [sys.executable, "analysis/grid.py", *(
+        f"--{key}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+        for key, value in vars(cfg).items())]
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+def test_a_grid_that_was_killed_is_finished_by_the_same_command(cfg):
+    cfg = change(cfg, depths=(1, 2), seeds=(1,), train=TRAIN + " --save_every=1")
+    path, start = Path(cfg.out_dir) / "results.jsonl", time.time()
+    killed = subprocess.Popen(command_of(cfg), cwd=ROOT, env=environment(), start_new_session=True,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not path.exists() and time.time() < start + 120:
+        time.sleep(0.1)
+    time.sleep(2)                                   # into the next training
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    before = lines_of(cfg)
+    assert 1 <= len(before) < 5
+    done = subprocess.run(command_of(cfg), cwd=ROOT, env=environment(), text=True,
+                          capture_output=True)
+    assert done.returncode == 0, done.stderr
+    lines = lines_of(cfg)
+    assert lines[:len(before)] == before and len(lines) == len({*map(key_of, lines)}) == 5
+    assert all(line["metrics"]["n"] == 8 and line["revision"] for line in lines)
+    for line in lines:
+        assert len(Path(line["answers"]).read_text().splitlines()) == 8
+    assert "| little | 8 | from scratch |" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_grid_takes_its_processes_with_it(cfg, number):
+    cfg = change(cfg, train=TRAIN.replace("max_steps=2", "max_steps=100000"))
+    started = time.time()
+    stopped = subprocess.Popen(command_of(cfg), cwd=ROOT, env=environment(), text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    folder = Path(cfg.out_dir) / "little" / "plain_seed1"
+    while not (folder / "log.jsonl").exists() and time.time() < started + 120:
+        time.sleep(0.1)
+    stopped.send_signal(number)
+    _, said = stopped.communicate(timeout=60)
+    assert stopped.returncode == 128 + number and "Traceback" not in said
+    assert list(folder.glob("step_*"))              # train.py has saved where it was
+    with open(Path(cfg.out_dir) / "lock") as file:  # and nobody holds the folder any more
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,273 @@
+"""Laws of tables.py: numbers as by hand, cells without one say so, validation chooses."""
+import json
+import math
+import os
+import random
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analysis import tables
+from analysis.tables import TablesConfig, choose, read_results, render, t_test
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def line(arm, seed, accuracy, pair=(0.0, 0), split="test", n_shot=0, config="words", **more):
+    name = f"{arm}_{pair[0]}_{pair[1]}_seed{seed}"
+    return {"config": config, "arm": arm, "lambda": pair[0], "depth": pair[1], "seed": seed,
+            "split": split, "n_shot": n_shot, "init_from": "", "metrics": {"accuracy": accuracy,
+            "n": 10}, "answers": f"{config}/{name}/{split}_{n_shot}shot.jsonl", **more}
+
+
+def write(folder, lines, verdicts=None):
+    """results.jsonl in folder; verdicts: {(arm, seed): a string of 1 and 0, by question}."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    for each in lines:
+        if (each["arm"], each["seed"]) in (verdicts or {}):
+            path = folder / each["answers"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(
+                json.dumps({"id": str(i), "gold": "x", "verdict": v == "1"}) + "\n"
+                for i, v in enumerate(verdicts[each["arm"], each["seed"]])))
+    return str(folder / "results.jsonl")
+
+
+def rows_of(text, name):
+    """{first cells of a row: its cells} of the table with this name."""
+    body = next(part for part in text.split("## ") if part.startswith(name))
+    rows = [row.strip("| ").split(" | ") for row in body.splitlines() if row.startswith("|")]
+    assert len({len(row) for row in rows}) == 1                 # as many cells as the header
+    return [dict(enumerate(row)) for row in rows[2:]]
+
+
+def row(text, name, *first):
+    [found] = [cells for cells in rows_of(text, name)
+               if all(cells[i] == value for i, value in enumerate(first))]
+    return list(found.values())
+
+
+# ---- numbers ----
+
+
+def test_the_main_table_is_what_a_hand_computes(tmp_path):
+    at = (1.0, 2)
+    lines = [line("plain", 1, 0.4), line("plain", 2, 0.5), line("plain", 3, 0.6),
+             line("jepa", 1, 0.5, at), line("jepa", 2, 0.7, at), line("jepa", 3, 0.9, at),
+             line("jepa", 1, 0.1, at, "validation")]
+    path = write(tmp_path, lines, {("plain", 1): "1111000000", ("jepa", 1): "1111100000",
+                                   ("plain", 2): "1111100000", ("jepa", 2): "0000011111"})
+    cells = row(render(read_results([path])), "0-shot", "words")
+    assert cells[1:6] == ["10", "from scratch", "50.00 +- 10.00 (n = 3)", "70.00 +- 20.00 (n = 3)",
+                          "1, 2"]
+    # differences 10, 20, 30: mean 20, stderr 10 / sqrt(3), t = 2 sqrt(3) = 3.46, df = 2
+    assert cells[6] == "+20.00 +- 5.77 (n = 3)"
+    t = 2 * math.sqrt(3)
+    assert cells[7] == f"{1 - t / math.sqrt(2 + t * t):.2g}" == "0.074"     # closed form at df = 2
+    assert cells[8] == "1: 1, 2: 1, 3: no answers on file"          # 0 against 1, 5 against 5
+    assert cells[9:] == ["not given", "not given"]
+
+
+def test_one_seed_has_no_spread_and_no_p_of_seeds(tmp_path):
+    lines = [line("plain", 42, 0.2, n_shot=4), line("jepa", 42, 0.9, (1.0, 2), n_shot=4)]
+    path = write(tmp_path, lines, {("plain", 42): "1100000000", ("jepa", 42): "0111111111"})
+    cells = row(render(read_results([path])), "Main table, 4-shot", "words")
+    assert cells[3:9] == ["20.00 (n = 1)", "90.00 (n = 1)", "1, 2", "+70.00 (n = 1)", "n = 1",
+                          f"42: {2 * (1 + 9) / 2 ** 9:.2g}"]
+
+
+def test_a_difference_takes_the_seeds_that_both_arms_have():
+    lines = [line("plain", 1, 0.1), line("plain", 2, 0.2), line("jepa", 2, 0.5, (1.0, 2)),
+             line("jepa", 3, 0.9, (1.0, 2))]
+    assert row(render(lines), "0-shot", "words")[6] == "+30.00 (n = 1)"
+
+
+def test_published_numbers_stand_beside_ours():
+    text = render([line("jepa", 42, 0.5, (0.5, 1), n_shot=4, config="llada8b_gsm8k"),
+                   line("plain", 42, 0.4, n_shot=4, config="llada8b_gsm8k")])
+    cells = row(text, "Main table, 4-shot", "llada8b_gsm8k")
+    assert cells[3:5] == ["40.00 (n = 1)", "50.00 (n = 1)"] and cells[9:] == ["42.61", "61.33"]
+    assert row(text, "Main table", "dream7b_django")[9:] == ["69.58", "72.35"]
+    assert row(text, "0-shot", "llada8b_gsm8k_wide_t")[9:] == ["65.23 +- 0.93", "67.07 +- 0.41"]
+    assert row(text, "Sensitivity", "llada8b_gsm8k", "rates_0.3_0.9")[5] == "40.11"
+    full = row(text, "Sensitivity", "llada8b_gsm8k", "jepa")
+    assert full[2:] == ["0.5, 1", "not run", "not run", "44.88", "50.00 (n = 1)", "+10.00 (n = 1)",
+                        "61.33"]
+
+
+def test_the_base_row_is_a_score_from_scratch_or_not_run():
+    base = line("base", None, 0.7, config="a", init_from="x")
+    text = render([base, line("plain", 1, 0.5, config="a", init_from="x"),
+                   line("plain", 1, 0.5, config="b", init_from="x"), line("plain", 1, 0.5)])
+    assert [row(text, "0-shot", config)[2] for config in ("a", "b", "words", "llada8b_nl_rx")] == [
+        "70.00", "not run", "from scratch", "not run"]
+
+
+def test_where_nothing_was_run_every_cell_of_ours_says_so():
+    text = render([])
+    theirs = {value for arms in (*tables.PUBLISHED.values(), tables.PRESERVED)
+              for both in arms.values() for value in both}
+    arms = {"plain", "jepa", "base", "l2", "-", *tables.RATES, "symmetric", "no_predictor"}
+    for name in ("Main", "0-shot", "Sensitivity", "Ablation", "Base", "Best"):
+        for cells in rows_of(text, name):
+            ours = {*list(cells.values())[1:]} - theirs - arms
+            assert ours <= {"not run", "0", "4"}
+    assert text.count("not run") > 100
+
+
+# ---- choosing ----
+
+
+def validated(scores, config="words"):
+    return [line("jepa", seed, accuracy, pair, "validation", config=config)
+            for pair, by_seed in scores.items() for seed, accuracy in by_seed.items()]
+
+
+def test_the_choice_is_the_mean_on_validation_over_seeds_that_all_have():
+    a, b, c = (0.5, 1), (1.0, 1), (1.0, 2)
+    assert choose(validated({a: {1: 0.5, 2: 0.5}, b: {1: 0.9, 2: 0.2}}), "words") == b
+    assert choose(validated({a: {1: 0.5, 2: 0.5}, b: {1: 0.9, 2: 0.0}}), "words") == a
+    assert choose(validated({a: {1: 0.5}, b: {1: 0.4, 2: 1.0}}), "words") == a      # seed 1 only
+    assert choose(validated({a: {1: 0.5}, b: {2: 0.6}}), "words") is None
+    assert choose(validated({c: {1: 0.5}, b: {1: 0.5}, a: {1: 0.4}}), "words") == b  # of equals
+    assert choose([], "words") is None
+    others = validated({c: {1: 1.0}}, "other") + [line("jepa", 1, 1.0, c)]
+    assert choose(validated({a: {1: 0.1}}) + others, "words") == a
+
+
+def test_tables_show_the_pair_of_validation_and_what_test_would_have_added():
+    a, b = (0.5, 1), (1.0, 3)
+    lines = validated({a: {1: 0.6, 2: 0.6}, b: {1: 0.5, 2: 0.5}})
+    tested = [line("jepa", 1, 0.3, a), line("jepa", 2, 0.4, a), line("jepa", 1, 0.5, b),
+              line("jepa", 2, 0.8, b)]
+    text = render(lines + tested)
+    assert row(text, "0-shot", "words")[4:6] == [
+        f"35.00 +- {statistics.stdev([30, 40]):.2f} (n = 2)", "0.5, 1"]
+    assert row(text, "Best of n", "words", "0")[2:] == [
+        "2", "2", "35.00 (0.5, 1)", "65.00 (1, 3)", "+30.00", "+45.00"]
+    assert row(render(lines + tested[:2]), "Best of n", "words", "0")[4:] == ["not run"] * 4
+    text = render(validated({a: {1: 0.5}, b: {2: 0.6}}) + tested)
+    assert row(text, "0-shot", "words")[4] == "not run"
+
+
+def test_ablation_takes_each_arm_at_the_chosen_pair_as_far_as_it_has_it():
+    a, b = (0.5, 1), (1.0, 3)
+    lines = validated({a: {1: 0.1}, b: {1: 0.5}}) + [
+        line("plain", 1, 0.2), line("jepa", 1, 0.6, b), line("symmetric", 1, 0.9, a),
+        line("symmetric", 1, 0.3, b), line("no_predictor", 1, 0.5, (1.0, 0)),
+        line("shuffled", 1, 0.4, b)]
+    text = render(lines)
+    assert [(cells[1], cells[2], cells[3], cells[4]) for cells in rows_of(text, "Ablation")
+            if cells[0] == "words"] == [
+        ("plain", "0, 0", "20.00 (n = 1)", "-"),
+        ("symmetric", "1, 3", "30.00 (n = 1)", "+10.00 (n = 1)"),
+        ("no_predictor", "1, 0", "50.00 (n = 1)", "+30.00 (n = 1)"),
+        ("shuffled", "1, 3", "40.00 (n = 1)", "+20.00 (n = 1)"),
+        ("jepa", "1, 3", "60.00 (n = 1)", "+40.00 (n = 1)")]
+
+
+# ---- base preservation ----
+
+
+def test_models_of_a_grid_are_arms_and_others_have_rows_of_their_own():
+    at, config = (1.0, 2), "llada8b_gsm8k_wide_t"
+    lines = [line("plain", seed, 0.5, config=config) for seed in (1, 2)]
+    lines += [line("jepa", 1, 0.5, at, config=config)]
+    scores = lambda loss, share: {"wikitext": {"minus_base": loss}, "mmlu": {"accuracy": share}}
+    summary = {"settings": {"base": "GSAI-ML/LLaDA-8B-Base"}, "models": {
+        "GSAI-ML/LLaDA-8B-Base": scores(0.0, 0.5), "elsewhere/run": scores(-0.5, 0.25),
+        f"out/grid/{config}/plain_0.0_0_seed1": scores(0.01, 0.5),
+        f"out/grid/{config}/plain_0.0_0_seed2": scores(0.03, 0.6),
+        f"out/grid/{config}/jepa_1.0_2_seed1/": scores(-0.02, 0.7)}}
+    text = render(lines, [summary])
+    assert row(text, "Base", config, "plain")[2:] == [
+        f"+0.0200 +- {statistics.stdev([0.01, 0.03]):.4f} (n = 2)", "-0.0004",
+        f"55.00 +- {statistics.stdev([50, 60]):.2f} (n = 2)", "57.93 +- 0.42"]
+    assert row(text, "Base", config, "jepa")[2:5:2] == ["-0.0200 (n = 1)", "70.00 (n = 1)"]
+    assert row(text, "Base", config, "l2")[2] == "not run"
+    assert row(text, "Base", "elsewhere/run")[1:] == ["-", "-0.5000 (n = 1)", "not given",
+                                                      "25.00 (n = 1)", "not given"]
+    assert row(text, "Base", "GSAI-ML/LLaDA-8B-Base")[1:3] == ["base", "+0.0000 (n = 1)"]
+
+
+# ---- Student's t ----
+
+
+@pytest.mark.parametrize("t, df, p", [      # from printed tables of the two-sided t
+    (12.706, 1, 0.05), (4.303, 2, 0.05), (3.182, 3, 0.05), (2.776, 4, 0.05), (2.571, 5, 0.05),
+    (2.262, 9, 0.05), (63.657, 1, 0.01), (9.925, 2, 0.01), (3.169, 10, 0.01), (2.750, 30, 0.01)])
+def test_students_t_is_that_of_the_tables(t, df, p):
+    assert t_test(t, 1.0, df) == pytest.approx(p, rel=2e-3) == t_test(-3 * t, 3.0, df)
+
+
+@given(st.integers(1, 40), st.floats(0.01, 50))
+def test_students_t_is_its_density_summed_up(df, t):
+    density = lambda x: math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(
+        df * math.pi) * (1 + x * x / df) ** (-(df + 1) / 2)
+    n = 4000
+    inside = sum((1 if i in (0, n) else 4 if i % 2 else 2) * density(t * i / n)
+                 for i in range(n + 1)) * t / n / 3             # Simpson
+    assert t_test(t, 1.0, df) == pytest.approx(1 - 2 * inside, abs=1e-6)
+
+
+def test_equal_differences_allow_no_p():
+    assert math.isnan(t_test(0.5, 0.0, 2))
+    lines = [line("plain", s, 0.25) for s in (1, 2)] + [line("jepa", s, 0.5, (1.0, 2))
+                                                        for s in (1, 2)]
+    assert row(render(lines), "0-shot", "words")[6:8] == ["+25.00 +- 0.00 (n = 2)", "-"]
+
+
+# ---- files ----
+
+
+def test_several_files_are_one_table_in_any_order(tmp_path):
+    one = [line("plain", s, 0.1 * s) for s in (1, 2, 3)]
+    two = [line("jepa", s, 0.2 * s, (1.0, 2)) for s in (1, 2, 3)]
+    paths = [write(tmp_path / "one", one), write(tmp_path / "two", two)]
+    together = render(read_results(paths))
+    random.Random(0).shuffle(one)
+    write(tmp_path / "one", one)
+    assert render(read_results(paths[::-1])) == together
+    assert "+20.00 +- 5.77 (n = 3)" in together
+
+
+def test_bad_files_are_told_in_one_sentence(tmp_path):
+    path = Path(write(tmp_path, [line("plain", 1, 0.5)]))
+    good = path.read_text()
+    with pytest.raises(FileNotFoundError, match="grid.py"):
+        read_results([tmp_path / "none.jsonl"])
+    for bad in (good + good, good + "{}\n", good + "[1]\n", good + "\0\n", good + "x\n" + good,
+                good.replace("0.5", '"0.5"'), good.replace('"init_from"', '"x"'),
+                good.replace('"lambda": 0.0', '"lambda": "0"'), good.replace("0.5", "NaN"), 
+                good + "[" * 10**5 + "\n"):
+        path.write_text(bad)
+        with pytest.raises(ValueError) as error:
+            read_results([path])
+        assert f"{path}, line" in str(error.value) and len(str(error.value).splitlines()) == 1
+    with pytest.raises(ValueError, match="second time"):
+        path.write_text(good)
+        read_results([path, write(tmp_path / "other", [line("plain", 1, 0.5)])])
+    path.write_text(good + good[:50])                   # a kill has cut it short
+    assert len(read_results([path])) == 1
+
+
+def test_the_script_prints_or_writes_the_same(tmp_path, capsys, monkeypatch):
+    path = write(tmp_path, [line("plain", 1, 0.5)])
+    tables.main(TablesConfig(results=(path,), out=str(tmp_path / "tables.md")))
+    assert capsys.readouterr().out == ""
+    done = subprocess.run([sys.executable, str(ROOT / "analysis/tables.py"), f"--results={path}"],
+                          cwd=tmp_path, text=True, capture_output=True)
+    assert done.stdout == (tmp_path / "tables.md").read_text() and "words" in done.stdout
+    monkeypatch.chdir(tmp_path)                         # without files: all of it not run
+    tables.main(TablesConfig())
+    assert capsys.readouterr().out.rstrip("\n") == render([])
+    os.makedirs("out/grid")
+    write(Path("out/grid"), [line("plain", 1, 0.5)])
+    tables.main(TablesConfig())
+    assert capsys.readouterr().out == done.stdout
