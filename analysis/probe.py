@@ -378,32 +378,33 @@ def print_tables(found: dict):
     tuned = {name: scores for name, scores in models.items() if name != settings["base"]}
     common = os.path.commonprefix(list(models)).rpartition("/")     # say only how names differ
     labels = {name: name.removeprefix("".join(common[:2])) for name in models}
-    labels = {name: label[-16:] for name, label in labels.items()}
+    labels = {name: f"{n:3} {label[-22:]}" if n else f"    {label[-22:]}"
+              for n, (name, label) in enumerate(labels.items())}
     print(f"\n{settings['text']}: n = {found['n']} texts, {found['tokens']:,} tokens; means over "
           f"blocks; forgetting: loss minus base,\nwith its 95 % interval over texts; rank and "
           f"diversity of pooled states after the norm\n"
-          f"{'':16}{'drift':>9}{'1 - cos':>9}{'weights':>9}{'loss':>9}{'forgetting':>20}"
+          f"{'':26}{'drift':>8}{'1 - cos':>9}{'weights':>9}{'loss':>9}{'forgetting':>19}"
           f"{'rank':>8}{'diversity':>11}")
     for name, scores in models.items():
         inside = [statistics.mean(scores[key][1:-1])
                   for key in ("drift", "cosine_distance", "weight_drift")]
-        print(f"{labels[name]:16}" + "".join(f"{value:9.4f}" for value in inside)
+        print(f"{labels[name]:25}" + "".join(f"{value:9.4f}" for value in inside)
               + f"{statistics.mean(scores['loss_by_rate']):9.4f}"
               + (f"{scores['forgetting']:+10.4f} +- {scores['half_95']:.4f}"
-                 if name in tuned else " " * 20).rjust(20)
+                 if name in tuned else "").rjust(19)
               + f"{scores['effective_rank'][-1]:8.2f}{scores['diversity'][-1]:11.4f}")
     names = list(tuned)
     for i in range(0, len(names), 8):
         some = names[i:i + 8]
-        print("\ndrift   " + "".join(f"{labels[name][-10:]:>11}" for name in some))
+        print("\ndrift   " + "".join(f"{labels[name][:3]:>11}" for name in some))
         for depth, label in enumerate(found["depths"]):
             print(f"{label:>5}   " + "".join(f"{tuned[name]['drift'][depth]:11.4f}"
                                              for name in some))
     if settings["scales"]:
-        print(f"\n{'base + a (tuned - base)':24}{'a':>8}{'drift':>9}{'forgetting':>20}")
+        print(f"\n{'base + a (tuned - base)':26}{'a':>8}{'drift':>9}{'forgetting':>20}")
         for name in names:
             for blend in tuned[name]["scales"]:
-                print(f"{labels[name]:24}{blend['scale']:8g}{blend['mean_drift']:9.4f}"
+                print(f"{labels[name]:26}{blend['scale']:8g}{blend['mean_drift']:9.4f}"
                       + f"{blend['forgetting']:+10.4f} +- {blend['half_95']:.4f}".rjust(20))
 
 
