@@ -189,9 +189,11 @@ def is_of(line: dict, name: str, settings: dict) -> bool:
 
 
 def arm_of(settings: dict) -> str:
-    """plain, jepa, no_predictor, equal_rates, or jepa with rates that are not the paper's."""
+    """plain, jepa (at other rates than the paper's: with them), no_predictor, equal_rates, or ""."""
     if settings.get("lambda_jepa") is None:
         return ""
+    if settings.get("init_from") == "":
+        return "from scratch"
     t = settings.get("t_ctx"), settings.get("t_tgt")
     if not settings["lambda_jepa"]:
         return "plain"

@@ -120,8 +120,8 @@ def probe(cfg: ProbeConfig) -> dict:
             numbers, losses = compare(base, tuned, clean, masked, f"{name} x {scale:g}")
             losses = losses.view(len(rows), len(cfg.rates))
             if not losses.isfinite().all():
-                raise ValueError(f"{name}, its distance to the base times {scale:g}, gives losses "
-                                 f"that are no numbers")
+                raise ValueError(f"{name} x {scale:g} gives losses that are no numbers: the "
+                                 f"weights are broken, or too far from the base")
             against = losses if base_losses is None else base_losses
             return {**numbers, **forgetting(losses, against)}, losses
         scores, losses = measure(1.0)
@@ -278,7 +278,12 @@ def compare(base, tuned, clean, masked, name: str):
     streams = zip(states(base, inputs(clean)), states(tuned, inputs(clean) + inputs(masked)))
     for depth, (h0, h) in enumerate(tqdm(streams, name, last + 1, unit="block", leave=False,
                                          mininterval=0.5 if sys.stderr.isatty() else 15)):
-        columns.append({**distances(h, h0, real), **spread(h, real),
+        z, means = embeddings(h, real)
+        if not (z.isfinite().all() and means.isfinite().all()):
+            raise ValueError(f"{name} has states that are no numbers after {depth} of {last} "
+                             f"steps: the weights are broken, or too far from the base")
+        columns.append({**distances(h, h0, real), "effective_rank": effective_rank(z),
+                        "diversity": diversity(z), "std": means.std(dim=0).mean().item(),
                         "weight_drift": weight_drift(tuned.model, base.model, depth)})
         if depth == last:
             for x, (ids, is_masked, _) in zip(h[len(clean):], masked):
@@ -306,16 +311,14 @@ def distances(h, h0, real) -> dict:
             "cosine_distance": torch.cat(cosine).double().mean().item()}
 
 
-def spread(h, real) -> dict:
-    """Effective rank and diversity of the pooled states; std of the mean ones, as they are."""
+def embeddings(h, real):
+    """-> of N texts the pooled states (N, C), as JEPA has them, and the mean states (N, C); fp64."""
     z, means = [], []
     for x, where in zip(h, real):
         z.append(pool(x, where))                                            # (B, C)
         where = to_device(where[..., None], x.device)
         means.append((x * where).sum(dim=1) / where.sum(dim=1))
-    z = torch.cat(z).cpu().double()
-    return {"effective_rank": effective_rank(z), "diversity": diversity(z),
-            "std": torch.cat(means).cpu().double().std(dim=0).mean().item()}
+    return torch.cat(z).cpu().double(), torch.cat(means).cpu().double()
 
 
 def effective_rank(z) -> float:
@@ -378,20 +381,20 @@ def print_tables(found: dict):
     tuned = {name: scores for name, scores in models.items() if name != settings["base"]}
     common = os.path.commonprefix(list(models)).rpartition("/")     # say only how names differ
     labels = {name: name.removeprefix("".join(common[:2])) for name in models}
-    labels = {name: f"{n:3} {label[-22:]}" if n else f"    {label[-22:]}"
+    labels = {name: f"{n:3} {label[-20:]}" if n else f"    {label[-20:]}"
               for n, (name, label) in enumerate(labels.items())}
     print(f"\n{settings['text']}: n = {found['n']} texts, {found['tokens']:,} tokens; means over "
           f"blocks; forgetting: loss minus base,\nwith its 95 % interval over texts; rank and "
           f"diversity of pooled states after the norm\n"
-          f"{'':26}{'drift':>8}{'1 - cos':>9}{'weights':>9}{'loss':>9}{'forgetting':>19}"
+          f"{'':24}{'drift':>9}{'1 - cos':>9}{'weights':>9}{'loss':>9}{'forgetting':>20}"
           f"{'rank':>8}{'diversity':>11}")
     for name, scores in models.items():
         inside = [statistics.mean(scores[key][1:-1])
                   for key in ("drift", "cosine_distance", "weight_drift")]
-        print(f"{labels[name]:25}" + "".join(f"{value:9.4f}" for value in inside)
+        print(f"{labels[name]:24}" + "".join(f"{value:9.4f}" for value in inside)
               + f"{statistics.mean(scores['loss_by_rate']):9.4f}"
               + (f"{scores['forgetting']:+10.4f} +- {scores['half_95']:.4f}"
-                 if name in tuned else "").rjust(19)
+                 if name in tuned else "").rjust(20)
               + f"{scores['effective_rank'][-1]:8.2f}{scores['diversity'][-1]:11.4f}")
     names = list(tuned)
     for i in range(0, len(names), 8):

@@ -171,8 +171,8 @@ def probe_table(logs) -> str:
                          number(found["forgetting"], "+.4f"), number(found["half_95"]),
                          number(found["effective_rank"][-1], ".2f"),
                          number(found["diversity"][-1])])
-    sizes = "; ".join(f"{p['settings']['text']}: n = {p['n']} texts, {p['tokens']:,} tokens"
-                      for p in logs.probes)
+    sizes = "; ".join(dict.fromkeys(f"{p['settings']['text']}: n = {p['n']} texts, "
+                                    f"{p['tokens']:,} tokens" for p in logs.probes))
     return table(f"Probes: drift as means over blocks, forgetting with +- over texts. {sizes}",
                  ["arm", "model", "seed", "step", "drift", "weight drift", "forgetting", "+-",
                   "effective rank", "diversity"], rows, 2)
