@@ -91,9 +91,7 @@ def drawn(draw, logs):
     matplotlib.use("Agg")
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")     # it draws a box
-        figure, caption = draw(logs)
-        figure.draw_without_rendering()
-        return figure, caption
+        return draw(logs)
 
 
 def save(figure, file, kind: str | None = None):
@@ -352,9 +350,11 @@ def by_x(ax, x, arms: dict, gap: float = 0.0, joined=None):
                         color=style["color"], alpha=0.2, linewidth=0)
 
 
-def legend_above(figure, ax, columns: int = 2):
+def legend_above(figure, ax):
+    """In as many columns as there is room for: 0.06 inches a letter, 0.5 for line and gap."""
     handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(columns, len(labels) or 1))
+    room = int(WIDTH / (0.5 + 0.06 * max(map(len, labels))))
+    figure.legend(handles, labels, loc="outside upper center", ncols=max(1, min(room, len(labels))))
 
 
 def depth_axis(ax, depths):
@@ -459,7 +459,7 @@ def curves_by_depth(logs: Logs, panels, lacking: str):
         ax.set_ylabel(name)
         ax.set_ylim(bottom=0)
     depth_axis(grid[-1, 0], depths)
-    legend_above(figure, grid[0, 0], 3)
+    legend_above(figure, grid[0, 0])
     texts = (f"n = {whole['n']} texts of {short(whole['settings']['text'])}, "
              f"{whole['tokens']:,} tokens; {said} embed is the embedding, norm the state after the "
              f"final norm. Dots are seeds, lines their mean")
@@ -550,7 +550,7 @@ def scatter(logs: Logs):
     zero_line(ax)
     ax.set_xlabel("mean drift over blocks")
     ax.set_ylabel("forgetting: loss minus base")
-    legend_above(figure, ax, 1)
+    legend_above(figure, ax)
     return figure, (f"Drift against forgetting, {said} A marker is the end of a run, small dots "
                     f"are its earlier checkpoints, which do not enter r. Pearson's r with its 95 % "
                     f"interval by Fisher's z, over the n runs of an arm, from four up.")
@@ -696,7 +696,7 @@ def sensitivity(logs: Logs):
         ax.set_title(f"{n_shot}-shot")
     grid[-1, 0].set_xticks(range(len(high)), [f"{t:g}" for t in high])
     grid[-1, 0].set_xlabel("t_tgt")
-    figure.colorbar(image, ax=grid[:, 0], label="accuracy, %", shrink=0.9)
+    figure.colorbar(image, ax=grid[:, 0].tolist(), pad=0.02).set_label("accuracy, %", labelpad=2)
     line = best[0]
     return figure, (f"Accuracy of JEPA at masking rates (t_ctx, t_tgt), mean over n seeds, "
                     f"{short(line.get('task'))} {short(line.get('split'))}, {questions(best)}; "
