@@ -1,0 +1,354 @@
+"""Laws of plot.py: known numbers, pairs by seed, a picture of everything, and no name breaks one."""
+import json
+import math
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis import plot
+from analysis.plot import (FIGURES, PlotConfig, accuracy, arm_of, by_arm, density_of, drawn,
+                           half_95, is_of, last_of_each, level_of_mass, look, pareto, pearson,
+                           place, read_logs, save, short)
+
+pytest.importorskip("matplotlib", reason="figures need requirements-plots.txt")
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = [draw.__name__ for draw in FIGURES]
+HOSTILE = ("$\\frac{", "_hidden", "</svg><script>alert(1)</script>", "a\x00\x1b[2J\nb", "x" * 400,
+           "\ud800", "\u4e2d\u6587 \U0001f642", "\u202eabc", "&lt;&amp;\"'", "%s {x} {", "..")
+
+
+def write(path, what):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = what if isinstance(what, list) else [what]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def write_study(root, seeds=4, task="toy", config="config/tiny.py", extra="no_predictor",
+                text="toy_base", base="out/base", n_layer=4):
+    """The files of a study as the scripts write them, with made-up numbers -> root."""
+    g = np.random.default_rng(0)
+    models, results = {base: numbers_of(g, n_layer, 0)}, []
+    arms = [("plain", 0, 2, 0.2, 0.7), ("jepa", 1, 2, 0.2, 0.7), (extra, 1, 0, 0.2, 0.7),
+            ("jepa", 1, 2, 0.2, 0.5), ("jepa", 1, 2, 0.3, 0.9)]
+    for seed in range(1, seeds + 1):
+        for k, (arm, weight, depth, t_ctx, t_tgt) in enumerate(arms):
+            out_dir = f"{root}/{k}_s{seed}"
+            settings = {"init_from": base, "task": task, "seed": seed, "lambda_jepa": weight,
+                        "n_pred_layer": depth, "t_ctx": t_ctx, "t_tgt": t_tgt, "lr": 0.002,
+                        "max_steps": 40, "epochs": 2.0, "out_dir": out_dir}
+            log = [{"step": 0, "held_out": {task: {"0.5": 9.0}, text: {"0.5": 0.6}}}]
+            for step in (10, 20, 30, 40):
+                loss = 5 / step + g.random() / 5
+                jepa = {"jepa": 1 / step, "jepa_floor": 0.2} if weight else {}
+                log.append({"step": step, "loss": loss, "diffusion": loss, **jepa, "ms": 100.0})
+            log.append({"step": 40, "held_out": {task: {"0.5": 0.4}, text: {"0.5": 2.6}}})
+            write(Path(out_dir) / "log.jsonl", log)
+            write(Path(out_dir) / "settings.json", {**settings, "commit": "abc1234"})
+            for step in (20, 40):
+                models[f"{out_dir}/step_{step:07d}"] = {
+                    **numbers_of(g, n_layer, step / 40), "trained": {**settings, "step": step},
+                    "scales": [{"scale": 0.5, "mean_drift": 0.4, "forgetting": 0.1 * k + 0.1}]}
+            for n_shot in (0, 4):
+                results.append({
+                    "config": config, "arm": arm, "lambda_jepa": weight, "n_pred_layer": depth,
+                    "seed": seed, "task": task, "split": "validation", "n_shot": n_shot,
+                    "t_ctx": t_ctx, "t_tgt": t_tgt, "revision": "abc1234",
+                    "command": f"python evaluate.py '--init_from={out_dir}' --task=toy",
+                    "metrics": {"accuracy": float(round(0.3 + 0.05 * k + 0.01 * seed, 3)),
+                                "stderr": 0.02, "n": 500}})
+    write(root / "probe.json", {
+        "settings": {"base": base, "text": text, "rates": [0.2, 0.5, 0.8]}, "commit": "abc1234",
+        "n": 64, "tokens": 1159, "models": models,
+        "depths": ["embed", *map(str, range(1, n_layer + 1)), "norm"]})
+    write(root / "results.jsonl", results)
+    write(root / "kept" / "summary.json", {"settings": {}, "models": {
+        f"{root}/0_s1": {"wikitext": {"n": 8, "mean": 2.0, "minus_base": 0.25, "half_95": 0.1},
+                         "mmlu": {"n": 500, "accuracy": 0.57}}}})
+    return root
+
+
+def numbers_of(g, n_layer, amount):
+    some = lambda: [float(x) for x in amount * (1 + g.random(n_layer + 2))]
+    drift = some()
+    return {"mean_drift": sum(drift[1:-1]) / n_layer, "drift": drift, "cosine_distance": some(),
+            "weight_drift": some(), "effective_rank": [20.0 + x for x in some()],
+            "diversity": some(), "std": some(), "loss_by_rate": [2.0, 2.1, 2.2],
+            "forgetting_by_rate": some()[:3], "forgetting": some()[0], "half_95": 0.1}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return write_study(tmp_path_factory.mktemp("plot") / "study")
+
+
+@pytest.fixture(scope="module")
+def logs(study):
+    return read_logs([str(study)])
+
+
+# ---- numbers ----
+
+
+def test_the_interval_of_r_is_fishers():
+    """The paper's r = +0.94 and +0.75 with n = 10; ends by tanh(atanh(r) -+ 1.96 / sqrt(7))."""
+    u = np.array([1, -1] * 5) / math.sqrt(10)
+    v = np.array([1, 1, -1, -1, 1, 1, -1, -1, 0, 0]) / math.sqrt(8)
+    assert abs(u @ v) < 1e-12 and abs(u.sum()) < 1e-12 and abs(v.sum()) < 1e-12
+    for r, low, high in ((0.94, 0.7604, 0.9861), (0.75, 0.2281, 0.9372), (0.0, -0.6297, 0.6297)):
+        found = pearson((3 * u + 1).tolist(), (r * u + math.sqrt(1 - r * r) * v).tolist())
+        assert found == pytest.approx((r, low, high), abs=2e-4)
+
+
+def test_r_has_no_interval_for_three_and_no_value_where_nothing_varies():
+    r, low, high = pearson([1, 2, 4], [1, 2, 3])
+    assert 0.9 < r < 1 and math.isnan(low) and math.isnan(high)
+    assert all(map(math.isnan, pearson([1, 1, 1, 1], [1, 2, 3, 4])))
+    assert all(map(math.isnan, pearson([1], [2])))
+    assert pearson([1, 2, 3, 4], [2, 4, 6, 8])[0] == pytest.approx(1)
+
+
+def test_the_interval_over_seeds_is_students():
+    assert math.isnan(half_95([1.0, 2.0]))
+    assert half_95([1.0, 2.0, 3.0]) == pytest.approx(4.303 / math.sqrt(3))
+    assert half_95([0.0, 1.0] * 50) == pytest.approx(1.984 * np.std([0, 1] * 50, ddof=1) / 10,
+                                                     rel=2e-3)
+
+
+def test_a_density_has_mass_one_and_its_contours_hold_what_they_say():
+    g = np.random.default_rng(1)
+    points = g.normal(size=(12, 2)) * (1, 20) + (5, 0)
+    xs, ys = np.linspace(-5, 15, 200), np.linspace(-200, 200, 200)
+    grid = np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2)
+    height = density_of(points, grid)
+    cell = (xs[1] - xs[0]) * (ys[1] - ys[0])
+    assert height.sum() * cell == pytest.approx(1, abs=1e-3)
+    for share in (0.5, 0.9):
+        inside = height >= level_of_mass(height, share)
+        assert height[inside].sum() * cell == pytest.approx(share, abs=0.01)
+    # one kernel by hand: three points, at the first of them
+    three = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    cov = np.cov(three.T) * 3 ** (-1 / 3)
+    by_hand = sum(math.exp(-p @ np.linalg.inv(cov) @ p / 2) for p in three) / 3 / (
+        2 * math.pi * math.sqrt(np.linalg.det(cov)))
+    assert density_of(three, three[:1])[0] == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("points", [[[0, 0], [1, 1]], [[0, 0], [1, 1], [2, 2]], [[1, 2]] * 5])
+def test_a_density_of_points_on_a_line_is_refused(points):
+    with pytest.raises(ValueError, match="on one line"):
+        density_of(np.array(points, dtype=float), np.zeros((1, 2)))
+
+
+def test_nothing_beats_what_is_on_the_front():
+    g = np.random.default_rng(0)
+    points = [tuple(map(float, point)) for point in g.integers(0, 9, size=(60, 2))]
+    best = pareto(points)
+    beats = lambda a, b: a[0] <= b[0] and a[1] >= b[1] and a != b
+    assert set(best) == {p for p in points if not any(beats(q, p) for q in points)}
+    assert best == sorted(best) and len(best) == len(set(best))
+
+
+# ---- whose number it is ----
+
+
+def test_a_score_is_found_by_its_command_or_else_by_its_settings():
+    line = {"command": "python evaluate.py '--init_from=out/a b/' --task=toy", "seed": 1}
+    assert is_of(line, "out/a b", {}) and is_of(line, "x", {"out_dir": "out/a b"})
+    assert not is_of(line, "out/a", {"seed": 1})
+    settings = dict(task="toy", lambda_jepa=1, n_pred_layer=2, seed=1, t_ctx=0.2, t_tgt=0.7, lr=1)
+    assert is_of(dict(settings), "x", settings)
+    assert not is_of({**settings, "seed": 2}, "x", settings) and not is_of({}, "x", {})
+    assert not is_of({"command": "python 'never closed"}, "x", {})
+
+
+def test_arms_are_told_by_the_settings_of_their_training():
+    jepa = dict(lambda_jepa=1.0, n_pred_layer=2, t_ctx=0.2, t_tgt=0.7, init_from="base")
+    assert arm_of(jepa) == "jepa" and arm_of({**jepa, "t_ctx": 0.1, "t_tgt": 0.9}) == "jepa"
+    assert arm_of({**jepa, "lambda_jepa": 0.0}) == "plain"
+    assert arm_of({**jepa, "n_pred_layer": 0}) == "no_predictor"
+    assert arm_of({**jepa, "t_tgt": 0.2}) == "equal_rates"
+    assert arm_of({**jepa, "t_tgt": 0.5}) == "jepa at 0.2, 0.5"
+    assert arm_of({**jepa, "init_from": ""}) == "from scratch" and arm_of({}) == ""
+
+
+def test_of_several_checkpoints_of_a_run_only_the_last_is_a_run(logs):
+    assert len(logs.probed) == 2 * 5 * 4
+    last = last_of_each(logs.probed)
+    assert len(last) == 5 * 4 and {one.settings["step"] for one in last} == {40}
+
+
+def test_arms_come_in_one_order_and_plain_and_jepa_always_look_the_same(logs):
+    arms = list(by_arm(logs.probed))
+    assert arms[:2] == ["plain", "jepa"] and "no_predictor" in arms[2:]
+    for some in ([], ["zzz"], ["a", "b", "c"]):
+        assert look("plain", ["plain", "jepa", *some]) == look("plain", ["plain"])
+        assert look("jepa", ["jepa", *some]) == look("jepa", ["jepa"])
+    looks = [look(arm, ["plain", "jepa", *"abcd"]) for arm in ("plain", "jepa", *"abcd")]
+    for key in ("color", "marker", "linestyle"):            # each alone tells six arms apart
+        assert len({str(one[key]) for one in looks}) == 6
+
+
+# ---- figures ----
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_figure_is_drawn_at_column_width_and_nothing_leaves_it(logs, name, tmp_path):
+    figure, caption = drawn(getattr(plot, name), logs)
+    assert caption[0].isupper() and caption.endswith(".") and "\n" not in caption
+    for kind in ("png", "svg"):
+        save(figure, tmp_path / f"a.{kind}")
+    box = figure.get_tightbbox()                            # in inches, of all that is drawn
+    assert min(box.x0, box.y0) >= -0.01
+    assert box.x1 <= 3.31 and box.y1 <= figure.get_figheight() + 0.01
+    png = (tmp_path / "a.png").read_bytes()
+    assert png[:8] == b"\x89PNG\r\n\x1a\n" and int.from_bytes(png[16:20], "big") == 990
+    assert xml.etree.ElementTree.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")
+
+
+def test_the_command_writes_every_figure_and_twice_the_same(study, tmp_path, capsys):
+    plot.main(PlotConfig(inputs=(str(study),), out=str(tmp_path / "a")))
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert files == sorted(f"{name}.{kind}" for name in NAMES for kind in ("png", "svg"))
+    assert all(path.stat().st_size > 3000 for path in (tmp_path / "a").iterdir())
+    assert capsys.readouterr().out.count(".png, .svg: ") == len(NAMES)
+    plot.main(PlotConfig(inputs=(str(study),), out=str(tmp_path / "b"), figure="scatter"))
+    for path in (tmp_path / "b").iterdir():
+        assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes()
+
+
+def test_scatter_draws_each_run_where_the_probe_has_found_it(logs):
+    figure, _ = drawn(plot.scatter, logs)
+    ax = figure.axes[0]
+    dots = {tuple(point) for line in ax.lines if line.get_marker() in "os^Dv*"
+            and line.get_linestyle() == "None" for point in line.get_xydata().tolist()}
+    expected = {place(one) for one in last_of_each(logs.probed)
+                if one.settings["t_ctx"] == 0.2}            # the largest cell
+    assert dots == expected
+    legend = [text.get_text() for text in figure.legends[0].texts]
+    runs = by_arm(one for one in last_of_each(logs.probed) if one.settings["t_ctx"] == 0.2)
+    r, low, high = pearson(*zip(*map(place, runs["plain"])))
+    assert legend[0] == f"plain: n = 4, r = {r:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def test_ablation_bars_are_gains_over_the_plain_run_with_the_same_seed(logs):
+    figure, _ = drawn(plot.ablation, logs)
+    gains = defaultdict(list)
+    for line in logs.results:
+        plain = [one for one in logs.results if one["arm"] == "plain" and all(
+            one[key] == line[key] for key in ("seed", "n_shot"))]
+        if line["arm"] != "plain" and (line["t_ctx"], line["t_tgt"]) == (0.2, 0.7):
+            gains[line["arm"]].append(accuracy(line) - accuracy(plain[0]))
+    widths = sorted(bar.get_width() for bar in figure.axes[0].patches)
+    assert widths == pytest.approx(sorted(sum(of) / len(of) for of in gains.values()))
+
+
+def test_a_model_of_many_blocks_has_ticks_that_do_not_overlap(tmp_path):
+    logs = read_logs([str(write_study(tmp_path / "deep", seeds=2, n_layer=32))])
+    figure, _ = drawn(plot.drift, logs)
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in figure.axes[-1].get_xticklabels()]
+    assert len(boxes) > 5 and all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:]))
+
+
+@pytest.mark.parametrize("n", [0, 5, 6])                    # every name, five at a time
+def test_no_name_breaks_a_figure(n, tmp_path):
+    logs = read_logs([str(write_study(tmp_path / "study", 3, *HOSTILE[n:n + 5]))])
+    for draw in FIGURES:
+        figure, caption = drawn(draw, logs)
+        save(figure, tmp_path / "a.svg")
+        root = xml.etree.ElementTree.parse(tmp_path / "a.svg").getroot()
+        assert not any(element.tag.endswith("script") for element in root.iter())
+
+
+def test_a_name_is_cut_to_its_room_and_says_so():
+    assert short("abc") == "abc" and short("a" * 30) == "a" * 23 + "\u2026"
+    assert short("_abc") == " _abc" and "\n" not in short("a\nb") and "\x1b" not in short("\x1b[2J")
+
+
+# ---- what is missing or broken ----
+
+
+def test_what_a_figure_lacks_is_one_sentence_and_the_others_are_drawn(study, tmp_path, capsys):
+    cfg = PlotConfig(inputs=(f"{study}/0_s1/log.jsonl",), out=str(tmp_path / "out"))
+    plot.main(cfg)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(NAMES) and sum("it takes" in line for line in lines) == len(NAMES) - 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["training.png",
+                                                                           "training.svg"]
+    for name in set(NAMES) - {"training"}:
+        cfg.figure = name
+        with pytest.raises(ValueError, match="it takes") as error:
+            plot.main(cfg)
+        assert len(str(error.value).splitlines()) == 1
+
+
+def test_one_seed_and_scores_without_numbers_are_borne(tmp_path):
+    root = write_study(tmp_path / "one", seeds=1)
+    with open(root / "results.jsonl", "a") as file:
+        file.write('{"metrics": {}}\n{"metrics": {"accuracy": null}}\n{"other": 1}\n'
+                   '{"metrics": {"accuracy": 0.5}}\n')
+    logs = read_logs([str(root)])
+    for draw in FIGURES:
+        try:
+            drawn(draw, logs)
+        except ValueError as error:
+            assert draw is plot.density and "three runs" in str(error)
+
+
+def test_a_line_that_is_still_being_written_is_left_out_and_a_broken_one_is_named(study, tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 0}\n{"step": 1')
+    assert plot.read_lines(path) == [{"step": 0}]
+    for broken in ('{"step"\n{}\n', "[1]\n", "\xff\n"):
+        path.write_bytes(broken.encode("latin-1"))
+        with pytest.raises(ValueError, match="log.jsonl") as error:
+            read_logs([str(path)])
+        assert len(str(error.value).splitlines()) == 1
+
+
+def test_mistakes_in_the_inputs_are_one_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        read_logs(["nowhere"])
+    for inputs in ([], [str(tmp_path)]):
+        with pytest.raises(ValueError, match="no logs"):
+            read_logs(inputs)
+
+
+# ---- the whole path ----
+
+
+@pytest.mark.slow
+def test_every_figure_of_real_runs_is_written(tmp_path):
+    """A base, two arms with two seeds, their probe and their scores: no number is made up."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    def call(*command):
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, env=env, text=True,
+                              capture_output=True)
+        assert done.returncode == 0, done.stderr
+    small = ["--device=cpu", "--eval_rows=8", "--eval_every=4", "--log_every=2", "--batch_size=4"]
+    call("train.py", "config/tiny_base.py", f"--out_dir={tmp_path}/base", "--max_steps=3", *small)
+    models, results = [], []
+    for seed in (1, 2, 3):
+        for arm, weight, t_tgt in (("plain", 0, 0.7), ("jepa", 1, 0.7), ("jepa", 1, 0.5)):
+            out = f"{tmp_path}/{arm}_{t_tgt}_s{seed}"
+            call("train.py", "config/tiny.py", "--compare=", f"--init_from={tmp_path}/base",
+                 f"--seed={seed}", f"--lambda_jepa={weight}", f"--t_tgt={t_tgt}",
+                 f"--out_dir={out}", "--max_steps=8", *small)
+            models.append(out)
+            results.append({"config": "config/tiny.py", "arm": arm, "lambda_jepa": weight,
+                            "n_pred_layer": 2, "seed": seed, "task": "toy", "t_ctx": 0.2,
+                            "split": "validation", "n_shot": 0, "t_tgt": t_tgt, "command": "",
+                            "metrics": {"accuracy": 0.0, "stderr": 0.0, "n": 8}})
+    call("analysis/probe.py", f"--base={tmp_path}/base", f"--models={','.join(models)}",
+         "--text=toy_base", "--n_rows=8", f"--out_dir={tmp_path}", "--scales=0.5", "--device=cpu")
+    write(tmp_path / "results.jsonl", results)
+    call("analysis/plot.py", f"--inputs={tmp_path}", f"--out={tmp_path}/figures")
+    for name in NAMES:
+        for kind in ("png", "svg"):
+            assert (tmp_path / "figures" / f"{name}.{kind}").stat().st_size > 3000, name
