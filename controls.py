@@ -76,19 +76,18 @@ def check_controls(cfg):
                          f"one")
 
 
-def make_objective(model, cfg):
-    """The paper's objective, or the control that the settings ask for. Raises ValueError."""
+def has_control(cfg) -> bool:
+    return cfg.lambda_jepa > 0 and any(getattr(cfg, name) != PAPER[name] for name in PAPER)
+
+
+def make_control(model, cfg, paper: dict):
+    """The arm that the settings ask for. paper: what DLLMJEPA is called with. Raises ValueError."""
     if cfg.pool_layer > len(model.blocks):
         raise ValueError(f"pool_layer={cfg.pool_layer} is more than the model's "
                          f"{len(model.blocks)} blocks")
-    n_pred_layer = 0 if cfg.objective == "consistency" else cfg.n_pred_layer
-    ema_decay = {"online": 0.0, "frozen": 1.0}.get(cfg.target, cfg.ema_decay)
-    paper = dict(lambda_jepa=cfg.lambda_jepa, t_ctx=cfg.t_ctx, t_tgt=cfg.t_tgt,
-                 n_pred_layer=n_pred_layer, ema_decay=ema_decay, mask_scope=cfg.mask_scope,
-                 diffusion_t=cfg.diffusion_t, loss_form=cfg.loss_form, seed=cfg.seed,
-                 jepa_rate=cfg.jepa_rate)
-    if cfg.lambda_jepa == 0 or all(getattr(cfg, name) == value for name, value in PAPER.items()):
-        return DLLMJEPA(model, **paper)
+    paper = paper | {"ema_decay": {"online": 0.0, "frozen": 1.0}.get(cfg.target, cfg.ema_decay)}
+    if cfg.objective == "consistency":
+        paper = paper | {"n_pred_layer": 0}
     kind = {"jepa": Control, "consistency": Consistency, "two_gradients": TwoGradients}
     return kind[cfg.objective](model, cfg, **paper)
 
@@ -98,15 +97,15 @@ class Control(DLLMJEPA):
 
     def __init__(self, model, cfg, **paper):
         super().__init__(model, **paper)
-        self.kind, self.masks, self.pool, self.pool_layer = (cfg.target, cfg.masks, cfg.pool,
-                                                             cfg.pool_layer)
+        self.kind, self.masks, self.pool = cfg.target, cfg.masks, cfg.pool
+        self.pool_layer = cfg.pool_layer % len(model.blocks)    # 0: the last, whose states are h
         self.ema_dtype = getattr(torch, cfg.ema_dtype)
         for name, p in self.target.named_parameters():
             if model.get_parameter(name).requires_grad:     # else the base of LoRA, which is shared
                 p.data = p.data.to(self.ema_dtype)
         if cfg.pred_width:
-            self.predictor = Bottleneck(model.config.n_embd, cfg.pred_width, cfg.n_pred_layer,
-                                        cfg.seed)
+            self.predictor = Bottleneck(model.config.n_embd, cfg.pred_width,
+                                        len(self.predictor.blocks), self.seed)
         self.predictor.requires_grad_(cfg.pred_lr > 0)
         if self.pool_layer:
             self.target.blocks = self.target.blocks[:self.pool_layer]

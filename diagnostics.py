@@ -64,6 +64,8 @@ def constant_floor(z_tgt):
 def effective_rank(z):
     """(B, C) -> e^entropy of the singular values, normalised to sum 1, of the centred z; 1 .. B - 1,
     and 0 where all rows are the same."""
+    if not z.isfinite().all():
+        return z.new_tensor(torch.nan)
     s = torch.linalg.svdvals(z - z.mean(dim=0))
     p = s / s.sum()
     return torch.special.entr(p).sum().exp() if s.sum() > 1e-9 * z.norm() else s.new_tensor(0.0)

@@ -30,10 +30,10 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from checkpoint import (StopSignal, load_train_state, not_finite, remove_checkpoints,
                         save_checkpoint)
 from configurator import run
-from controls import Anchor, base_weights, check_controls, make_objective
+from controls import Anchor, base_weights, check_controls, has_control, make_control
 from diagnostics import (bucket_numbers, embedding_numbers, movement_numbers, same_rate_number,
                          sample)
-from jepa import TARGET_TOKENS
+from jepa import TARGET_TOKENS, DLLMJEPA
 from lean import Lean
 from log import Log
 from lora import add_lora, check_base, merge
@@ -215,7 +215,11 @@ def main(cfg: TrainConfig):
     model.pack, model.checkpoint_activations = cfg.pack, cfg.checkpoint_activations
     if cfg.lora_rank:
         add_lora(model, cfg.lora_rank, cfg.lora_alpha, cfg.lora_targets, cfg.seed)
-    objective = make_objective(model, cfg)
+    paper = dict(lambda_jepa=cfg.lambda_jepa, t_ctx=cfg.t_ctx, t_tgt=cfg.t_tgt,
+                 n_pred_layer=cfg.n_pred_layer, ema_decay=cfg.ema_decay, mask_scope=cfg.mask_scope,
+                 diffusion_t=cfg.diffusion_t, loss_form=cfg.loss_form, seed=cfg.seed,
+                 jepa_rate=cfg.jepa_rate)
+    objective = make_control(model, cfg, paper) if has_control(cfg) else DLLMJEPA(model, **paper)
     if not cfg.shard:
         objective.to(device)
     if cfg.compile:
