@@ -17,7 +17,7 @@ the whole batch of its step (B rows, of all ranks and micro-batches):
     nll_t0.25 ...   mean loss of masked tokens, in rows with t in (0, 0.25], (0.25, 0.5], ...
     online_moved    |online - base| / |base|, over what is trained
     ema_moved       |target - base| / |online - base|
-    pred_norm       |predictor|
+    pred_norm       |predictor| / |its start|
     pred_moved      |predictor - its start| / |its start|
 
 On rows that are few or much alike rank and floor are low whatever the model does: compare runs of
@@ -29,7 +29,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 COLLAPSE = 0.5                  # rank or diversity below this share of the base's: a warning
-SAMPLE = 1 << 14                # entries of each parameter that tell how far all of it has moved
+SAMPLE = 1 << 12                # entries of each parameter that tell how far all of it has moved
 BUCKETS = (0.25, 0.5, 0.75, 1.0)
 
 
@@ -68,7 +68,7 @@ def effective_rank(z):
         return z.new_tensor(torch.nan)
     s = torch.linalg.svdvals(z - z.mean(dim=0))
     p = s / s.sum()
-    return torch.special.entr(p).sum().exp() if s.sum() > 1e-9 * z.norm() else s.new_tensor(0.0)
+    return torch.special.entr(p).sum().exp() if s.sum() > 1e-5 * z.norm() else s.new_tensor(0.0)
 
 
 def cosines(a, b):
@@ -139,12 +139,13 @@ def movement_numbers(objective, base: dict, start: dict, full=torch.Tensor.float
     if start:
         moved, norm, now = squares({name: sample(objective.predictor.get_parameter(name))
                                     for name in start}, start)
-        numbers |= {"pred_norm": now.sqrt(), "pred_moved": (moved / norm).sqrt()}
+        numbers |= {"pred_norm": (now / norm).sqrt(), "pred_moved": (moved / norm).sqrt()}
     return numbers
 
 
 def squares(samples: dict, began: dict):
-    """-> |now - began|^2, |began|^2, |now|^2 over all that has a sample, and all ranks: (3,)."""
+    """-> |now - began|^2, |began|^2, |now|^2 over all that has a sample, and all ranks: (3,). Ranks
+    that each have all of it count it several times, so that only ratios mean something."""
     now = torch.cat([entries for entries, _ in samples.values()])
     start, stands_for = zip(*(began[name] for name in samples))
     weight = torch.cat([torch.full_like(x, n) for x, n in zip(start, stands_for)])
