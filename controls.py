@@ -109,10 +109,10 @@ class Control(DLLMJEPA):
         self.predictor.requires_grad_(cfg.pred_lr > 0)
         if self.pool_layer:
             self.target.blocks = self.target.blocks[:self.pool_layer]
-            model.blocks[self.pool_layer - 1].register_forward_hook(self.keep)
+            model.blocks[self.pool_layer - 1].register_forward_hook(
+                lambda block, inputs, x: self.keep(x, rows=inputs[-1]))
 
-    def keep(self, block, inputs, x):
-        *_, rows = inputs
+    def keep(self, x, rows):
         self.kept = rows.unpack(self.model.norm(x))                         # (B, T, C)
 
     def states(self, h):

@@ -1,11 +1,13 @@
 """Laws of the controls: each differs from the paper's method where it says so, and only there."""
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from controls import PAPER, Anchor, Control, base_weights, has_control, make_control
@@ -45,6 +47,21 @@ def moved_target(objective):
     dtype = objective.target.norm.weight.dtype
     ema_update(objective.target, make_model(seed=9), 0.5, lambda p: p.to(dtype))
     return objective
+
+
+@pytest.fixture(scope="module")
+def base(data_dir, tmp_path_factory):
+    """A checkpoint to fine-tune."""
+    out_dir = tmp_path_factory.mktemp("base") / "run"
+    main(TrainConfig(out_dir=str(out_dir), tokenizer="toy", task="gsm8k", data_dir=str(data_dir),
+                     max_length=64, batch_size=8, max_steps=2, lr=1e-3, eval_rows=8, device="cpu",
+                     lambda_jepa=0.0))
+    return out_dir
+
+
+def tensors_of(folder):
+    return {**load_file(folder / "model.safetensors"),
+            **load_file(folder / "train_state.safetensors")}
 
 
 def inputs(rows=slice(0, 8), number=0):
@@ -186,6 +203,24 @@ def test_accumulation_changes_no_arm(cfg, tmp_path, arm):
         return
     if cfg.jepa_rate == 1:
         assert_same_step(cfg, small)
+
+
+@pytest.mark.parametrize("tuning", [dict(lora_rank=2), dict(optimizer="lean"),
+                                    dict(pack=True, eos_fill=False, jepa_rate=0.6)], ids=str)
+@pytest.mark.parametrize("arm", [dict(target="shuffled"), dict(pool_layer=1),
+                                 dict(ema_dtype="bfloat16"), dict(objective="consistency"),
+                                 dict(objective="two_gradients")], ids=str)
+def test_arms_go_with_adapters_half_weights_and_packed_rows(base, cfg, tmp_path, arm, tuning):
+    cfg = replace(cfg, init_from=str(base), tokenizer="", max_steps=2, save_every=1, keep=9, seed=3,
+                  **arm, **tuning)
+    main(cfg)
+    whole = tensors_of(Path(cfg.out_dir) / "step_0000002")
+    shutil.rmtree(Path(cfg.out_dir) / "step_0000002")
+    found = without_clock(cfg.out_dir)
+    main(replace(cfg, resume=True))
+    resumed = tensors_of(Path(cfg.out_dir) / "step_0000002")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert without_clock(cfg.out_dir) == found
 
 
 @pytest.mark.slow
@@ -543,10 +578,8 @@ def test_an_anchored_step_of_sgd_is_weight_decay_towards_the_base():
         torch.testing.assert_close(p.detach(), base[name] + left * (start[name] - base[name]))
 
 
-def test_an_anchored_run_stays_nearer_and_resumes_bit_for_bit(cfg, tmp_path):
-    base = replace(cfg, lambda_jepa=0.0, out_dir=str(tmp_path / "base"))
-    main(base)
-    cfg = replace(cfg, init_from=base.out_dir, tokenizer="", lambda_jepa=0.0, max_steps=6,
+def test_an_anchored_run_stays_nearer_and_resumes_bit_for_bit(base, cfg, tmp_path):
+    cfg = replace(cfg, init_from=str(base), tokenizer="", lambda_jepa=0.0, max_steps=6,
                   save_every=3, keep=9, seed=1)
     moved = []
     for strength in (0.0, 10.0):
@@ -561,22 +594,14 @@ def test_an_anchored_run_stays_nearer_and_resumes_bit_for_bit(cfg, tmp_path):
     (Path(other.out_dir) / "log.jsonl").write_text((Path(cfg.out_dir) / "log.jsonl").read_text())
     main(replace(other, resume=True))
     whole, resumed = ({name: p for folder in [sorted(Path(c.out_dir).glob("step_*"))[-1]]
-                       for name, p in controls_tensors(folder).items()} for c in (cfg, other))
+                       for name, p in tensors_of(folder).items()} for c in (cfg, other))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert without_clock(cfg.out_dir) == without_clock(other.out_dir)
 
 
-def controls_tensors(folder):
-    from safetensors.torch import load_file
-    return {**load_file(folder / "model.safetensors"),
-            **load_file(folder / "train_state.safetensors")}
-
-
 @pytest.mark.slow
-def test_a_sharded_anchor_is_the_anchor(cfg, tmp_path):
-    base = replace(cfg, lambda_jepa=0.0, out_dir=str(tmp_path / "base"))
-    main(base)
-    cfg = replace(cfg, init_from=base.out_dir, tokenizer="", anchor=1.0, max_steps=3, save_every=2,
+def test_a_sharded_anchor_is_the_anchor(base, cfg, tmp_path):
+    cfg = replace(cfg, init_from=str(base), tokenizer="", anchor=1.0, max_steps=3, save_every=2,
                   micro_batch_size=4, seed=1)
     main(cfg)
     two = replace(cfg, shard=True, out_dir=str(tmp_path / "two"), max_steps=2)
