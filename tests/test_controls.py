@@ -238,7 +238,9 @@ def test_two_processes_change_no_arm_and_nor_does_sharding(cfg, tmp_path, arm, s
     one, other = ([line for line in lines(c.out_dir) if "loss" in line][0] for c in (cfg, two))
     assert one.keys() == other.keys()
     for name in one.keys() - {"ms", "seconds", "corr_same_rate"}:   # of the first rows of each rank
-        assert one[name] == pytest.approx(other[name], rel=2e-3, abs=1e-5), name
+        sampled = name in ("online_moved", "ema_moved", "pred_norm", "pred_moved")
+        rel = 0.05 if sampled else 2e-3         # of other entries, where a rank has a part
+        assert one[name] == pytest.approx(other[name], rel=rel, abs=1e-5), name
     if not shard:
         assert_same_step(cfg, two)
 
@@ -612,7 +614,7 @@ def test_a_sharded_anchor_is_the_anchor(base, cfg, tmp_path):
     assert len(one) == 3
     for name in ("loss", "grad_norm", "anchor_ratio", "online_moved", "ema_moved", "pred_moved"):
         for a, b in zip(one[:1] + one[2:], other[:1] + other[2:]):
-            assert a[name] == pytest.approx(b[name], rel=2e-2, abs=1e-6), name
+            assert a[name] == pytest.approx(b[name], rel=5e-2, abs=1e-6), name
 
 
 def test_the_base_is_had_anew_where_the_model_has_gone_on(tmp_path):

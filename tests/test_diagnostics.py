@@ -232,5 +232,7 @@ def test_two_processes_tell_the_numbers_of_one(cfg, tmp_path):
         assert done.returncode == 0, done.stderr
         one, other = ([line for line in lines(c.out_dir) if "loss" in line] for c in (cfg, two))
         for name in one[0].keys() - {"ms", "seconds", "corr_same_rate"}:
-            assert one[0][name] == pytest.approx(other[0][name], rel=1e-3, abs=1e-5), name
+            sampled = name in ("online_moved", "ema_moved", "pred_norm", "pred_moved")
+            rel = 0.05 if sampled else 1e-3
+            assert one[0][name] == pytest.approx(other[0][name], rel=rel, abs=1e-5), name
         assert all(a.keys() == b.keys() for a, b in zip(one, other))
