@@ -16,7 +16,7 @@ gives the heavy one:
 
 One pass with gradient (3F) and one without (F): 4F a step, against 3F for plain diffusion
 fine-tuning and 6F for LLM-JEPA, which back-propagates through both views. Only the online model is
-kept.
+kept. What the paper does not do, to find out why it works, is in controls.py.
 """
 import copy
 import random
@@ -61,45 +61,49 @@ class DLLMJEPA(nn.Module):
         several micro-batches share a pass. On the CPU the batch costs no wait for a GPU: it is
         there that masks are drawn and masked tokens found, and the model moves what it needs.
         """
-        config = self.model.config
         maskable, is_content = self.scope(x0, maskable, is_real)
-        t_ctx = self.draw_t_ctx(x0, generator)                              # (B,)
-        xt_ctx, is_masked_ctx = forward_process(x0, t_ctx, maskable, config.mask_id, generator,
-                                                at_least_one=self.loss_form == "masked_mean")
+        t_ctx, xt_ctx, is_masked_ctx = self.mask_context(x0, maskable, generator)
         if z_tgt is None:                       # first: its memory is free again for the next pass
             [z_tgt] = self.embed_targets([(x0, maskable, is_real, generator, step)])
 
         h = self.model.encode(xt_ctx, is_real)                              # the pass with gradient
         nll = self.model.nll(h, x0, is_masked_ctx)                          # (N,)
         diffusion = diffusion_loss(nll, is_masked_ctx, maskable, t_ctx, self.loss_form)
+        self.seen = {"t": t_ctx, "is_masked": is_masked_ctx, "nll": nll.detach()}  # diagnostics.py
         if self.lambda_jepa == 0:               # plain diffusion fine-tuning, to the last bit
             return diffusion, {"diffusion": diffusion.detach()}
         if z_tgt is None:                       # zero gradients: DDP waits for every parameter's
             zero = 0 * self.predictor(h.new_zeros(1, h.shape[-1], dtype=torch.float32)).sum()
             return diffusion + zero, {"diffusion": diffusion.detach()}
-        z_hat = self.predictor(pool(h, is_content & ~is_masked_ctx))
+        mean = average(self.states(h), self.embedded(is_masked_ctx, maskable, is_content))
+        z_hat = self.predictor(layer_norm(mean))                            # of z_ctx (B, C)
         jepa = cosine_distance(z_hat, z_tgt)
+        self.seen |= {"mean": mean.detach(), "z_hat": z_hat.detach(), "z_tgt": z_tgt}
         return diffusion + self.lambda_jepa / self.jepa_rate * jepa, {
-            "diffusion": diffusion.detach(), "jepa": jepa.detach(),
-            "jepa_floor": constant_floor(z_tgt)}
+            "diffusion": diffusion.detach(), "jepa": jepa.detach()}
 
     @torch.no_grad()
-    def embed_targets(self, batches):
+    def embed_targets(self, batches, n_at_once: int = 0):
         """Inputs of `forward`, of micro-batches of one step -> the z_tgt (B, C) of each.
 
-        In one pass of the target, which stays as it is until the optimizer's step, over rows as
-        long as the longest of all: model.pack spares the padding. If the step has no JEPA term
-        there is no pass, and None for each.
+        n_at_once of them, 0: all, share a pass of the target, which stays as it is until the
+        optimizer's step. If the step has no JEPA term there is no pass, and None for each.
         """
         if not self.has_jepa(step=batches[0][-1]):
             return [None] * len(batches)
+        n = n_at_once or len(batches)
+        passes = [self.target_pass(batches[i:i + n]) for i in range(0, len(batches), n)]
+        return [z_tgt for one in passes for z_tgt in one]
+
+    @torch.no_grad()
+    def target_pass(self, batches):
+        """The same in one pass, over rows as long as the longest of all: model.pack spares the
+        padding."""
         rows = []
         for x0, maskable, is_real, generator, _ in batches:
             maskable, is_content = self.scope(x0, maskable, is_real)
-            t_tgt = torch.full((len(x0),), self.t_tgt, device=x0.device)
-            xt_tgt, is_masked_tgt = forward_process(x0, t_tgt, maskable, self.model.config.mask_id,
-                                                    for_target(generator))
-            rows += zip(xt_tgt, is_real, is_content & ~is_masked_tgt)
+            xt_tgt, is_masked_tgt = self.mask_target(x0, maskable, generator)
+            rows += zip(xt_tgt, is_real, self.embedded(is_masked_tgt, maskable, is_content))
         xt_tgt, is_real, where = (pad_sequence(x, batch_first=True) for x in zip(*rows))
         z_tgt = pool(self.target.encode(xt_tgt, is_real), where)            # (B of all, C)
         return z_tgt.split([len(x0) for x0, *_ in batches])
@@ -119,12 +123,33 @@ class DLLMJEPA(nn.Module):
         rng = random.Random(f"jepa {self.seed} {step}")
         return self.lambda_jepa > 0 and rng.random() < self.jepa_rate
 
+    def mask_context(self, x0, maskable, generator):
+        """-> t_ctx (B,), and the context view xt_ctx, is_masked_ctx (B, T)."""
+        t_ctx = self.draw_t_ctx(x0, generator)
+        return t_ctx, *forward_process(x0, t_ctx, maskable, self.model.config.mask_id, generator,
+                                       at_least_one=self.loss_form == "masked_mean")
+
     def draw_t_ctx(self, x0, generator):
         """The context rate of each row (B,): t_ctx, or with diffusion_t="uniform" U(0, 1)."""
         if self.diffusion_t == "context":
             return torch.full((x0.shape[0],), self.t_ctx, device=x0.device)
         u = uniform((x0.shape[0], 1), generator, x0.device)[:, 0]
         return 1e-3 + (1 - 1e-3) * u            # LLaDA's floor: 1 / t stays below 1000
+
+    def mask_target(self, x0, maskable, generator):
+        """-> the target view xt_tgt, is_masked_tgt (B, T), whose masks are drawn anew."""
+        t_tgt = torch.full((len(x0),), self.t_tgt, device=x0.device)
+        return forward_process(x0, t_tgt, maskable, self.model.config.mask_id,
+                               for_target(generator))
+
+    def embedded(self, is_masked, maskable, is_content):
+        """The positions of a view, (B, T) each, whose states are its embedding: what it shows."""
+        return is_content & ~is_masked
+
+    def states(self, h):
+        """The states (B, T, C) of the context view that are embedded: the last, which score tokens
+        too."""
+        return h
 
     @torch.no_grad()
     def update_target(self, full=torch.Tensor.float):
@@ -146,21 +171,22 @@ def pool(h, where):
 
     In fp32. A row where nothing is chosen gives the zero vector.
     """
+    return layer_norm(average(h, where))
+
+
+def average(h, where):
+    """(B, T, C), (B, T) -> (B, C) in fp32."""
     where = to_device(where[..., None], h.device)                           # (B, T, 1)
-    mean = (h.float() * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)
+    return (h.float() * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)
+
+
+def layer_norm(mean):
     return F.layer_norm(mean, mean.shape[-1:])
 
 
 def cosine_distance(z_hat, z_tgt):
     """1 - cos, averaged over rows, in fp32: (B, C), (B, C) -> ()."""
     return (1 - F.cosine_similarity(z_hat.float(), z_tgt.float(), dim=-1)).mean()
-
-
-def constant_floor(z_tgt):
-    """The loss of the best predictor that ignores its input: 1 - |mean unit target|. A JEPA loss
-    that is not below it says nothing about the single example. Over the rows of a micro-batch, so
-    smaller ones have a lower floor. Not in the paper."""
-    return 1 - F.normalize(z_tgt, dim=-1).mean(dim=0).norm()
 
 
 class Predictor(nn.Module):

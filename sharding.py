@@ -30,7 +30,7 @@ def shard(objective, device, folder=None):
         # unembed itself gets no hooks: they would reduce the group before the embedding's gradient.
         fully_shard(encoder, mesh=mesh, mp_policy=policy, reshard_after_forward=encoder is target)
         register_fsdp_forward_method(encoder, "encode")
-    if target is not None:
+    if hasattr(objective, "predictor"):
         fully_shard(objective.predictor, mesh=mesh)     # computes in fp32
     if folder is None:
         return

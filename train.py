@@ -8,15 +8,13 @@ One run reads from top to bottom: settings, device, model, data, optimizer, loop
 1 forward, 2 optimizer, 3 EMA. Batches and masks depend on (seed, step, example id) only, so the
 number of processes, accumulation and restarts change nothing but the order of additions.
 """
-import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -28,13 +26,16 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP
-from tqdm import tqdm
 
 from checkpoint import (StopSignal, load_train_state, not_finite, remove_checkpoints,
                         save_checkpoint)
 from configurator import run
+from controls import Anchor, base_weights, check_controls, has_control, make_control
+from diagnostics import (bucket_numbers, embedding_numbers, movement_numbers, same_rate_number,
+                         sample)
 from jepa import TARGET_TOKENS, DLLMJEPA
 from lean import Lean
+from log import Log
 from lora import add_lora, check_base, merge
 from model import (PRESETS, DLLM, ModelConfig, diffusion_loss, forward_process, pick_device,
                    pick_dtype, row_generators)
@@ -85,6 +86,16 @@ class TrainConfig:
     mask_scope: Literal["response", "all"] = "response"  # may be masked (paper silent)
     diffusion_t: Literal["context", "uniform"] = "context"  # t_ctx (paper), or U(0,1)
     loss_form: Literal["masked_mean", "llada_sft", "unweighted"] = "masked_mean"  # first: paper
+    # what the paper does not do, to find out why it works: see controls.py
+    objective: Literal["jepa", "consistency", "two_gradients"] = "jepa"  # last: LLM-JEPA's
+    target: Literal["ema", "online", "frozen", "shuffled", "mean", "random"] = "ema"
+    masks: Literal["independent", "nested"] = "independent"  # nested: the lighter in the heavier
+    pool: Literal["visible", "answer_visible", "masked", "all_real"] = "visible"  # is embedded
+    pool_layer: int = 0                 # blocks before the embedding; 0: all
+    pred_width: int = 0                 # of a bottleneck around the predictor; 0: none
+    pred_lr: float = 1.0                # of the predictor, in units of lr; 0: it stays random
+    ema_dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16 stalls
+    anchor: float = 0.0                 # weight of |theta - base|^2 (paper's other baseline: 1e-4)
     # optimizer
     optimizer: Literal["adamw", "lean"] = "adamw"  # lean: fp32 weights at half the memory, lean.py
     lr: float = 1e-5                    # peak learning rate (paper: 1e-5 aggressive, 1.4e-6 Wide-t)
@@ -141,6 +152,7 @@ class TrainConfig:
         if self.shard and (self.lora_rank or self.optimizer == "lean"):
             raise ValueError("shard=True spreads a full fine-tuning with optimizer='adamw'; LoRA "
                              "and lean are what fits one GPU: leave out one of the two")
+        check_controls(self)
 
 
 def main(cfg: TrainConfig):
@@ -203,16 +215,27 @@ def main(cfg: TrainConfig):
     model.pack, model.checkpoint_activations = cfg.pack, cfg.checkpoint_activations
     if cfg.lora_rank:
         add_lora(model, cfg.lora_rank, cfg.lora_alpha, cfg.lora_targets, cfg.seed)
-    objective = DLLMJEPA(model, cfg.lambda_jepa, cfg.t_ctx, cfg.t_tgt, cfg.n_pred_layer,
-                         cfg.ema_decay, cfg.mask_scope, cfg.diffusion_t, cfg.loss_form, cfg.seed,
-                         cfg.jepa_rate)
+    paper = dict(lambda_jepa=cfg.lambda_jepa, t_ctx=cfg.t_ctx, t_tgt=cfg.t_tgt,
+                 n_pred_layer=cfg.n_pred_layer, ema_decay=cfg.ema_decay, mask_scope=cfg.mask_scope,
+                 diffusion_t=cfg.diffusion_t, loss_form=cfg.loss_form, seed=cfg.seed,
+                 jepa_rate=cfg.jepa_rate)
+    objective = make_control(model, cfg, paper) if has_control(cfg) else DLLMJEPA(model, **paper)
     if not cfg.shard:
         objective.to(device)
     if cfg.compile:
-        for block in [*model.blocks, *(objective.target.blocks if cfg.lambda_jepa else ())]:
+        for block in [*model.blocks, *getattr(getattr(objective, "target", None), "blocks", ())]:
             block.compile(dynamic=True)
     if cfg.shard:
         shard(objective, device, folder)
+    # where the weights began: with LoRA the model is now as it was then, else a resumed one is not
+    base = base_weights(model, cfg, anew=bool(start) and not cfg.lora_rank)
+    if cfg.anchor:
+        base = dict(base)
+        anchor = Anchor(dict(model.named_parameters()), base, cfg.anchor)
+        base = base.items()
+    predictor = getattr(objective, "predictor", torch.nn.Module())
+    began = ({name: sample(p) for name, p in base},
+             {name: sample(p) for name, p in predictor.named_parameters()})
 
     # ---- data ------------------------------------------------------------------------------
     max_length = min(cfg.max_length, model.config.block_size)
@@ -240,11 +263,12 @@ def main(cfg: TrainConfig):
 
     # ---- optimizer -------------------------------------------------------------------------
     named = {name: p for name, p in objective.named_parameters() if p.requires_grad}
-    matrices = [p for p in named.values() if p.ndim > 1]
-    others = [p for p in named.values() if p.ndim < 2]
-    assert len(matrices) + len(others) == len(named)        # each parameter in exactly one group
-    groups = [{"params": matrices, "weight_decay": cfg.weight_decay},
-              {"params": others, "weight_decay": 0.0}]
+    groups = [{"params": [p for name, p in named.items() if (p.ndim > 1) == is_matrix
+                          and name.startswith("predictor.") == is_predictor],
+               "weight_decay": cfg.weight_decay * is_matrix,
+               "lr_scale": cfg.pred_lr if is_predictor else 1.0}
+              for is_predictor in (False, True) for is_matrix in (True, False)]
+    assert sum(len(group["params"]) for group in groups) == len(named)      # each in exactly one
     if cfg.optimizer == "lean":         # the model becomes bf16; the predictor computes in fp32
         optimizer = Lean(groups, halve=model.parameters(), lr=cfg.lr, betas=(0.9, cfg.beta2),
                          seed=cfg.seed)
@@ -265,7 +289,7 @@ def main(cfg: TrainConfig):
             remove_checkpoints(cfg.out_dir, keep=0)
     log = Log(cfg, step, n_steps, rank, world)
     arm = (f"JEPA with lambda {cfg.lambda_jepa:g}; at the end the EMA is still "
-           f"{cfg.ema_decay ** n_steps:.0%} the start") if cfg.lambda_jepa else "plain diffusion"
+           f"{objective.ema_decay ** n_steps:.0%} the start") if cfg.lambda_jepa else "plain diffusion"
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.say(f"{cfg.out_dir}: {trained:,} of {sum(p.numel() for p in model.parameters()):,} "
             f"parameters in {model.compute_dtype} on {world} x {device.type}, {n_steps} steps of "
@@ -282,14 +306,13 @@ def main(cfg: TrainConfig):
             break
 
         # 1 forward (and backward of each micro-batch, to free its memory)
-        began = time.perf_counter()
+        clock = time.perf_counter()
         lr = lr_at(step, n_steps, cfg)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         batches = [inputs(step, batch, fill) for batch, fill in micro_batches(step)]
-        total, z_tgt = {}, []               # targets first, while no gradient takes up memory
-        for i in range(0, n_micro, n_at_once):
-            z_tgt += objective.embed_targets(batches[i:i + n_at_once])
+        total, seen, is_due = {}, [], log.is_due(step + 1)
+        z_tgt = objective.embed_targets(batches, n_at_once)     # while no gradient takes up memory
         for micro, batch in enumerate(batches):
             # DDP sums once, FSDP each time: unsummed gradients would be as large as the model
             sums = micro == n_micro - 1 or wrapped is objective
@@ -298,6 +321,9 @@ def main(cfg: TrainConfig):
                 (loss / n_micro).backward()
             for name, value in {"loss": loss.detach(), **parts}.items():
                 total[name] = total.get(name, 0) + value / n_micro
+            seen += [objective.seen] if is_due else []
+        if cfg.anchor:
+            total |= anchor.pull(measure=is_due)
 
         # 2 optimizer; where the gradient is not finite it leaves all as it is, and nobody waits
         grad_norm = torch.nn.utils.clip_grad_norm_(named.values(), cfg.grad_clip or math.inf)
@@ -311,7 +337,10 @@ def main(cfg: TrainConfig):
         # 3 EMA (which goes on towards the weights as they are if the update was left out)
         objective.update_target(full)
         step += 1
-        log.step(step, {**total, "grad_norm": grad_norm, "lr": lr}, began)
+        if is_due:
+            total |= (embedding_numbers(seen) | same_rate_number(objective, batches[0])
+                      | bucket_numbers(seen) | movement_numbers(objective, *began, full))
+        log.step(step, {**total, "grad_norm": grad_norm, "lr": lr}, clock)
         if log.is_due(step) or world == 1 and stop.number:      # the log has waited already
             stopping, bad = agree([stop.number, int(first_bad)], device)
             if bad >= 0:
@@ -396,88 +425,6 @@ def lr_at(step: int, n_steps: int, cfg: TrainConfig) -> float:
     progress = (step - warmup) / max(1, n_steps - warmup)
     cosine = (1 + math.cos(math.pi * progress)) / 2
     return cfg.lr * (cfg.min_lr_ratio + (1 - cfg.min_lr_ratio) * cosine)
-
-
-# ----------------------------------------------------------------------------------------------
-# watching
-
-
-class Log:
-    """A progress bar with the numbers that matter; the same as JSON lines in out_dir/log.jsonl."""
-
-    def __init__(self, cfg: TrainConfig, step: int, n_steps: int, rank: int, world: int):
-        self.cfg, self.n_steps, self.rank, self.world = cfg, n_steps, rank, world
-        self.seconds, self.steps, self.began = 0.0, 0, time.perf_counter()
-        if rank > 0:
-            return
-        path = os.path.join(cfg.out_dir, "log.jsonl")
-        kept = []
-        if step and os.path.exists(path):           # resumed: drop what came after the checkpoint
-            with open(path) as file:                # (this step's held-out loss will come again)
-                kept = [line for line in file if line.endswith("\n")
-                        and json.loads(line)["step"] < step + ('"ms":' in line)]
-        with open(path + ".new", "w") as file:
-            file.writelines(kept)
-        os.replace(path + ".new", path)
-        self.file = open(path, "a", buffering=1)
-        with open(os.path.join(cfg.out_dir, "settings.json"), "w") as file:
-            json.dump({**asdict(cfg), "commit": git_commit(), "torch": torch.__version__,
-                       "python": sys.version.split()[0]}, file, indent=1)
-        self.bar = tqdm(total=n_steps, initial=step, desc=cfg.out_dir, unit="step",
-                        mininterval=0.5 if sys.stderr.isatty() else 15)
-
-    def is_due(self, step: int) -> bool:
-        every = (self.cfg.log_every, self.cfg.save_every, self.n_steps)
-        return any(step % n == 0 for n in every)
-
-    def step(self, step: int, numbers: dict, began: float):
-        """After every step; reads tensors, and so waits for the device, only when a line is due."""
-        if self.is_due(step):
-            values = torch.stack([torch.as_tensor(v, dtype=torch.float32).cpu()
-                                  for v in numbers.values()])
-            if self.world > 1:                      # every rank's share of the batch counts
-                values = values.to(numbers["loss"].device)
-                dist.all_reduce(values)
-                values = values / self.world
-            numbers = dict(zip(numbers, values.tolist()))
-        self.seconds, self.steps = self.seconds + time.perf_counter() - began, self.steps + 1
-        if not self.is_due(step):
-            return
-        ms, self.seconds, self.steps = 1000 * self.seconds / self.steps, 0.0, 0
-        if self.rank == 0:
-            shown = [name for name in ("diffusion", "jepa", "lr") if name in numbers]
-            self.bar.set_postfix({name: f"{numbers[name]:.4g}" for name in shown})
-            self.bar.update(step - self.bar.n)
-            rounded = {name: float(f"{value:.6g}") if math.isfinite(value) else None
-                       for name, value in numbers.items()}     # JSON has no NaN
-            self.write({"step": step, **rounded, "ms": round(ms, 2),
-                        "seconds": round(time.perf_counter() - self.began, 1)})
-
-    def held_out(self, step: int, losses: dict):
-        if self.rank == 0:
-            text = "   ".join(f"{name} " + " ".join(f"{loss:.3f}@{t}" for t, loss in by_t.items())
-                              for name, by_t in losses.items())
-            self.say(f"step {step}: held-out loss at t   {text}")
-            self.write({"step": step, "held_out": losses})
-
-    def write(self, line: dict):
-        self.file.write(json.dumps(line) + "\n")
-
-    def say(self, text: str):
-        if self.rank == 0:
-            tqdm.write(text)
-
-    def close(self):
-        if self.rank == 0:
-            self.bar.close()
-            self.file.close()
-
-
-def git_commit() -> str:
-    here = os.path.dirname(os.path.abspath(__file__))
-    found = subprocess.run(["git", "-C", here, "rev-parse", "--short", "HEAD"],
-                           capture_output=True, text=True)
-    return found.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -34,12 +34,14 @@ CONFIGS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("config/*.py"
 # what a file may import of the project; the arrows all point down
 LEVELS = {
     "configurator.py": set(), "weights.py": {"configurator"}, "model.py": {"weights"},
-    "jepa.py": {"model"}, "lora.py": {"model", "weights"}, "lean.py": set(),
+    "jepa.py": {"model"}, "diagnostics.py": set(), "log.py": {"diagnostics"},
+    "controls.py": {"jepa", "model", "diagnostics", "sharding", "weights"},
+    "lora.py": {"model", "weights"}, "lean.py": set(),
     "sharding.py": {"weights"}, "checkpoint.py": {"weights", "sharding", "lora"},
     "cache.py": {"model"}, "reveal.py": {"model"}, "likelihood.py": {"model"},
     "sample.py": {"model", "weights", "tasks", "configurator", "cache", "reveal", "view"},
-    "train.py": {"model", "weights", "jepa", "lora", "lean", "sharding", "checkpoint", "tasks",
-                 "configurator"},
+    "train.py": {"model", "weights", "jepa", "controls", "diagnostics", "log", "lora", "lean",
+                 "sharding", "checkpoint", "tasks", "configurator"},
     "stats.py": set(), "answers.py": set(),
     "evaluate.py": {"stats", "answers", "sample", "reveal", "checkpoint", "weights", "tasks",
                     "configurator"},
@@ -112,6 +114,9 @@ def test_every_setting_is_used_by_some_config_or_is_about_the_run():
                      "micro_batch_size", "grad_clip", "ema_decay", "eval_t", "revision",
                      "export_dir", "eos_fill", "jepa_rate", "pack", "checkpoint_activations",
                      "keep", "on_nan"}
+    # each control has its command in README's table
+    about_the_run |= {"objective", "target", "masks", "pool", "pool_layer", "pred_width", "pred_lr",
+                      "ema_dtype"}
     used = {node.targets[0].id for config in CONFIGS
             for node in ast.parse((ROOT / config).read_text()).body if isinstance(node, ast.Assign)}
     assert set(TrainConfig.__dataclass_fields__) - used <= about_the_run
