@@ -79,7 +79,8 @@ def in_words(difference: dict, first: str, second: str) -> str:
     low, high = (100 * end for end in difference["interval"])
     p = "< 0.0001" if difference["p"] < 1e-4 else f"= {difference['p']:.2g}"
     return (f"{second} - {first} = {100 * difference['mean']:+.1f} +- "
-            f"{100 * difference['stderr']:.1f} points, paired over n = {difference['n']} questions\n"
+            f"{100 * difference['stderr']:.1f} points, paired over n = {difference['n']} "
+            f"questions\n"
             f"    95 % interval {low:+.1f} .. {high:+.1f} (bootstrap); McNemar's exact p {p}\n"
             f"    right: both {difference['both']}, only {first} {difference['only_first']}, only "
             f"{second} {difference['only_second']}, neither {difference['neither']}")

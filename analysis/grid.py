@@ -31,7 +31,8 @@ from tqdm import tqdm
 from analysis.tables import choose, key_of, read_results, render
 from configurator import configure, run
 from evaluate import EvalConfig
-from train import TrainConfig, git_commit
+from log import git_commit
+from train import TrainConfig
 from weights import read_json
 
 ARMS = {            # what an arm changes of its config; in braces a setting of that
@@ -42,6 +43,20 @@ ARMS = {            # what an arm changes of its config; in braces a setting of 
     "rates_0.1_0.5": "--t_ctx=0.1 --t_tgt=0.5",     # the appendix's, beside (0.2, 0.7)
     "rates_0.2_0.5": "--t_ctx=0.2 --t_tgt=0.5",
     "rates_0.3_0.9": "--t_ctx=0.3 --t_tgt=0.9",
+    # controls.py: what does the work?
+    "same_mask": "--masks=nested --t_tgt={t_ctx}",
+    "nested": "--masks=nested",
+    "reversed": "--t_ctx={t_tgt} --t_tgt={t_ctx}",
+    "online": "--target=online",
+    "frozen": "--target=frozen",
+    "shuffled": "--target=shuffled",
+    "mean": "--target=mean",
+    "random": "--target=random",
+    "frozen_predictor": "--pred_lr=0",
+    "consistency": "--objective=consistency",
+    "two_gradients": "--objective=two_gradients",
+    "l2": "--lambda_jepa=0 --anchor=1e-4",
+    "equal_flop": "--lambda_jepa=0 --max_steps={a_third_more_steps} --epochs={a_third_more_epochs}",
 }
 
 
@@ -139,7 +154,9 @@ def cell_of(cfg: GridConfig, path: str, arm: str, pair: tuple, seed=None) -> Cel
     if own.compare:
         raise ValueError(f"{path} trains a base first; do that with train.py {own.compare}, and "
                          f"give it as --train='--compare= --init_from=out/tiny/base'")
-    changes = ARMS.get(arm, "").format(**vars(own)).split()
+    more = {"a_third_more_steps": own.max_steps * 4 // 3,
+            "a_third_more_epochs": own.epochs * 4 / 3}
+    changes = ARMS.get(arm, "").format(**vars(own), **more).split()
     at_pair = [f"--lambda_jepa={pair[0]}", f"--n_pred_layer={pair[1]}"]
     own = configure(TrainConfig, [*options, *at_pair, *changes])
     weight, depth = (own.lambda_jepa, own.n_pred_layer) if own.lambda_jepa else (0.0, 0)

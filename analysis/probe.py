@@ -52,7 +52,7 @@ from model import DLLM, Padded, pick_device, rope_table, row_generators, to_devi
 from tasks import wikitext
 from tasks.common import load_task, tokenize
 from tasks.tokenizer import load_tokenizer
-from train import git_commit
+from log import git_commit
 from weights import (catalogue, check_names_and_shapes, drop_copy, find_weights, published_name,
                      read_json, read_tensors, weights_file)
 

@@ -54,7 +54,8 @@ def few_shot(examples: list[Example], shots: list[Example]) -> list[Example]:
     return [example._replace(prompt=head + example.prompt) for example in examples]
 
 
-def load_rows(split: str, data_dir: str, hub_name: str, hub_config: str | None = None) -> list[dict]:
+def load_rows(split: str, data_dir: str, hub_name: str,
+              hub_config: str | None = None) -> list[dict]:
     """The rows of {data_dir}/{split}.jsonl[.gz], or without a folder those of the hub's dataset.
 
     Raises FileNotFoundError or ValueError, one sentence, if they cannot be had.

@@ -49,7 +49,7 @@ LEVELS = {
     "view.py": set(), "chat.py": {"sample", "view", "tasks", "configurator"},
     "tasks/*.py": {"tasks"},
     "analysis/*.py": {"model", "weights", "jepa", "reveal", "sample", "likelihood", "train",
-                      "stats", "answers", "evaluate", "view", "tasks", "configurator",
+                      "stats", "answers", "evaluate", "view", "log", "tasks", "configurator",
                       "analysis"},      # report.py shows what plot.py draws
 }
 
