@@ -13,7 +13,7 @@ stderr, n}. What a figure lacks is said in a sentence, and the others are drawn.
     drift          of states and weights, by depth       front          accuracy against forgetting
     rank           effective rank, diversity, by depth   interpolation  base + a * (tuned - base)
     ratio          drift of JEPA over plain, by cell     forgetting     by masking rate
-    scatter        drift against forgetting, with r      density        the same runs, as a landscape
+    scatter        drift against forgetting, with r      density        the same, as a landscape
     ablation       gain over plain fine-tuning, by arm
 
 A dot is a seed. Intervals are 95 %: of a mean over seeds by Student's t from three seeds up, of r
@@ -52,7 +52,8 @@ STYLE = {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labels
          "ytick.labelsize": 7, "legend.fontsize": 7, "font.family": "DejaVu Sans",
          "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6,
          "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.4, "axes.axisbelow": True,
-         "lines.linewidth": 1.2, "lines.markersize": 4, "legend.frameon": False, "legend.handlelength": 2.6,
+         "lines.linewidth": 1.2, "lines.markersize": 4, "legend.frameon": False,
+         "legend.handlelength": 2.6,
          "figure.constrained_layout.use": True, "svg.hashsalt": "figure",
          "text.parse_math": False}      # a `$` in a name is a dollar
 # two-sided 95 % of Student's t with 1, 2, ... degrees of freedom
@@ -129,7 +130,7 @@ class Logs(NamedTuple):
 
 
 def read_logs(inputs) -> Logs:
-    """Raises ValueError or FileNotFoundError, one sentence, if there is nothing, or it is broken."""
+    """Raises ValueError or FileNotFoundError, one sentence, if nothing is there or it is broken."""
     paths = {}                          # in order, each once
     for given in map(Path, inputs):
         if not given.exists():
@@ -193,7 +194,7 @@ def is_of(line: dict, name: str, settings: dict) -> bool:
 
 
 def arm_of(settings: dict) -> str:
-    """plain, jepa (at other rates than the paper's: with them), no_predictor, equal_rates, or ""."""
+    """plain, jepa (with its rates if not the paper's), no_predictor, equal_rates, or ""."""
     if settings.get("lambda_jepa") is None:
         return ""
     if settings.get("init_from") == "":
@@ -712,20 +713,20 @@ def front(logs: Logs):
     """Every run with both numbers; no other run is better in both than those on the line."""
     forgotten = {one.name: (one.found["forgetting"], one) for one in last_of_each(logs.probed)}
     of_log = {one.settings.get("out_dir", one.name): one for one in logs.training}
-    for whole in logs.kept:             # preserve.py's own, on Wikitext, unless probed
+    for whole in logs.kept if not logs.probed else ():      # another text: never on one axis
         for name, scores in whole["models"].items():
             if name in of_log and isinstance(scores.get("wikitext"), dict):
                 forgotten.setdefault(name, (scores["wikitext"]["minus_base"], of_log[name]))
-    found, shots = defaultdict(list), defaultdict(int)
-    for (n_shot, task, split), lines in scores_by(logs, "n_shot", "task", "split").items():
+    found = defaultdict(list)
+    for key, lines in scores_by(logs, "n_shot", "task", "split", "config").items():
         for line in lines:
             for name, (loss, one) in forgotten.items():
                 if is_of(line, name, one.settings):
-                    found[n_shot, task, split].append((loss, line, one))
+                    found[key].append((loss, line, one))
                     break
     if not found:
         raise ValueError("it takes results.jsonl, and probe.json or summary.json of the same runs")
-    (n_shot, task, split), points = max(found.items(), key=lambda item: len(item[1]))
+    (n_shot, task, split, _), points = max(found.items(), key=lambda item: len(item[1]))
     figure, grid = axes(2.9)
     ax, arms = grid[0, 0], by_arm(one._replace(found=(loss, line)) for loss, line, one in points)
     for arm, runs in arms.items():

@@ -1,4 +1,4 @@
-"""Laws of plot.py: known numbers, pairs by seed, a picture of everything, and no name breaks one."""
+"""Laws of plot.py: known numbers, pairs by seed, a picture of everything, no name breaks one."""
 import json
 import math
 import os
