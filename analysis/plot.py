@@ -13,7 +13,7 @@ stderr, n}. What a figure lacks is said in a sentence, and the others are drawn.
     drift          of states and weights, by depth       front          accuracy against forgetting
     rank           effective rank, diversity, by depth   interpolation  base + a * (tuned - base)
     ratio          drift of JEPA over plain, by cell     forgetting     by masking rate
-    scatter        drift against forgetting, with r      density        the same runs, as a landscape
+    scatter        drift against forgetting, with r      density        the same, as a landscape
     ablation       gain over plain fine-tuning, by arm
 
 A dot is a seed. Intervals are 95 %: of a mean over seeds by Student's t from three seeds up, of r
@@ -47,11 +47,13 @@ WIDTH = 3.3             # inches: a column of a two-column paper
 # Okabe and Ito's colours, which all kinds of colour vision tell apart; in grey the markers do
 COLOURS = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
 MARKERS, DASHES = "os^Dv*", ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
+KNOWN = "plain", "jepa", "no_predictor", "equal_rates"
 STYLE = {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7,
          "ytick.labelsize": 7, "legend.fontsize": 7, "font.family": "DejaVu Sans",
          "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6,
          "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.4, "axes.axisbelow": True,
-         "lines.linewidth": 1.2, "lines.markersize": 4, "legend.frameon": False, "legend.handlelength": 2.6,
+         "lines.linewidth": 1.2, "lines.markersize": 4, "legend.frameon": False,
+         "legend.handlelength": 2.6,
          "figure.constrained_layout.use": True, "svg.hashsalt": "figure",
          "text.parse_math": False}      # a `$` in a name is a dollar
 # two-sided 95 % of Student's t with 1, 2, ... degrees of freedom
@@ -87,8 +89,11 @@ def main(cfg: PlotConfig):
 
 def drawn(draw, logs):
     """-> figure, caption. Raises ValueError, one sentence, on what the logs lack for it."""
-    import matplotlib                   # half a second; an extra, see requirements-plots.txt
-    matplotlib.use("Agg")
+    try:
+        import matplotlib               # half a second, and an extra
+    except ImportError:
+        raise OSError("figures take matplotlib, which is not installed: pip install -r "
+                      "requirements-plots.txt") from None
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")     # it draws a box
         return draw(logs)
@@ -125,7 +130,7 @@ class Logs(NamedTuple):
 
 
 def read_logs(inputs) -> Logs:
-    """Raises ValueError or FileNotFoundError, one sentence, if there is nothing, or it is broken."""
+    """Raises ValueError or FileNotFoundError, one sentence, if nothing is there or it is broken."""
     paths = {}                          # in order, each once
     for given in map(Path, inputs):
         if not given.exists():
@@ -152,7 +157,9 @@ def read_logs(inputs) -> Logs:
 
     def arm(name, settings):
         named = [line["arm"] for line in results if line.get("arm") and is_of(line, name, settings)]
-        return str(named[0]) if named else arm_of(settings) or Path(name).name
+        if named and named[0] != "jepa":
+            return str(named[0])
+        return arm_of(settings) or (named or [Path(name).name])[0]     # with its rates, if unusual
     probed = [Run(name, arm(name, scores.get("trained") or {}), scores.get("trained") or {}, scores)
               for whole in probes for name, scores in whole["models"].items()
               if name != whole["settings"]["base"]]
@@ -187,7 +194,7 @@ def is_of(line: dict, name: str, settings: dict) -> bool:
 
 
 def arm_of(settings: dict) -> str:
-    """plain, jepa (at other rates than the paper's: with them), no_predictor, equal_rates, or ""."""
+    """plain, jepa (with its rates if not the paper's), no_predictor, equal_rates, or ""."""
     if settings.get("lambda_jepa") is None:
         return ""
     if settings.get("init_from") == "":
@@ -229,7 +236,7 @@ def largest_cell(runs: list[Run], lacking: str):
 
 
 def by_arm(runs) -> dict:
-    """{arm: runs}, plain first, then jepa, then by name."""
+    """{arm: runs}, the KNOWN first, then by name."""
     found = defaultdict(list)
     for one in runs:
         found[one.arm].append(one)
@@ -237,7 +244,7 @@ def by_arm(runs) -> dict:
 
 
 def rank_of_arm(arm: str):
-    return ({"plain": 0, "jepa": 1}.get(arm, 2), arm)
+    return (KNOWN.index(arm) if arm in KNOWN else len(KNOWN), arm)
 
 
 def last_of_each(runs: list[Run]) -> list[Run]:
@@ -307,11 +314,10 @@ def axes(height: float, rows: int = 1, columns: int = 1, **options):
 
 
 def look(arm: str, arms) -> dict:
-    """Colour, marker and dash of an arm: plain and jepa always have the same."""
-    others = [name for name in arms if name not in ("plain", "jepa")]
-    n = {"plain": 0, "jepa": 1}.get(arm)
-    n = 2 + others.index(arm) if n is None else n
-    return {"color": COLOURS[n % 6], "marker": MARKERS[n % 6], "linestyle": DASHES[n % 6]}
+    """Colour, marker and dash of an arm: KNOWN ones have the same in every figure."""
+    others = [name for name in arms if name not in KNOWN]
+    n = KNOWN.index(arm) if arm in KNOWN else (4, 5, 2, 3)[others.index(arm) % 4]
+    return {"color": COLOURS[n], "marker": MARKERS[n], "linestyle": DASHES[n]}
 
 
 def short(text, length: int = 24) -> str:
@@ -707,23 +713,22 @@ def front(logs: Logs):
     """Every run with both numbers; no other run is better in both than those on the line."""
     forgotten = {one.name: (one.found["forgetting"], one) for one in last_of_each(logs.probed)}
     of_log = {one.settings.get("out_dir", one.name): one for one in logs.training}
-    for whole in logs.kept:             # preserve.py's own, on Wikitext, unless probed
+    for whole in logs.kept if not logs.probed else ():      # another text: never on one axis
         for name, scores in whole["models"].items():
             if name in of_log and isinstance(scores.get("wikitext"), dict):
                 forgotten.setdefault(name, (scores["wikitext"]["minus_base"], of_log[name]))
-    found, shots = defaultdict(list), defaultdict(int)
-    for (n_shot, task, split), lines in scores_by(logs, "n_shot", "task", "split").items():
+    found = defaultdict(list)
+    for key, lines in scores_by(logs, "n_shot", "task", "split", "config").items():
         for line in lines:
             for name, (loss, one) in forgotten.items():
                 if is_of(line, name, one.settings):
-                    found[n_shot, task, split].append((loss, line, one))
+                    found[key].append((loss, line, one))
                     break
     if not found:
         raise ValueError("it takes results.jsonl, and probe.json or summary.json of the same runs")
-    (n_shot, task, split), points = max(found.items(), key=lambda item: len(item[1]))
+    (n_shot, task, split, _), points = max(found.items(), key=lambda item: len(item[1]))
     figure, grid = axes(2.9)
-    ax, arms = grid[0, 0], by_arm(one._replace(arm=line.get("arm") or one.arm, found=(loss, line))
-                                  for loss, line, one in points)
+    ax, arms = grid[0, 0], by_arm(one._replace(found=(loss, line)) for loss, line, one in points)
     for arm, runs in arms.items():
         x, y = [one.found[0] for one in runs], [accuracy(one.found[1]) for one in runs]
         half = [100 * Z * (one.found[1]["metrics"].get("stderr") or 0) for one in runs]

@@ -9,7 +9,7 @@ embedding, l the state after block l, and the last the state after the final nor
 
     drift              mean over tokens of |h - h_base| / |h_base|
     cosine distance    mean over tokens of 1 - cos(h, h_base)
-    weight drift       |w - w_base| / |w_base| of all weights of that depth, the head's with the norm
+    weight drift       |w - w_base| / |w_base| of all weights there, the head's with the norm's
     effective rank     exp(entropy of the singular values, as shares) of the centred pooled states
     diversity          1 - mean cosine of two pooled states of different texts
     std                mean over dimensions of the standard deviation of the texts' mean states
@@ -312,7 +312,7 @@ def distances(h, h0, real) -> dict:
 
 
 def embeddings(h, real):
-    """-> of N texts the pooled states (N, C), as JEPA has them, and the mean states (N, C); fp64."""
+    """-> of N texts the pooled states (N, C), as JEPA's, and the mean states (N, C), in fp64."""
     z, means = [], []
     for x, where in zip(h, real):
         z.append(pool(x, where))                                            # (B, C)

@@ -97,7 +97,7 @@ def report(logs, title: str) -> str:
     commands = list(dict.fromkeys(str(line["command"]) for line in logs.results
                                   if line.get("command")))
     counts = (f"{len(logs.training)} trainings, {len(logs.probed)} probed checkpoints, "
-              f"{len(logs.results)} scores. Git revision: {', '.join(revisions) or 'not recorded'}.")
+              f"{len(logs.results)} scores. Git revision: {', '.join(revisions) or 'unknown'}.")
     tables = [scores_table(logs), probe_table(logs), kept_table(logs), training_table(logs)]
     return (HEAD.replace("TITLE", text(title)) + f'<h1>{text(title)}</h1>'
             f'<p class="soft">{text(counts)} A +- is half of a 95 % interval: over seeds by '

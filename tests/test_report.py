@@ -133,7 +133,8 @@ def test_nothing_of_a_page_is_wider_than_a_phone(hostile, tmp_path):
 def test_chromium_shows_hostile_names_as_text(hostile, tmp_path):
     shown = visit(hostile, tmp_path, """return {
         title: page.title, heading: page.querySelector("h1").textContent,
-        scripts: page.scripts.length, cells: [...page.querySelectorAll("td")].map(c => c.textContent),
+        scripts: page.scripts.length,
+        cells: [...page.querySelectorAll("td")].map(cell => cell.textContent),
         broken: [...page.images].filter(i => !i.naturalWidth).length}""")
     assert shown["title"] == shown["heading"] == HOSTILE[2] + "\\ud800"
     assert shown["scripts"] == shown["broken"] == 0
