@@ -289,7 +289,8 @@ def main(cfg: TrainConfig):
             remove_checkpoints(cfg.out_dir, keep=0)
     log = Log(cfg, step, n_steps, rank, world)
     arm = (f"JEPA with lambda {cfg.lambda_jepa:g}; at the end the EMA is still "
-           f"{objective.ema_decay ** n_steps:.0%} the start") if cfg.lambda_jepa else "plain diffusion"
+           f"{objective.ema_decay ** n_steps:.0%} the start")
+    arm = arm if cfg.lambda_jepa else "plain diffusion"
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.say(f"{cfg.out_dir}: {trained:,} of {sum(p.numel() for p in model.parameters()):,} "
             f"parameters in {model.compute_dtype} on {world} x {device.type}, {n_steps} steps of "
