@@ -164,7 +164,8 @@ def test_movement_is_told_exactly_for_small_weights_and_within_a_few_percent_by_
                for module in (objective.model, objective.target, objective.predictor)]
         expected = {"online_moved": norm(now[0], before[0]) / norm(before[0]),
                     "pred_norm": norm(now[2]) / norm(before[2]),
-                    "pred_moved": norm(now[2], before[2]) / norm(before[2]), "ema_moved": norm(now[1], before[1])
+                    "pred_moved": norm(now[2], before[2]) / norm(before[2]),
+                    "ema_moved": norm(now[1], before[1])
                     / norm(now[0][:-1], before[0][:-1])}        # the target has no head
         assert numbers.keys() == expected.keys()
         for name, value in expected.items():
