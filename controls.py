@@ -176,7 +176,7 @@ class Consistency(Control):
     """The two views agree on tokens instead of embeddings."""
 
     def embed_targets(self, batches, n_at_once: int = 0):
-        return [None] * len(batches)    # all states are asked for: each forward has its own pass
+        return [None] * len(batches)            # all tokens' states: a pass within forward
 
     def forward(self, x0, maskable, is_real, generator, step: int = 0, z_tgt=None):
         if not self.has_jepa(step):

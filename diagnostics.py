@@ -4,7 +4,7 @@ A cosine loss can be small because all embeddings are alike. So each line of the
 the whole batch of its step (B rows, of all ranks and micro-batches):
 
     jepa_floor      the loss of the best prediction that is the same for every row
-    skill           1 - jepa / jepa_floor: the share of that which the prediction takes away; 0: none
+    skill           1 - jepa / jepa_floor: the share of it that the prediction takes away; 0: none
     retrieval       share of the rows whose z_hat is nearest to its own z_tgt; chance: 1 / B
     rank            effective rank of z_ctx: e^entropy of the normalised singular values, centred
     diversity       1 - mean cosine of two rows' z_ctx; 0 when all are alike
@@ -62,8 +62,8 @@ def constant_floor(z_tgt):
 
 
 def effective_rank(z):
-    """(B, C) -> e^entropy of the singular values, normalised to sum 1, of the centred z; 1 .. B - 1,
-    and 0 where all rows are the same."""
+    """(B, C) -> e^entropy of the singular values, normalised to sum 1, of the centred z: 1 to
+    B - 1, and 0 where all rows are the same."""
     if not z.isfinite().all():
         return z.new_tensor(torch.nan)
     s = torch.linalg.svdvals(z - z.mean(dim=0))

@@ -244,8 +244,8 @@ def main(cfg: TrainConfig):
         rows = tokenize(examples, tok, max_length, f"{task} {split}")
         if rank == 0:
             lengths = sorted(len(row.prompt) + len(row.answer) + 1 for row in rows)
-            print(f"{task} {split}: {len(rows):,} rows of {lengths[0]} to {lengths[-1]} tokens, half "
-                  f"of them up to {lengths[len(rows) // 2]}, 95 % up to "
+            print(f"{task} {split}: {len(rows):,} rows of {lengths[0]} to {lengths[-1]} tokens, "
+                  f"half of them up to {lengths[len(rows) // 2]}, 95 % up to "
                   f"{lengths[len(rows) * 95 // 100]}")
             if len(rows) < len(examples):
                 print(f"{task} {split}: {len(examples) - len(rows)} of {len(examples)} rows are "
@@ -294,8 +294,8 @@ def main(cfg: TrainConfig):
             remove_checkpoints(cfg.out_dir, keep=0)
     log = Log(cfg, step, n_steps, rank, world)
     arm = (f"JEPA with lambda {cfg.lambda_jepa:g}; at the end the EMA is still "
-           f"{objective.ema_decay ** n_steps:.0%} the start") if cfg.lambda_jepa else (
-        "plain diffusion")
+           f"{objective.ema_decay ** n_steps:.0%} the start")
+    arm = arm if cfg.lambda_jepa else "plain diffusion"
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.say(f"{cfg.out_dir}: {trained:,} of {sum(p.numel() for p in model.parameters()):,} "
             f"parameters in {model.compute_dtype} on {world} x {device.type}, {n_steps} steps of "

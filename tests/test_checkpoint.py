@@ -472,7 +472,7 @@ def test_one_process_two_and_two_sharded_are_one_run_which_any_number_resumes(cf
     # four steps sharded, in two micro-batches; then two more on one process, or on three
     out, _ = finished(patched(tmp_path, replace(sharded, max_steps=4, micro_batch_size=3,
                                                 export_dir=str(tmp_path / "export")), COUNT, n=2))
-    assert out.count("a pass of the target over 6 rows") == out.count("a pass of the target") == 8
+    assert out.count("a pass of the target over 6 rows") == 8   # else two rows, for the log line
     shutil.copytree(sharded.out_dir, three.out_dir)
     main(replace(sharded, shard=False, resume=True))
     assert_same(alone, sharded, exactly=False)
@@ -484,7 +484,8 @@ def test_one_process_two_and_two_sharded_are_one_run_which_any_number_resumes(cf
     assert_same(alone, again, exactly=False)
     for other in (ddp, sharded, three, again):
         for one, two in zip(lines(alone.out_dir), lines(other.out_dir), strict=True):
-            for key in one.keys() - {"ms", "seconds", "held_out", "jepa_floor"}:  # by parts
+            assert one.keys() == two.keys()
+            for key in one.keys() & {"loss", "diffusion", "jepa", "jepa_floor", "grad_norm", "lr"}:
                 assert one[key] == pytest.approx(two[key], rel=1e-3, abs=1e-5), key
             if "held_out" in one:
                 assert one["held_out"]["gsm8k"] == pytest.approx(two["held_out"]["gsm8k"], rel=1e-3)

@@ -559,7 +559,8 @@ def test_the_anchor_is_the_gradient_of_the_summed_square_of_the_way_from_the_bas
                                          for name, p in params.items()), list(params.values()))
     for (name, p), by_hand in zip(params.items(), pull):
         torch.testing.assert_close(found[name], task[name] + by_hand)
-    ratio = (sum(g.square().sum() for g in pull) / sum(g.square().sum() for g in task.values())).sqrt()
+    squares = [sum(g.square().sum() for g in grads) for grads in (pull, task.values())]
+    ratio = (squares[0] / squares[1]).sqrt()
     torch.testing.assert_close(said["anchor_ratio"], ratio)
     assert Anchor(params, base, 0.3).pull(measure=False) == {}
 

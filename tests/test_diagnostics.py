@@ -1,4 +1,4 @@
-"""Laws of the diagnostics: on made-up embeddings they say what was made; split and ranks no matter."""
+"""Laws of the diagnostics: on made-up embeddings they say what was made; in any split."""
 import math
 from dataclasses import replace
 
@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 import diagnostics
 from diagnostics import (bucket_numbers, collapsed, constant_floor, cosines, effective_rank,
-                         embedding_numbers, movement_numbers, off_diagonal, same_rate_number, sample,
-                         this_ranks, whole_batch)
+                         embedding_numbers, movement_numbers, off_diagonal, same_rate_number,
+                         sample, this_ranks, whole_batch)
 from jepa import DLLMJEPA, cosine_distance
 from model import row_generators
 from test_jepa import IDS, as_batch, eight_rows, make_model, seeded, step
@@ -45,7 +45,7 @@ def test_effective_rank_counts_equal_directions_and_weighs_unequal_ones():
     C = 16
     for n in (1, 2, 5):                     # +-e_1 .. +-e_n: centred, n equal singular values
         z = torch.cat([torch.eye(C)[:n], -torch.eye(C)[:n]])
-        assert effective_rank(z + 3).item() == pytest.approx(n, rel=1e-5)     # the mean does not count
+        assert effective_rank(z + 3).item() == pytest.approx(n, rel=1e-5)
     z = torch.diag(torch.tensor([3.0, 1.0]))
     z = torch.cat([z, -z])
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
@@ -163,8 +163,9 @@ def test_movement_is_told_exactly_for_small_weights_and_within_a_few_percent_by_
         now = [[p.detach() for p in module.parameters()]
                for module in (objective.model, objective.target, objective.predictor)]
         expected = {"online_moved": norm(now[0], before[0]) / norm(before[0]),
-                    "pred_norm": norm(now[2]) / norm(before[2]), "pred_moved": norm(now[2], before[2])
-                    / norm(before[2]), "ema_moved": norm(now[1], before[1])
+                    "pred_norm": norm(now[2]) / norm(before[2]),
+                    "pred_moved": norm(now[2], before[2]) / norm(before[2]),
+                    "ema_moved": norm(now[1], before[1])
                     / norm(now[0][:-1], before[0][:-1])}        # the target has no head
         assert numbers.keys() == expected.keys()
         for name, value in expected.items():
