@@ -116,7 +116,7 @@ class Control(DLLMJEPA):
         self.kept = rows.unpack(self.model.norm(x))                         # (B, T, C)
 
     def states(self, h):
-        return self.kept if self.pool_layer else h
+        return self.__dict__.pop("kept") if self.pool_layer else h  # or its graph outlives the step
 
     def embedded(self, is_masked, maskable, is_content):
         return is_content & {"visible": ~is_masked, "answer_visible": maskable & ~is_masked,

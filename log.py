@@ -75,8 +75,8 @@ class Log:
             self.watch(step, rounded)
 
     def watch(self, step: int, numbers: dict):
-        """Warns of a collapse, once a run."""
-        if "rank" in numbers:
+        """Warns of a collapse, once a run; from scratch there is nothing yet that could."""
+        if "rank" in numbers and self.cfg.init_from:
             self.first = self.first or numbers
             said = collapsed(numbers, self.first)
             if said and not self.warned:

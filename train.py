@@ -293,9 +293,9 @@ def main(cfg: TrainConfig):
         if not start:
             remove_checkpoints(cfg.out_dir, keep=0)
     log = Log(cfg, step, n_steps, rank, world)
-    arm = (f"JEPA with lambda {cfg.lambda_jepa:g}; at the end the EMA is still "
-           f"{objective.ema_decay ** n_steps:.0%} the start")
-    arm = arm if cfg.lambda_jepa else "plain diffusion"
+    arm = f"JEPA with lambda {cfg.lambda_jepa:g}" if cfg.lambda_jepa else "plain diffusion"
+    if hasattr(objective, "target"):
+        arm += f"; at the end the EMA is still {objective.ema_decay ** n_steps:.0%} the start"
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.say(f"{cfg.out_dir}: {trained:,} of {sum(p.numel() for p in model.parameters()):,} "
             f"parameters in {model.compute_dtype} on {world} x {device.type}, {n_steps} steps of "

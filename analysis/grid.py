@@ -36,7 +36,7 @@ from train import TrainConfig
 from weights import read_json
 
 ARMS = {            # what an arm changes of its config; in braces a setting of that
-    "plain": "--lambda_jepa=0",
+    "plain": "--lambda_jepa=0 --anchor=0",
     "jepa": "",
     "symmetric": "--t_tgt={t_ctx}",     # figure 3; which of the two rates it has is not stated
     "no_predictor": "--n_pred_layer=0",

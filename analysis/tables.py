@@ -37,7 +37,8 @@ PUBLISHED = {
         "symmetric": ("38.9", "~42.5"),         # figure 3, ~ where it has the gain alone
         "no_predictor": ("~43.2", "44.4")},
     "llada8b_gsm8k_wide_t": {                   # table 3, three seeds, ddof not stated
-        "plain": ("65.23 +- 0.93", NOT_GIVEN), "jepa": ("67.07 +- 0.41", NOT_GIVEN)},
+        "plain": ("65.23 +- 0.93", NOT_GIVEN), "l2": ("65.18 +- 0.87", NOT_GIVEN),
+        "jepa": ("67.07 +- 0.41", NOT_GIVEN)},
     # main table: the best of 15 (lambda, depth)
     "llada8b_nl_rx": {"plain": (NOT_GIVEN, "47.50"), "jepa": (NOT_GIVEN, "58.20")},
     "llada8b_spider": {"plain": (NOT_GIVEN, "35.40"), "jepa": (NOT_GIVEN, "39.36")},
@@ -181,12 +182,18 @@ def beside(lines, name: str, arms: dict) -> str:
 
 def preservation(lines, summaries) -> str:
     """A model whose path ends like a folder of the grid is that arm of that config."""
-    folders = {Path(line["answers"]).parent.parts[-2:]: (line["config"], line["arm"])
-               for line in lines}
+    cells = {(line["config"], line["arm"], line["n_shot"]) for line in lines}
+    folders = {Path(line["answers"]).parent.parts[-2:]: cell[:2]
+               for cell in cells for line in tested(lines, *cell).values()}
     models = {("llada8b_gsm8k_wide_t", arm): {} for arm in PRESERVED}
     for summary in summaries:
         for name, scores in summary["models"].items():
             is_base = name == summary["settings"]["base"]
+            starts = {line["config"] for line in lines if line.get("init_from") == name and is_base}
+            for config in starts:
+                models.setdefault((config, "base"), {})[name] = scores
+            if starts:
+                continue
             group = folders.get(Path(name).parts[-2:], (name, "base" if is_base else "-"))
             models.setdefault(group, {})[name] = scores
     rows = []

@@ -145,7 +145,7 @@ def clean_sql(text: str) -> str:
     code fence, unless a query stands before it. Drops comments, cuts at the first `;` or blank
     line behind something, folds white space and joins `> =`: all outside of quotes only.
     """
-    text = LABELS.sub("", END.split(text)[0])
+    text = LABELS.sub("", END.split(text)[0].split("\nQuestion:")[0])
     before, fence, behind = text.partition("```")
     text = before if QUERY.match(before) or not fence else LANGUAGE.sub("", behind.split("```")[0])
     pieces = []

@@ -184,6 +184,9 @@ def test_a_collapse_is_named_once_below_half_of_the_first_line_that_has_numbers(
     assert "rank 4.9 of 10" in collapsed({"rank": 4.9, "diversity": 0.4}, first)
     assert "diversity 0.1 of 0.4" in collapsed({"rank": 10, "diversity": 0.1}, first)
     assert collapsed({"rank": None, "diversity": None}, first) == ""    # JSON's nan
+    base = cfg.out_dir + "_base"
+    main(replace(cfg, max_steps=1, out_dir=base))
+    cfg = replace(cfg, init_from=base, tokenizer="")
     made_up = iter([9.0, 9.0, 3.0, 2.0, 1.0])
     monkeypatch.setattr("train.embedding_numbers", lambda seen: {
         "rank": torch.tensor(next(made_up)), "diversity": torch.tensor(1.0)})
