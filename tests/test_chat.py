@@ -78,6 +78,8 @@ def tok(tmp_path):
 def start(folder, *options, **how):
     """The chat in a process of its own, which Ctrl-C reaches even where ours ignores it."""
     env = {**os.environ, "PYTHONUTF8": "1", "OMP_NUM_THREADS": "1", "TERM": "xterm"}
+    for name in ("COLUMNS", "LINES"):                   # pytest -n sets them, above a terminal
+        env.pop(name, None)
     prepare = how.pop("prepare", lambda: None)
 
     def before():

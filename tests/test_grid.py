@@ -354,6 +354,7 @@ def test_mistakes_are_one_sentence_before_anything_runs(cfg, config, tmp_path, m
 
 
 def test_every_arm_is_one_that_train_py_takes(cfg, config):
+    cfg = change(cfg, train=f"{cfg.train} --init_from=out/base --tokenizer=")   # for the anchor
     for arm in ARMS:
         assert cell_of(cfg, config, arm, (0.5, 3), 7).settings.seed == 7
 

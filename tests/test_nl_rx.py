@@ -559,7 +559,7 @@ def test_no_constant_scores_more_on_train_than_the_one_that_matches_nothing(monk
     monkeypatch.setattr(nl_rx, "MAX_WORK", 10**8)        # all symbols of all rows at once
     symbols = nl_rx.alphabet("[0-9]", "[A-Z]", "[a-z]", "[AEIOUaeiou]", *"dogtruckinlaeb")
     sizes = {}                                           # by the language, written out canonically
-    for example in nl_rx.load("train", str(REAL)):
+    for example in nl_rx.load("train", str(REAL))[::5]:
         dfa = nl_rx.automaton(example.meta["gold"], symbols)
         names, todo, table = {dfa.initial_state: 0}, [dfa.initial_state], []
         for state in todo:
@@ -602,7 +602,8 @@ def test_every_gold_answer_is_right_and_exact(split):
 @pytest.mark.parametrize("split", ["validation", *(pytest.param(split, marks=pytest.mark.slow)
                                                    for split in ("train", "test"))])
 def test_every_gold_regex_is_within_the_limits(split):
-    for gold in {example.meta["gold"] for example in nl_rx.load(split, str(REAL))}:
+    step = 8 if split == "train" else 1                 # all of them took 96 s
+    for gold in {example.meta["gold"] for example in nl_rx.load(split, str(REAL))[::step]}:
         assert nl_rx.same_language(f"({gold})", gold), gold
 
 

@@ -628,8 +628,8 @@ def test_training_rows_and_sampling_share_one_way_from_prompt_to_ids(chatting, m
     [row] = tokenize([Example("How many?", " 12", {"id": 0})], one, max_length=64)
     assert row.prompt == chat_ids(one, ONE) and row.answer == [*one.encode("12"), one.eot_id]
     asked = {}
-    def generate(model, prompt, *args):
-        asked.update(prompt=prompt, never=args[-1])
+    def generate(model, prompt, **settings):
+        asked.update(prompt=prompt, never=settings["never"])
         return SimpleNamespace(tolist=lambda: [row.answer + [one.eos_id] * 3])
     monkeypatch.setattr(sample, "generate", generate)
     model = SimpleNamespace(config=SimpleNamespace(vocab_size=one.n_vocab + 5),
