@@ -9,7 +9,6 @@ it states none. Each model's numbers are kept in `out`, in a file named after it
 that was asked: a run that was interrupted, or gets one model more, measures what is missing.
 """
 import hashlib
-import json
 import math
 import os
 import statistics
@@ -24,10 +23,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))           # a script in a folder: the modules lie one above
 
+from answers import write_json
 from configurator import run
 from likelihood import BATCH_TOKENS, choose, held_out_losses
 from model import DLLM, pick_device
 from sample import load_model
+from stats import mcnemar
 from tasks import mmlu, wikitext
 from tasks.tokenizer import load_tokenizer
 from weights import find_weights, read_json, weights_file
@@ -82,7 +83,7 @@ def preserve(cfg: PreserveConfig) -> dict:
         summary[name] = {"wikitext": score_losses(measured["losses"], base["losses"]),
                          "mmlu": score_choices(measured["log_p"], base["log_p"], gold),
                          "fewer_shots": measured["fewer_shots"]}
-    write_json(Path(cfg.out) / "summary.json", {"settings": vars(cfg), "models": summary})
+    write_json(str(Path(cfg.out) / "summary.json"), {"settings": vars(cfg), "models": summary})
     return summary
 
 
@@ -114,7 +115,7 @@ def measure(cfg: PreserveConfig, name: str, text: str, asked: list[list[str]]) -
     measured = {"model": name, "weights": weights, "tokens": digest(windows.tolist(), before),
                 "fewer_shots": sum(map(bool, left_out)), "losses": losses.tolist(),
                 "log_p": log_p.tolist()}
-    write_json(path, measured)
+    write_json(str(path), measured)
     return measured
 
 
@@ -129,12 +130,6 @@ def that_fits(tok, texts, block_size: int):
 
 def digest(*what) -> str:
     return hashlib.blake2b(repr(what).encode(), digest_size=6).hexdigest()
-
-
-def write_json(path, what: dict):
-    with open(f"{path}.new", "w") as file:
-        json.dump(what, file, indent=1)
-    os.replace(f"{path}.new", path)
 
 
 def score_losses(losses, base) -> dict:
@@ -160,15 +155,10 @@ def score_choices(log_p, base, gold) -> dict:
             "letters": [share[i] / n for i in range(4)]}
 
 
-def half_95(differences) -> float:      # stats.py
+def half_95(differences) -> float:
     """Half of the 95 % interval of their mean, by the normal approximation."""
     n = len(differences)
     return 1.96 * statistics.stdev(differences) / n ** 0.5 if n > 1 else math.nan
-
-
-def mcnemar(b: int, c: int) -> float:   # stats.py
-    """The exact two-sided probability of a split at least as uneven, were both equally likely."""
-    return min(1.0, 2 * sum(math.comb(b + c, i) for i in range(min(b, c) + 1)) / 2 ** (b + c))
 
 
 def print_tables(summary: dict, cfg: PreserveConfig):
