@@ -56,7 +56,8 @@ ARMS = {            # what an arm changes of its config; in braces a setting of 
     "consistency": "--objective=consistency",
     "two_gradients": "--objective=two_gradients",
     "l2": "--lambda_jepa=0 --anchor=1e-4",
-    "equal_flop": "--lambda_jepa=0 --max_steps={a_third_more_steps} --epochs={a_third_more_epochs}",
+    "equal_flop": "--lambda_jepa=0 --anchor=0 --max_steps={a_third_more_steps} "
+                  "--epochs={a_third_more_epochs}",
 }
 
 

@@ -404,7 +404,8 @@ def test_a_stopped_grid_takes_its_processes_with_it(cfg, number):
     stopped = subprocess.Popen(command_of(cfg), cwd=ROOT, env=environment(), text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     folder = Path(cfg.out_dir) / "little" / "plain_seed1"
-    while not (folder / "log.jsonl").exists() and time.time() < started + 120:
+    log = folder / "log.jsonl"                      # its first line comes when signals are heard
+    while not (log.exists() and log.read_text()) and time.time() < started + 120:
         time.sleep(0.1)
     stopped.send_signal(number)
     _, said = stopped.communicate(timeout=60)
