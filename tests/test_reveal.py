@@ -6,39 +6,19 @@ import pytest
 import torch
 
 import sample
-from model import DLLM, ModelConfig
 from reveal import Sampling, dream_schedule, keep_likeliest, propose
 from sample import SampleConfig, Tally, complete, complete_gaps, generate, infill
 from tasks.tokenizer import byte_tokenizer
+from test_sample import one_thread  # noqa: F401, for every test here
+from test_sample import tiny as any_tiny
 
 VOCAB, EOT, EOS, MASK = 40, 37, 38, 39
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 PROMPTS = [[1], [2, 3, 4, 5, 6], [7] * 11, [8, 9]]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """For matrices as small as these a second thread costs more than it brings."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def tiny(bias=None, seed=0, peaked=20.0, **config):
-    """A random model; `bias` {id: logit} is added to its logits, `peaked` scales these before."""
-    config = {**dict(vocab_size=VOCAB, mask_id=MASK, eos_id=EOS, block_size=96, n_layer=2, n_head=4,
-                     n_kv_head=2, n_embd=32, n_hidden=64), **config}
-    model = DLLM(ModelConfig(**config)).init_weights(torch.Generator().manual_seed(seed)).eval()
-    with torch.no_grad():
-        model.head.weight.mul_(peaked)
-    if bias:
-        offset = torch.zeros(config["vocab_size"])
-        for token, logit in bias.items():
-            offset[token] = logit
-        unembed = model.unembed
-        model.unembed = lambda h, where=None: unembed(h, where) + offset
-    return model
+def tiny(bias=None, **config):
+    return any_tiny(bias, **{"block_size": 96, **config})
 
 
 def seeded(seed=0):
