@@ -655,7 +655,8 @@ def test_whatever_the_hub_raises_is_one_line_with_name_and_revision(failure, mon
 
 @pytest.mark.parametrize("name", ["nowhere", "out/tiny/jepa", "/tmp/x/y", "../x", "./x", "", "~/x",
                                   "https://huggingface.co/GSAI-ML/LLaDA-8B-Base", "a b/c"])
-def test_what_cannot_be_a_hub_name_is_not_asked_for(name, monkeypatch):
+def test_what_cannot_be_a_hub_name_is_not_asked_for(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)         # where train.py has run there is an out/tiny/jepa
     monkeypatch.setattr("huggingface_hub.snapshot_download", None)
     with pytest.raises(FileNotFoundError) as caught:
         find_weights(name)
