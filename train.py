@@ -367,6 +367,9 @@ def main(cfg: TrainConfig):
     if world > 1:
         del wrapped             # first: DDP's end waits, with the GIL, for threads that may want it
         dist.destroy_process_group()
+        # Under shards the threads of gloo live on. They let go of the last tensors here: while Python
+        # itself ends they could not, and would abort a run that is complete.
+        time.sleep(cfg.shard)
     if step < n_steps:                      # the exit code says that the run is not complete
         log.say(f"{cfg.out_dir}: {signal.Signals(stopping).name} after step {step} of {n_steps}, "
                 f"which is saved; --resume goes on")

@@ -55,6 +55,8 @@ ARMS = {            # what an arm changes of its config; in braces a setting of 
     "frozen_predictor": "--pred_lr=0",
     "consistency": "--objective=consistency",
     "two_gradients": "--objective=two_gradients",
+    "plain_uniform": "--lambda_jepa=0 --anchor=0 --diffusion_t=uniform",
+    "jepa_uniform": "--diffusion_t=uniform",
     "l2": "--lambda_jepa=0 --anchor=1e-4",
     "equal_flop": "--lambda_jepa=0 --anchor=0 --max_steps={a_third_more_steps} "
                   "--epochs={a_third_more_epochs}",
