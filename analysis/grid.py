@@ -15,6 +15,7 @@ import json
 import os
 import shlex
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -260,11 +261,12 @@ class Grid:
             elif score != "train":
                 metrics = read_json(cell.folder / f"{name}.json")
                 del metrics["settings"]
-                line = {**cell.key, "split": score[0], "n_shot": score[1],
-                        "task": cell.settings.task, "init_from": cell.settings.init_from,
-                        "metrics": metrics, "train": in_words(cell.train) * bool(cell.train),
-                        "command": in_words(command), "revision": git_commit(),
-                        "seconds": round(time.perf_counter() - began, 1),
+                own = cell.settings
+                line = {**cell.key, "t_ctx": own.t_ctx, "t_tgt": own.t_tgt, "split": score[0],
+                        "n_shot": score[1], "task": own.task, "init_from": own.init_from,
+                        "metrics": metrics, "held_out": held_out(cell.folder),
+                        "train": in_words(cell.train) * bool(cell.train), "command": in_words(command),
+                        "revision": git_commit(), "seconds": round(time.perf_counter() - began, 1),
                         "answers": f"{cell.key['config']}/{cell.folder.name}/{name}.jsonl"}
                 with open(self.path, "ab", buffering=0) as file:    # one write: all of it or none
                     file.write(json.dumps(line).encode() + b"\n")
@@ -298,6 +300,16 @@ class Grid:
 
 def is_begun(cell: Cell) -> bool:
     return any(cell.folder.glob("step_*/config.json"))
+
+
+def held_out(folder: Path) -> dict:
+    """{task: [loss before training, loss after]}, means over the masking rates, from the log."""
+    if not (folder / "log.jsonl").is_file():            # a base
+        return {}
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    losses = [line["held_out"] for line in lines if "held_out" in line]
+    return {task: [round(statistics.mean(at[task].values()), 5) for at in (losses[0], losses[-1])]
+            for task in (losses or [{}])[0]}
 
 
 def in_words(command: list[str]) -> str:
