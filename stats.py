@@ -6,10 +6,14 @@ question, which is sharper than two intervals side by side: what both get right 
 cancels. Neither says anything about another seed of training, which only more runs can tell.
 """
 import math
+import statistics
 
 import numpy as np
 
 Z = 1.959963984540054       # a normal distribution has 95 % within so many standard deviations
+# two-sided 95 % of Student's t with 1, 2, ... degrees of freedom
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
+       2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086)
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
@@ -72,6 +76,38 @@ def over_seeds(accuracies: list[float]) -> dict:
     sd = math.sqrt(squares / (n - 1))
     return {"n": n, "mean": mean, "sd_ddof1": sd, "sd_ddof0": math.sqrt(squares / n),
             "stderr": sd / math.sqrt(n), "min": min(accuracies), "max": max(accuracies)}
+
+
+def half_95(values) -> float:
+    """Half of the 95 % interval of a mean over seeds, by Student's t; nan for fewer than three."""
+    n = len(values)
+    if n < 3:
+        return math.nan
+    t = T95[n - 2] if n - 2 < len(T95) else Z + 2.5 / (n - 1)
+    return t * statistics.stdev(values) / math.sqrt(n)
+
+
+def t_test(mean: float, stderr: float, df: int) -> float:
+    """Two-sided p of mean / stderr under Student's t (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
+    if not stderr:
+        return math.nan                 # the same difference each time, if of few seeds or few rows
+    angle = math.atan(abs(mean) / stderr / math.sqrt(df))
+    term = total = math.cos(angle) if df % 2 else 1.0
+    for k in range(2 + df % 2, df, 2):
+        term *= (k - 1) / k * math.cos(angle) ** 2
+        total += term
+    total *= math.sin(angle)
+    return 1 - (2 / math.pi * (angle + total * (df > 1)) if df % 2 else total)
+
+
+def holm(p_values: dict) -> dict:
+    """{name: p} -> {name: p as if it were the only one}, after Holm (1979): the smallest is
+    multiplied by how many there are, the next by one less, and so on, never below one before."""
+    adjusted, at_least = {}, 0.0
+    for i, name in enumerate(sorted(p_values, key=p_values.get)):
+        at_least = max(at_least, min(1.0, p_values[name] * (len(p_values) - i)))
+        adjusted[name] = at_least
+    return adjusted
 
 
 def in_words(difference: dict, first: str, second: str) -> str:

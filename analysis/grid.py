@@ -265,8 +265,9 @@ class Grid:
                 line = {**cell.key, "t_ctx": own.t_ctx, "t_tgt": own.t_tgt, "split": score[0],
                         "n_shot": score[1], "task": own.task, "init_from": own.init_from,
                         "metrics": metrics, "held_out": held_out(cell.folder),
-                        "train": in_words(cell.train) * bool(cell.train), "command": in_words(command),
-                        "revision": git_commit(), "seconds": round(time.perf_counter() - began, 1),
+                        "train": in_words(cell.train) * bool(cell.train),
+                        "command": in_words(command), "revision": git_commit(),
+                        "seconds": round(time.perf_counter() - began, 1),
                         "answers": f"{cell.key['config']}/{cell.folder.name}/{name}.jsonl"}
                 with open(self.path, "ab", buffering=0) as file:    # one write: all of it or none
                     file.write(json.dumps(line).encode() + b"\n")

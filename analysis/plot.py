@@ -5,9 +5,8 @@
     python analysis/plot.py --figure=drift --inputs=a/probe.json,b/probe.json --out=figures
 
 Inputs are files, or folders that are searched for log.jsonl (train.py), probe.json (probe.py),
-summary.json (preserve.py) and results.jsonl: a line for each score, with config, arm, lambda_jepa,
-n_pred_layer, seed, task, split, n_shot, t_ctx, t_tgt, command, revision and metrics {accuracy,
-stderr, n}. What a figure lacks is said in a sentence, and the others are drawn.
+summary.json (preserve.py) and results.jsonl (grid.py). What a figure lacks is said in a sentence,
+and the others are drawn. Of a study with many arms, --arms=plain,jepa,shuffled draws some.
 
     training       losses while training                 sensitivity    accuracy at (t_ctx, t_tgt)
     drift          of states and weights, by depth       front          accuracy against forgetting
@@ -39,15 +38,15 @@ sys.path.insert(0, str(ROOT))           # a script in a folder: the modules lie 
 import numpy as np
 
 from configurator import run
-from stats import Z
+from stats import Z, half_95
 from view import printable
 from weights import read_json
 
 WIDTH = 3.3             # inches: a column of a two-column paper
 # Okabe and Ito's colours, which all kinds of colour vision tell apart; in grey the markers do
 COLOURS = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
-MARKERS, DASHES = "os^Dv*", ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
-KNOWN = "plain", "jepa", "no_predictor", "equal_rates"
+MARKERS, DASHES = "os^Dv*PX<>hp", ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
+KNOWN = "plain", "jepa", "no_predictor", "symmetric"
 STYLE = {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7,
          "ytick.labelsize": 7, "legend.fontsize": 7, "font.family": "DejaVu Sans",
          "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6,
@@ -56,22 +55,19 @@ STYLE = {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labels
          "legend.handlelength": 2.6,
          "figure.constrained_layout.use": True, "svg.hashsalt": "figure",
          "text.parse_math": False}      # a `$` in a name is a dollar
-# two-sided 95 % of Student's t with 1, 2, ... degrees of freedom
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
-       2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086)
-SETTINGS = ("task", "lambda_jepa", "n_pred_layer", "seed", "t_ctx", "t_tgt")
 
 
 @dataclass
 class PlotConfig:
     inputs: tuple[str, ...] = ()        # files or folders of a study's logs, with commas between
     out: str = "figures"                # a folder; figures are named there as they are here
+    arms: tuple[str, ...] = ()          # only these, as grid.py names them; empty: all
     figure: Literal["all", "training", "drift", "rank", "ratio", "scatter", "density", "ablation",
                     "sensitivity", "front", "interpolation", "forgetting"] = "all"
 
 
 def main(cfg: PlotConfig):
-    logs = read_logs(cfg.inputs)
+    logs = only(cfg.arms, read_logs(cfg.inputs))
     os.makedirs(cfg.out, exist_ok=True)
     for draw in FIGURES:
         if cfg.figure in ("all", draw.__name__):
@@ -156,7 +152,8 @@ def read_logs(inputs) -> Logs:
                          f"folders of runs, or log.jsonl, probe.json, summary.json, results.jsonl")
 
     def arm(name, settings):
-        named = [line["arm"] for line in results if line.get("arm") and is_of(line, name, settings)]
+        named = [line["arm"] for line in results if line.get("arm")
+                 and is_of(line, name, settings)]
         if named and named[0] != "jepa":
             return str(named[0])
         return arm_of(settings) or (named or [Path(name).name])[0]     # with its rates, if unusual
@@ -180,21 +177,33 @@ def read_lines(path) -> list[dict]:
     return lines
 
 
+def only(arms, logs: Logs) -> Logs:
+    """Raises ValueError, one sentence, for an arm that the logs do not have."""
+    there = {one.arm for one in logs.training + logs.probed}
+    there |= {str(line.get("arm")) for line in logs.results}
+    for arm in arms:
+        if arm not in there:
+            raise ValueError(f"there is no arm {arm!r} in the inputs, which have "
+                             f"{', '.join(sorted(there))}")
+    return logs if not arms else logs._replace(
+        training=[one for one in logs.training if one.arm in arms],
+        probed=[one for one in logs.probed if one.arm in arms],
+        results=[line for line in logs.results if line.get("arm") in arms])
+
+
 def is_of(line: dict, name: str, settings: dict) -> bool:
-    """Whether a score is this model's: by the --init_from of its command, else by its settings."""
+    """Whether a score is this model's, by the --init_from of its command."""
     try:
         words = shlex.split(line.get("command") or "")
     except ValueError:
-        words = []
+        return False
     asked = [word.partition("=")[2].rstrip("/") for word in words
              if word.startswith("--init_from=")]
-    if asked:
-        return asked[0] in (name, settings.get("out_dir"))
-    return bool(settings) and all(line.get(key) == settings.get(key) for key in SETTINGS)
+    return asked[:1] in ([name], [settings.get("out_dir")])
 
 
 def arm_of(settings: dict) -> str:
-    """plain, jepa (with its rates if not the paper's), no_predictor, equal_rates, or ""."""
+    """plain, jepa (with its rates if not the paper's), no_predictor, symmetric, or ""."""
     if settings.get("lambda_jepa") is None:
         return ""
     if settings.get("init_from") == "":
@@ -205,7 +214,7 @@ def arm_of(settings: dict) -> str:
     if settings.get("n_pred_layer") == 0:
         return "no_predictor"
     if t[0] == t[1]:
-        return "equal_rates"
+        return "symmetric"
     return "jepa" if t in ((0.2, 0.7), (0.1, 0.9)) else f"jepa at {t[0]}, {t[1]}"
 
 
@@ -262,15 +271,6 @@ def last_of_each(runs: list[Run]) -> list[Run]:
 # numbers
 
 
-def half_95(values) -> float:
-    """Half of the 95 % interval of a mean over seeds, by Student's t; nan for fewer than three."""
-    n = len(values)
-    if n < 3:
-        return math.nan
-    t = T95[n - 2] if n - 2 < len(T95) else Z + 2.5 / (n - 1)
-    return t * statistics.stdev(values) / math.sqrt(n)
-
-
 def pearson(x, y) -> tuple[float, float, float]:
     """r and the ends of its 95 % interval by Fisher's z; nan where n < 4 or nothing varies."""
     n = len(x)
@@ -316,8 +316,10 @@ def axes(height: float, rows: int = 1, columns: int = 1, **options):
 def look(arm: str, arms) -> dict:
     """Colour, marker and dash of an arm: KNOWN ones have the same in every figure."""
     others = [name for name in arms if name not in KNOWN]
-    n = KNOWN.index(arm) if arm in KNOWN else (4, 5, 2, 3)[others.index(arm) % 4]
-    return {"color": COLOURS[n], "marker": MARKERS[n], "linestyle": DASHES[n]}
+    used = {0, 1, *(KNOWN.index(name) for name in arms if name in KNOWN)}
+    free = [n for n in (4, 5, 2, 3, *range(6, 99)) if n not in used]
+    n = KNOWN.index(arm) if arm in KNOWN else free[others.index(arm) % len(free)]
+    return {"color": COLOURS[n % 6], "marker": MARKERS[n % 12], "linestyle": DASHES[n % 6]}
 
 
 def short(text, length: int = 24) -> str:
@@ -609,6 +611,10 @@ def accuracy(line: dict) -> float:
     return 100 * line["metrics"]["accuracy"]
 
 
+def is_test(lines) -> bool:
+    return lines[0].get("split") == "test"
+
+
 def ablation(logs: Logs):
     """Accuracy of each arm minus that of the plain run with the same seed, by number of shots."""
     groups = scores_by(logs, "config", "task", "split")
@@ -624,7 +630,7 @@ def ablation(logs: Logs):
                     usual or line["arm"] != "jepa"):
                 found[line["arm"]][key[0]].append(accuracy(line) - plain[key])
         return found
-    best = max(groups.values(), key=lambda lines: len(gains(lines)), default=[])
+    best = max(groups.values(), key=lambda lines: (len(gains(lines)), is_test(lines)), default=[])
     found = gains(best)
     if not found:
         raise ValueError(lacking)
@@ -670,11 +676,13 @@ def sensitivity(logs: Logs):
         found = defaultdict(lambda: defaultdict(list))
         for line in lines:
             t = line.get("t_ctx"), line.get("t_tgt")
-            if line.get("lambda_jepa") and line.get("n_pred_layer") != 0 and None not in t:
+            arm = str(line.get("arm"))
+            if (arm in ("jepa", "symmetric", "reversed") or arm.startswith("rates_")) and (
+                    None not in t):
                 found[line.get("n_shot")][t].append(accuracy(line))
         return found
     size = lambda lines: len({t for of in pairs(lines).values() for t in of})
-    best = max(groups.values(), key=size, default=[])
+    best = max(groups.values(), key=lambda lines: (size(lines), is_test(lines)), default=[])
     if size(best) < 2:
         raise ValueError("it takes results.jsonl with JEPA at two or more pairs (t_ctx, t_tgt)")
     found = pairs(best)
@@ -717,16 +725,23 @@ def front(logs: Logs):
         for name, scores in whole["models"].items():
             if name in of_log and isinstance(scores.get("wikitext"), dict):
                 forgotten.setdefault(name, (scores["wikitext"]["minus_base"], of_log[name]))
-    found = defaultdict(list)
-    for key, lines in scores_by(logs, "n_shot", "task", "split", "config").items():
+    found, groups = defaultdict(list), scores_by(logs, "n_shot", "task", "split", "config")
+    for key, lines in groups.items():
         for line in lines:
             for name, (loss, one) in forgotten.items():
                 if is_of(line, name, one.settings):
                     found[key].append((loss, line, one))
                     break
-    if not found:
-        raise ValueError("it takes results.jsonl, and probe.json or summary.json of the same runs")
-    (n_shot, task, split, _), points = max(found.items(), key=lambda item: len(item[1]))
+    for key, lines in groups.items() if not found else ():      # grid.py has the losses of a log
+        for line in lines:
+            losses = list(line.get("held_out", {}).values())[1:]
+            found[key] += [(after - before, line, Run("", line["arm"], {}, {}))
+                           for before, after in losses]
+    if not any(found.values()):
+        raise ValueError("it takes results.jsonl with losses of another corpus (forget_task), or "
+                         "probe.json or summary.json of the same runs")
+    (n_shot, task, split, _), points = max(found.items(), key=lambda item: (
+        len(item[1]), item[0][2] == "test"))
     figure, grid = axes(2.9)
     ax, arms = grid[0, 0], by_arm(one._replace(found=(loss, line)) for loss, line, one in points)
     for arm, runs in arms.items():

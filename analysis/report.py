@@ -19,8 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))           # a script in a folder: the modules lie one above
 
-from analysis.plot import FIGURES, by_arm, drawn, half_95, label, rank_of_arm, read_logs, save
+from analysis.plot import FIGURES, by_arm, drawn, label, only, rank_of_arm, read_logs, save
 from configurator import run
+from stats import half_95
 from view import printable
 
 HEAD = """<!doctype html>
@@ -66,11 +67,12 @@ HEAD = """<!doctype html>
 class ReportConfig:
     inputs: tuple[str, ...] = ()        # files or folders of a study's logs, with commas between
     out: str = "report.html"            # the page to write
+    arms: tuple[str, ...] = ()          # only these, as grid.py names them; empty: all
     title: str = "A study of DLLM-JEPA"
 
 
 def main(cfg: ReportConfig):
-    page = report(read_logs(cfg.inputs), cfg.title)
+    page = report(only(cfg.arms, read_logs(cfg.inputs)), cfg.title)
     Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
     Path(cfg.out).write_text(page, "utf-8")
     print(f"{cfg.out}: {len(page.encode()):,} bytes")
@@ -138,8 +140,7 @@ def number(value, form: str = ".4f") -> str:
 
 
 def scores_table(logs) -> str:
-    keys = ("config", "task", "split", "n_shot", "arm", "lambda_jepa", "n_pred_layer", "t_ctx",
-            "t_tgt")
+    keys = ("config", "task", "split", "n_shot", "arm", "lambda", "depth", "t_ctx", "t_tgt")
     groups = defaultdict(list)
     for one in logs.results:
         if isinstance(one["metrics"].get("accuracy"), (int, float)):

@@ -6,10 +6,12 @@ In %: mean +- standard deviation (ddof = 1) of n seeds. A difference is paired b
 standard error, p by Student's t with n - 1 degrees of freedom; and within each seed by question, p
 by McNemar's exact test. Those are not pooled: seeds answer the same questions. (lambda, k), weight
 and depth, are jepa's best on validation, and other arms stand there too; test chooses nothing. What
-has not been run says so.
+has not been run says so. Where there are controls (of analysis/grid.py), jepa is compared with each
+over the seeds that both have: 95 % interval and p by Student's t, and p after Holm for all of them.
 """
 import json
 import math
+import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ sys.path.insert(0, str(ROOT))           # a script in a folder: the modules lie 
 
 from answers import read_common
 from configurator import run
-from stats import mcnemar, over_seeds
+from stats import half_95, holm, mcnemar, over_seeds, t_test
 from weights import read_json
 
 KEYS = ("config", "arm", "lambda", "depth", "seed", "split", "n_shot")      # name a line
@@ -87,6 +89,8 @@ def render(lines: list[dict], summaries=()) -> str:
     return "\n\n".join([legend, *(main_table(lines, arms, n_shot) for n_shot in shots),
                         beside(lines, "Sensitivity to the rates (jepa: its config's)", rates),
                         beside(lines, "Ablation (~: the paper has the gain)", ablated),
+                        *(controls(lines, config, n_shot) for config in ablated for n_shot in shots
+                          if len(tested(lines, config, "jepa", n_shot)) > 1),
                         preservation(lines, summaries), selection(lines, arms, shots)])
 
 
@@ -180,6 +184,27 @@ def beside(lines, name: str, arms: dict) -> str:
                  "4-shot | minus plain | paper", rows)
 
 
+def controls(lines, config: str, n_shot: int) -> str:
+    """Jepa minus each other arm over the seeds of both, and the held-out losses after training."""
+    arms = sorted({line["arm"] for line in lines if line["config"] == config} - {"base", "jepa"})
+    runs = {arm: tested(lines, config, arm, n_shot) for arm in ("jepa", *arms)}
+    pairs = {arm: gains(runs[arm], runs["jepa"]) for arm in arms}
+    p = {arm: t_test(statistics.mean(of), statistics.stdev(of) / math.sqrt(len(of)), len(of) - 1)
+         for arm, of in pairs.items() if len(of) > 1}
+    adjusted, rows = holm({arm: value for arm, value in p.items() if value == value}), []
+    for arm in sorted(runs, key=lambda arm: -sum(percent(runs[arm])) / max(1, len(runs[arm]))):
+        of = pairs.get(arm, [])
+        found = [line["held_out"] for line in runs[arm].values() if line.get("held_out")]
+        losses = [[losses[-1] for losses in of_run.values()] for of_run in found]
+        rows.append([
+            arm, spread(percent(runs[arm])), f"{statistics.mean(of):+.2f}" if of else "-",
+            f"+- {half_95(of):.2f} (n = {len(of)})" if len(of) > 2 else "-",
+            *(in_words(values.get(arm, math.nan)) for values in (p, adjusted)),
+            *(spread([of_run[k] for of_run in losses if len(of_run) > k], ".3f") for k in (0, 1))])
+    return table(f"Controls: {config}, {n_shot}-shot", "arm | score | jepa - arm | 95 % | p, seeds "
+                 "| p, Holm | held-out loss | of the other corpus", rows)
+
+
 def preservation(lines, summaries) -> str:
     """A model whose path ends like a folder of the grid is that arm of that config."""
     cells = {(line["config"], line["arm"], line["n_shot"]) for line in lines}
@@ -254,28 +279,20 @@ def spread(values: list[float], form: str = ".2f") -> str:
     return f"{all['mean']:{form}} +- {all['sd_ddof1']:{form.strip('+')}} (n = {all['n']})"
 
 
+def gains(first: dict, second: dict) -> list[float]:
+    """Second minus first in points, for each seed that both have."""
+    return [100 * (second[seed]["metrics"]["accuracy"] - first[seed]["metrics"]["accuracy"])
+            for seed in sorted(first.keys() & second.keys())]
+
+
 def difference(first: dict, second: dict) -> tuple[str, str]:
     """Second minus first in points over the seeds that both have, and p."""
-    values = [100 * (second[seed]["metrics"]["accuracy"] - first[seed]["metrics"]["accuracy"])
-              for seed in sorted(first.keys() & second.keys())]
+    values = gains(first, second)
     if len(values) < 2:
         return (f"{values[0]:+.2f} (n = 1)", "n = 1") if values else (NOT_RUN, NOT_RUN)
     all = over_seeds(values)
     return (f"{all['mean']:+.2f} +- {all['stderr']:.2f} (n = {all['n']})",
             in_words(t_test(all["mean"], all["stderr"], all["n"] - 1)))
-
-
-def t_test(mean: float, stderr: float, df: int) -> float:
-    """Two-sided p of mean / stderr under Student's t (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
-    if not stderr:
-        return math.nan                 # the same difference each time, if of few seeds or few rows
-    angle = math.atan(abs(mean) / stderr / math.sqrt(df))
-    term = total = math.cos(angle) if df % 2 else 1.0
-    for k in range(2 + df % 2, df, 2):
-        term *= (k - 1) / k * math.cos(angle) ** 2
-        total += term
-    total *= math.sin(angle)
-    return 1 - (2 / math.pi * (angle + total * (df > 1)) if df % 2 else total)
 
 
 def by_question(first: dict, second: dict) -> str:

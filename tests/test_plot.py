@@ -13,8 +13,8 @@ import pytest
 
 from analysis import plot
 from analysis.plot import (FIGURES, PlotConfig, accuracy, arm_of, by_arm, density_of, drawn,
-                           half_95, is_of, last_of_each, level_of_mass, look, pareto, pearson,
-                           place, read_logs, save, short)
+                           half_95, is_of, last_of_each, level_of_mass, look, only, pareto,
+                           pearson, place, read_logs, save, short)
 
 pytest.importorskip("matplotlib", reason="figures need requirements-plots.txt")
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,7 +56,7 @@ def write_study(root, seeds=4, task="toy", config="config/tiny.py", extra="no_pr
                     "scales": [{"scale": 0.5, "mean_drift": 0.4, "forgetting": 0.1 * k + 0.1}]}
             for n_shot in (0, 4):
                 results.append({
-                    "config": config, "arm": arm, "lambda_jepa": weight, "n_pred_layer": depth,
+                    "config": config, "arm": arm, "lambda": weight, "depth": depth,
                     "seed": seed, "task": task, "split": "validation", "n_shot": n_shot,
                     "t_ctx": t_ctx, "t_tgt": t_tgt, "revision": "abc1234",
                     "command": f"python evaluate.py '--init_from={out_dir}' --task=toy",
@@ -157,13 +157,11 @@ def test_nothing_beats_what_is_on_the_front():
 # ---- whose number it is ----
 
 
-def test_a_score_is_found_by_its_command_or_else_by_its_settings():
+def test_a_score_is_found_by_its_command():
     line = {"command": "python evaluate.py '--init_from=out/a b/' --task=toy", "seed": 1}
     assert is_of(line, "out/a b", {}) and is_of(line, "x", {"out_dir": "out/a b"})
     assert not is_of(line, "out/a", {"seed": 1})
-    settings = dict(task="toy", lambda_jepa=1, n_pred_layer=2, seed=1, t_ctx=0.2, t_tgt=0.7, lr=1)
-    assert is_of(dict(settings), "x", settings)
-    assert not is_of({**settings, "seed": 2}, "x", settings) and not is_of({}, "x", {})
+    assert not is_of({}, "x", {}) and not is_of({"seed": 1}, "x", {"seed": 1})
     assert not is_of({"command": "python 'never closed"}, "x", {})
 
 
@@ -172,9 +170,31 @@ def test_arms_are_told_by_the_settings_of_their_training():
     assert arm_of(jepa) == "jepa" and arm_of({**jepa, "t_ctx": 0.1, "t_tgt": 0.9}) == "jepa"
     assert arm_of({**jepa, "lambda_jepa": 0.0}) == "plain"
     assert arm_of({**jepa, "n_pred_layer": 0}) == "no_predictor"
-    assert arm_of({**jepa, "t_tgt": 0.2}) == "equal_rates"
+    assert arm_of({**jepa, "t_tgt": 0.2}) == "symmetric"
     assert arm_of({**jepa, "t_tgt": 0.5}) == "jepa at 0.2, 0.5"
     assert arm_of({**jepa, "init_from": ""}) == "from scratch" and arm_of({}) == ""
+
+
+def test_of_many_arms_some_are_drawn(logs):
+    some = only(("plain", "jepa"), logs)
+    assert {one.arm for one in some.training + some.probed} == {"plain", "jepa"}
+    assert {line["arm"] for line in some.results} == {"plain", "jepa"}
+    assert only((), logs) == logs
+    with pytest.raises(ValueError, match="no arm 'shuffeld' in the inputs, which have"):
+        only(("plain", "shuffeld"), logs)
+
+
+def test_the_front_of_a_grid_needs_no_probe(tmp_path):
+    lines = [{"config": "a", "arm": arm, "seed": 1, "task": "toy", "split": split, "n_shot": 0,
+              "metrics": {"accuracy": 0.5, "stderr": 0.1, "n": 9},
+              "held_out": {"toy": [9.0, 0.5], "toy_base": [1.0, loss]}}
+             for split in ("validation", "test") for arm, loss in (("plain", 3.0), ("jepa", 2.5))]
+    write(tmp_path / "results.jsonl", lines)
+    figure, caption = drawn(plot.front, read_logs([tmp_path]))
+    assert "toy test" in caption
+    points = [tuple(line.get_xydata()[0]) for bars in figure.axes[0].containers
+              for line in bars.lines[:1]]
+    assert points == [(2.0, 50.0), (1.5, 50.0)]
 
 
 def test_of_several_checkpoints_of_a_run_only_the_last_is_a_run(logs):
@@ -192,6 +212,8 @@ def test_arms_come_in_one_order_and_plain_and_jepa_always_look_the_same(logs):
     looks = [look(arm, ["plain", "jepa", *"abcd"]) for arm in ("plain", "jepa", *"abcd")]
     for key in ("color", "marker", "linestyle"):            # each alone tells six arms apart
         assert len({str(one[key]) for one in looks}) == 6
+    twelve = [*plot.KNOWN, *"abcdefgh"]
+    assert len({(one["color"], one["marker"]) for one in (look(arm, twelve) for arm in twelve)}) == 12
 
 
 # ---- figures ----
@@ -347,9 +369,10 @@ def test_every_figure_of_real_runs_is_written(tmp_path):
                  f"--seed={seed}", f"--lambda_jepa={weight}", f"--t_tgt={t_tgt}",
                  f"--out_dir={out}", "--max_steps=8", *small)
             models.append(out)
-            results.append({"config": "config/tiny.py", "arm": arm, "lambda_jepa": weight,
-                            "n_pred_layer": 2, "seed": seed, "task": "toy", "t_ctx": 0.2,
-                            "split": "validation", "n_shot": 0, "t_tgt": t_tgt, "command": "",
+            results.append({"config": "config/tiny.py", "arm": arm, "lambda": weight,
+                            "depth": 2, "seed": seed, "task": "toy", "t_ctx": 0.2,
+                            "split": "validation", "n_shot": 0, "t_tgt": t_tgt,
+                            "command": f"--init_from={out}",
                             "metrics": {"accuracy": 0.0, "stderr": 0.0, "n": 8}})
     call("analysis/probe.py", f"--base={tmp_path}/base", f"--models={','.join(models)}",
          "--text=toy_base", "--n_rows=8", f"--out_dir={tmp_path}", "--scales=0.5", "--device=cpu")

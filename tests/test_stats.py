@@ -195,3 +195,21 @@ def test_a_line_that_is_no_answer_or_no_new_one_is_named(tmp_path, bad):
 
 def test_an_empty_file_has_no_answers(tmp_path):
     assert read_answers(write(tmp_path / "x", [])) == {}
+
+
+# ---- several comparisons at once ----
+
+
+def test_holms_p_values_are_the_textbooks():
+    p = {"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}
+    assert stats.holm(p) == pytest.approx({"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06})
+    assert stats.holm({}) == {} and stats.holm({"a": 0.3}) == {"a": 0.3}
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holms_p_values_keep_the_order_and_are_between_one_and_n_times_the_own(values):
+    p = dict(enumerate(values))
+    adjusted = stats.holm(p)
+    order = sorted(p, key=p.get)
+    assert all(adjusted[a] <= adjusted[b] for a, b in zip(order, order[1:]))
+    assert all(p[i] <= adjusted[i] <= min(1.0, len(p) * p[i]) for i in p)

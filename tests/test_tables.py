@@ -175,6 +175,27 @@ def test_ablation_takes_each_arm_at_the_chosen_pair_as_far_as_it_has_it():
 # ---- base preservation ----
 
 
+def test_controls_are_compared_with_jepa_and_the_p_of_all_are_raised_together():
+    at, losses = (1.0, 2), {"toy": [9.0, 0.5], "toy_base": [1.0, 3.0]}
+    scores = {"jepa": (0.6, 0.7, 0.9), "shuffled": (0.5, 0.6, 0.7), "plain": (0.6, 0.6, 0.7),
+              "online": (0.6, 0.7, 0.9), "l2": (0.1,)}
+    text = render([line(arm, seed, score, (0.0, 0) if arm in ("plain", "l2") else at,
+                        held_out={**losses, "toy_base": [1.0, 3.0 + seed]})
+                   for arm, of in scores.items() for seed, score in enumerate(of)])
+    name = "Controls: words, 0-shot"
+    assert [cells[0] for cells in rows_of(text, name)] == ["jepa", "online", "plain", "shuffled",
+                                                           "l2"]
+    gains = [10, 10, 20]
+    half = 4.303 * statistics.stdev(gains) / math.sqrt(3)
+    p = t_test(statistics.mean(gains), statistics.stdev(gains) / math.sqrt(3), 2)
+    assert row(text, name, "shuffled") == [
+        "shuffled", "60.00 +- 10.00 (n = 3)", "+13.33", f"+- {half:.2f} (n = 3)", f"{p:.2g}",
+        f"{2 * p:.2g}", "0.500 +- 0.000 (n = 3)", "4.000 +- 1.000 (n = 3)"]
+    assert row(text, name, "online")[2:6] == ["+0.00", "+- 0.00 (n = 3)", "-", "-"]
+    assert row(text, name, "l2")[2:6] == ["+50.00", "-", "-", "-"]
+    assert row(text, name, "jepa")[2:6] == ["-"] * 4
+
+
 def test_models_of_a_grid_are_arms_and_others_have_rows_of_their_own():
     at, config = (1.0, 2), "llada8b_gsm8k_wide_t"
     lines = [line("plain", seed, 0.5, config=config) for seed in (1, 2)]
