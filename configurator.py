@@ -44,7 +44,13 @@ def configure(cls, argv=None, default=None):
 def run(main, cls, default=None):
     """Call main on the settings; a mistake in either ends as one sentence, not a traceback."""
     try:
-        main(configure(cls, default=default))
+        try:
+            main(configure(cls, default=default))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has read enough; what is left to be written at exit goes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except (ValueError, OSError) as error:
         # Under torchrun all processes may say the same: it ends those that wait once one has ended
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

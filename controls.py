@@ -62,9 +62,13 @@ def check_controls(cfg):
     if cfg.objective == "consistency" and cfg.target not in ("ema", "online", "frozen"):
         raise ValueError(f"target={cfg.target!r} is a vector, and objective='consistency' compares "
                          f"tokens; choose ema, online or frozen")
-    if cfg.pred_width and not cfg.n_pred_layer:
-        raise ValueError(f"pred_width={cfg.pred_width} is the width of a predictor, and "
-                         f"n_pred_layer=0 is none")
+    for name in ("pred_width", "pred_lr"):
+        if getattr(cfg, name) != PAPER[name] and not cfg.n_pred_layer:
+            raise ValueError(f"{name}={getattr(cfg, name):g} is of a predictor, and n_pred_layer=0 "
+                             f"is none")
+    if cfg.target == "random" and cfg.masks != "independent":
+        raise ValueError(f"target='random' has no second view to be masked: it makes no use of "
+                         f"masks={cfg.masks!r}")
     if cfg.target == "shuffled" and cfg.batch_size < 2:
         raise ValueError("target='shuffled' takes another row of the batch: batch_size must be at "
                          "least 2")

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -450,6 +451,17 @@ def test_run_leaves_a_bug_its_traceback(tmp_path):
     done = run_script(tmp_path, "--lr=11")
     assert done.returncode == 1
     assert "Traceback" in done.stderr and "RuntimeError: a bug" in done.stderr
+
+
+@pytest.mark.parametrize("arg", ["--lr=0.5", "--help"])
+def test_a_reader_that_has_gone_ends_the_script_without_a_word(tmp_path, arg):
+    write_script(tmp_path)
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [sys.executable, str(tmp_path / "script.py"), arg]
+    done = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True)
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_help_of_a_script_is_its_docstring_with_exit_code_0(tmp_path):

@@ -642,6 +642,8 @@ def test_the_base_is_had_anew_where_the_model_has_gone_on(tmp_path):
     (["--pool_layer=9"], "more than the model's 4 blocks"),
     (["--pred_lr=nan"], "must not be negative"),
     (["--pred_width=8", "--n_pred_layer=0"], "n_pred_layer=0 is none"),
+    (["--pred_lr=0", "--n_pred_layer=0"], "pred_lr=0 is of a predictor"),
+    (["--target=random", "--masks=nested"], "makes no use of masks='nested'"),
     (["--objective=two_gradients", "--target=mean"], "makes no use of target"),
     (["--objective=consistency", "--pool=masked"], "makes no use of pool"),
     (["--objective=consistency", "--target=shuffled"], "compares tokens"),
