@@ -359,10 +359,14 @@ def by_x(ax, x, arms: dict, gap: float = 0.0, joined=None):
 
 
 def legend_above(figure, ax):
-    """In as many columns as there is room for: 0.06 inches a letter, 0.5 for line and gap."""
+    """In as many columns as there is room for: 0.056 inches a letter, 0.43 for line and gap. From
+    three rows up the figure grows with it."""
     handles, labels = ax.get_legend_handles_labels()
-    room = int(WIDTH / (0.5 + 0.06 * max(map(len, labels))))
-    figure.legend(handles, labels, loc="outside upper center", ncols=max(1, min(room, len(labels))))
+    room = int(WIDTH / (0.43 + 0.056 * max(map(len, labels))))
+    columns = max(1, min(room, len(labels)))
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, columnspacing=1)
+    rows = math.ceil(len(labels) / columns)
+    figure.set_figheight(figure.get_figheight() + 0.15 * max(0, rows - 2))
 
 
 def depth_axis(ax, depths):
@@ -649,7 +653,7 @@ def ablation(logs: Logs):
             ax.plot(values, [y] * len(values), color="#222222", marker=style["marker"],
                     linestyle="none", markersize=3, markerfacecolor="white", markeredgewidth=0.7)
         zero_line(ax, vertical=True)
-        ax.locator_params(axis="x", nbins=4)
+        ax.locator_params(axis="x", nbins=6 if len(shots) == 1 else 4)
         plain = [accuracy(line) for line in best if line.get("arm") == "plain"
                  and line.get("n_shot") == n_shot]
         ax.set_title(f"{n_shot}-shot\nplain: {statistics.mean(plain):.1f} %")
