@@ -51,6 +51,7 @@ ARMS = {            # what an arm changes of its config; in braces a setting of 
     "online": "--target=online",
     "frozen": "--target=frozen",
     "shuffled": "--target=shuffled",
+    "shuffled_no_predictor": "--target=shuffled --n_pred_layer=0",  # none that could ignore z_ctx
     "mean": "--target=mean",
     "random": "--target=random",
     "frozen_predictor": "--pred_lr=0",
