@@ -282,7 +282,8 @@ class Anchor:
     @torch.no_grad()
     def pull(self, measure: bool) -> dict:
         """Adds it to the gradients that backward has left. measure: -> {"anchor_ratio": |its
-        gradient| / |the task's|}; far below 1, and it does nothing."""
+        gradient| / |the task's|}. Adam scales a weight's gradients alike, so where the task has
+        none, as in the rows of words that it never uses, even a small one pulls at full speed."""
         squares = 0
         for i in range(0, len(self.params), 16):        # few launches, and few differences at once
             params = [local(p.detach()) for p in self.params[i:i + 16]]

@@ -15,7 +15,6 @@ import json
 import os
 import shlex
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -305,13 +304,12 @@ def is_begun(cell: Cell) -> bool:
 
 
 def held_out(folder: Path) -> dict:
-    """{task: [loss before training, loss after]}, means over the masking rates, from the log."""
+    """{task: {t: [loss before training, loss after]}}, of the log."""
     if not (folder / "log.jsonl").is_file():            # a base
         return {}
     lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
-    losses = [line["held_out"] for line in lines if "held_out" in line]
-    return {task: [round(statistics.mean(at[task].values()), 5) for at in (losses[0], losses[-1])]
-            for task in (losses or [{}])[0]}
+    first, *_, last = [line["held_out"] for line in lines if "held_out" in line] * 2
+    return {task: {t: [first[task][t], last[task][t]] for t in first[task]} for task in first}
 
 
 def in_words(command: list[str]) -> str:

@@ -37,6 +37,7 @@ sys.path.insert(0, str(ROOT))           # a script in a folder: the modules lie 
 
 import numpy as np
 
+from analysis.tables import plain_of
 from configurator import run
 from stats import Z, half_95
 from view import printable
@@ -203,14 +204,18 @@ def is_of(line: dict, name: str, settings: dict) -> bool:
 
 
 def arm_of(settings: dict) -> str:
-    """plain, jepa (with its rates if not the paper's), no_predictor, symmetric, or ""."""
+    """As grid.py names it: plain, jepa (with its rates if not the paper's), shuffled, ... or ""."""
     if settings.get("lambda_jepa") is None:
         return ""
     if settings.get("init_from") == "":
         return "from scratch"
     t = settings.get("t_ctx"), settings.get("t_tgt")
     if not settings["lambda_jepa"]:
-        return "plain"
+        return "l2" if settings.get("anchor") else "plain"
+    if settings.get("objective", "jepa") != "jepa":
+        return settings["objective"]
+    if settings.get("target", "ema") != "ema":
+        return settings["target"] + "_no_predictor" * (settings.get("n_pred_layer") == 0)
     if settings.get("n_pred_layer") == 0:
         return "no_predictor"
     if t[0] == t[1]:
@@ -423,21 +428,21 @@ def training(logs: Logs):
             ax.plot(*(zip(*mean) if mean else ((), ())), **style,
                     markevery=max(1, len(mean) // 6), label=f"{label(arm)}, n = {len(runs)}")
         if name == "JEPA":
-            floors = [[value for _, value in curve(one, lambda line: line.get("jepa_floor"))]
-                      for runs in arms.values() for one in runs]
-            floors = [value for floor in floors for value in floor]
-            if floors:
-                ax.axhline(statistics.mean(floors), color="#000000", linewidth=0.8, linestyle=":")
-                ax.annotate("constant predictor", (1, statistics.mean(floors)), (0, 2),
-                            ("axes fraction", "data"), "offset points", ha="right", fontsize=6)
+            floors = [curve(one, lambda line: line.get("jepa_floor"))
+                      for one in arms.get("jepa", ())]
+            for floor in filter(None, floors):
+                ax.plot(*zip(*floor), color="#000000", linewidth=0.8, linestyle=":")
+            if any(floors):
+                ax.annotate("constant predictor", floors[0][-1], (0, 3), "data", "offset points",
+                            ha="right", fontsize=6)
         ax.set_yscale("log")
         ax.set_ylabel(f"{name} loss")
         ticks_of_log(ax.yaxis)
     grid[-1, 0].set_xlabel("optimizer step")
     legend_above(figure, grid[0, 0])
     return figure, (f"Loss while training, {said} Thin lines are seeds, thick ones their mean; "
-                    f"held-out losses are means over t. The dotted line is the mean loss of the "
-                    f"best predictor that ignores its input.")
+                    f"held-out losses are means over t. Dotted: the loss of the best "
+                    f"predictor that ignores its input, for the arm JEPA.")
 
 
 def ticks_of_log(axis):
@@ -624,17 +629,17 @@ def ablation(logs: Logs):
     groups = scores_by(logs, "config", "task", "split")
     lacking = "it takes results.jsonl with scores of the arm `plain` and of another one"
     def gains(lines):
-        plain = {(line.get("n_shot"), line.get("seed")): accuracy(line) for line in lines
-                 if line.get("arm") == "plain"}
+        plain = {(line["arm"], line.get("n_shot"), line.get("seed")): accuracy(line)
+                 for line in lines if line.get("arm") in ("plain", "plain_uniform")}
         found = defaultdict(lambda: defaultdict(list))
         for line in lines:
-            key = line.get("n_shot"), line.get("seed")
+            key = plain_of(str(line.get("arm"))), line.get("n_shot"), line.get("seed")
             usual = (line.get("t_ctx"), line.get("t_tgt")) in ((0.2, 0.7), (0.1, 0.9), (None, None))
             if line.get("arm") not in (None, "plain") and key in plain and (
                     usual or line["arm"] != "jepa"):
-                found[line["arm"]][key[0]].append(accuracy(line) - plain[key])
+                found[line["arm"]][key[1]].append(accuracy(line) - plain[key])
         return found
-    best = max(groups.values(), key=lambda lines: (len(gains(lines)), is_test(lines)), default=[])
+    best = max(groups.values(), key=lambda lines: (is_test(lines), len(gains(lines))), default=[])
     found = gains(best)
     if not found:
         raise ValueError(lacking)
@@ -666,7 +671,9 @@ def ablation(logs: Logs):
     return figure, (f"Accuracy minus that of plain fine-tuning with the same seed, "
                     f"{short(line.get('task'))} {short(line.get('split'))}, "
                     f"{short(line.get('config'), 40)}, {questions(best)}. Dots are the n seeds, "
-                    f"bars their mean, lines its 95 % interval from three seeds up.")
+                    f"bars their mean, lines its 95 % interval from three seeds up; all bars share "
+                    f"one plain arm, and are not corrected for their number." + " JEPA uniform is "
+                    f"compared with plain uniform." * ("jepa_uniform" in arms))
 
 
 def questions(lines) -> str:
@@ -686,7 +693,7 @@ def sensitivity(logs: Logs):
                 found[line.get("n_shot")][t].append(accuracy(line))
         return found
     size = lambda lines: len({t for of in pairs(lines).values() for t in of})
-    best = max(groups.values(), key=lambda lines: (size(lines), is_test(lines)), default=[])
+    best = max(groups.values(), key=lambda lines: (is_test(lines), size(lines)), default=[])
     if size(best) < 2:
         raise ValueError("it takes results.jsonl with JEPA at two or more pairs (t_ctx, t_tgt)")
     found = pairs(best)
@@ -738,14 +745,14 @@ def front(logs: Logs):
                     break
     for key, lines in groups.items() if not found else ():      # grid.py has the losses of a log
         for line in lines:
-            losses = list(line.get("held_out", {}).values())[1:]
-            found[key] += [(after - before, line, Run("", line["arm"], {}, {}))
-                           for before, after in losses]
+            for losses in list(line.get("held_out", {}).values())[1:]:
+                loss = statistics.mean(after - before for before, after in losses.values())
+                found[key].append((loss, line, Run("", line["arm"], {}, {})))
     if not any(found.values()):
         raise ValueError("it takes results.jsonl with losses of another corpus (forget_task), or "
                          "probe.json or summary.json of the same runs")
     (n_shot, task, split, _), points = max(found.items(), key=lambda item: (
-        len(item[1]), item[0][2] == "test"))
+        item[0][2] == "test", len(item[1])))
     figure, grid = axes(2.9)
     ax, arms = grid[0, 0], by_arm(one._replace(found=(loss, line)) for loss, line, one in points)
     for arm, runs in arms.items():

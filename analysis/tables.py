@@ -6,8 +6,8 @@ In %: mean +- standard deviation (ddof = 1) of n seeds. A difference is paired b
 standard error, p by Student's t with n - 1 degrees of freedom; and within each seed by question, p
 by McNemar's exact test. Those are not pooled: seeds answer the same questions. (lambda, k), weight
 and depth, are jepa's best on validation, and other arms stand there too; test chooses nothing. What
-has not been run says so. Where there are controls (of analysis/grid.py), jepa is compared with each
-over the seeds that both have: 95 % interval and p by Student's t, and p after Holm for all of them.
+has not been run says so. Controls (of analysis/grid.py) are compared with plain and with jepa over
+the seeds that both have: mean +- half of the 95 % interval, p by Student's t. Losses are held-out.
 """
 import json
 import math
@@ -185,24 +185,55 @@ def beside(lines, name: str, arms: dict) -> str:
 
 
 def controls(lines, config: str, n_shot: int) -> str:
-    """Jepa minus each other arm over the seeds of both, and the held-out losses after training."""
+    """Each arm minus plain, and jepa minus it; p of the latter after Holm over all of them."""
     arms = sorted({line["arm"] for line in lines if line["config"] == config} - {"base", "jepa"})
     runs = {arm: tested(lines, config, arm, n_shot) for arm in ("jepa", *arms)}
-    pairs = {arm: gains(runs[arm], runs["jepa"]) for arm in arms}
-    p = {arm: t_test(statistics.mean(of), statistics.stdev(of) / math.sqrt(len(of)), len(of) - 1)
-         for arm, of in pairs.items() if len(of) > 1}
-    adjusted, rows = holm({arm: value for arm, value in p.items() if value == value}), []
+    above = {arm: paired(runs.get(plain_of(arm), {}), runs[arm]) for arm in runs}
+    below = {arm: paired(runs[arm], runs["jepa"]) for arm in arms}
+    adjusted, rows = holm({arm: p_of(of) for arm, of in below.items() if p_of(of) == p_of(of)}), []
     for arm in sorted(runs, key=lambda arm: -sum(percent(runs[arm])) / max(1, len(runs[arm]))):
-        of = pairs.get(arm, [])
-        found = [line["held_out"] for line in runs[arm].values() if line.get("held_out")]
-        losses = [[losses[-1] for losses in of_run.values()] for of_run in found]
+        is_plain, at = arm == plain_of(arm), [first_rate, last_rate, other_corpus]
         rows.append([
-            arm, spread(percent(runs[arm])), f"{statistics.mean(of):+.2f}" if of else "-",
-            f"+- {half_95(of):.2f} (n = {len(of)})" if len(of) > 2 else "-",
-            *(in_words(values.get(arm, math.nan)) for values in (p, adjusted)),
-            *(spread([of_run[k] for of_run in losses if len(of_run) > k], ".3f") for k in (0, 1))])
-    return table(f"Controls: {config}, {n_shot}-shot", "arm | score | jepa - arm | 95 % | p, seeds "
-                 "| p, Holm | held-out loss | of the other corpus", rows)
+            arm, spread(percent(runs[arm])),
+            *(["-"] * 2 if is_plain else [interval(above[arm]), in_words(p_of(above[arm]))]),
+            *(["-"] * 3 if arm == "jepa" else [interval(below[arm]), in_words(p_of(below[arm])),
+                                               in_words(adjusted.get(arm, math.nan))]),
+            *(spread([x for x in map(which, runs[arm].values()) if x is not None], ".3f")
+              for which in at),
+            "-" if is_plain else interval(paired(runs.get(plain_of(arm), {}), runs[arm],
+                                                 other_corpus), "+.3f")])
+    text = table(f"Controls: {config}, {n_shot}-shot", "arm | score | - plain | p | jepa - arm | p "
+                 "| p, Holm | loss at least t | at greatest t | other corpus | - plain", rows)
+    both = [dict(zip(sorted(runs["plain"].keys() & runs[arm].keys()), above[arm]))
+            for arm in ("jepa", "jepa_uniform") if above.get(arm)]
+    if len(both) == 2:
+        of = [both[0][seed] - both[1][seed] for seed in both[0].keys() & both[1].keys()]
+        text += (f"\n\n(jepa - plain) - (jepa_uniform - plain_uniform) = {interval(of)}, p = "
+                 f"{in_words(p_of(of))}")
+    return text
+
+
+def plain_of(arm: str) -> str:
+    """What an arm of analysis/grid.py is compared with: the one without its JEPA term."""
+    return "plain_uniform" if arm.endswith("_uniform") else "plain"
+
+
+def first_rate(line: dict):
+    return held_out(line, 0, lambda losses: losses[0])
+
+
+def last_rate(line: dict):
+    return held_out(line, 0, lambda losses: losses[-1])
+
+
+def other_corpus(line: dict):
+    return held_out(line, 1, statistics.mean)
+
+
+def held_out(line: dict, corpus: int, which):
+    """A loss after training out of those by masking rate, or None."""
+    corpora = list(line.get("held_out", {}).values())[corpus:][:1]
+    return which([after for _, after in corpora[0].values()]) if corpora else None
 
 
 def preservation(lines, summaries) -> str:
@@ -265,7 +296,7 @@ def published(config: str, arm: str, n_shot: int) -> str:
 
 
 def percent(runs: dict) -> list[float]:
-    return [100 * line["metrics"]["accuracy"] for line in runs.values()]
+    return [points(line) for line in runs.values()]
 
 
 def pair_of(runs: dict) -> str:
@@ -279,15 +310,32 @@ def spread(values: list[float], form: str = ".2f") -> str:
     return f"{all['mean']:{form}} +- {all['sd_ddof1']:{form.strip('+')}} (n = {all['n']})"
 
 
-def gains(first: dict, second: dict) -> list[float]:
-    """Second minus first in points, for each seed that both have."""
-    return [100 * (second[seed]["metrics"]["accuracy"] - first[seed]["metrics"]["accuracy"])
+def points(line: dict) -> float:
+    return 100 * line["metrics"]["accuracy"]
+
+
+def paired(first: dict, second: dict, number=points) -> list[float]:
+    """Second minus first, for each seed that both have."""
+    both = [(number(first[seed]), number(second[seed]))
             for seed in sorted(first.keys() & second.keys())]
+    return [b - a for a, b in both if None not in (a, b)]
+
+
+def interval(values: list[float], form: str = "+.2f") -> str:
+    """The mean, and from three seeds up half of its 95 % interval."""
+    half = f" +- {half_95(values):{form.strip('+')}}" if len(values) > 2 else ""
+    return f"{statistics.mean(values):{form}}{half} (n = {len(values)})" if values else "-"
+
+
+def p_of(values: list[float]) -> float:
+    n = len(values)
+    return t_test(statistics.mean(values), statistics.stdev(values) / math.sqrt(n), n - 1) \
+        if n > 1 else math.nan
 
 
 def difference(first: dict, second: dict) -> tuple[str, str]:
     """Second minus first in points over the seeds that both have, and p."""
-    values = gains(first, second)
+    values = paired(first, second)
     if len(values) < 2:
         return (f"{values[0]:+.2f} (n = 1)", "n = 1") if values else (NOT_RUN, NOT_RUN)
     all = over_seeds(values)

@@ -170,6 +170,11 @@ def test_arms_are_told_by_the_settings_of_their_training():
     assert arm_of(jepa) == "jepa" and arm_of({**jepa, "t_ctx": 0.1, "t_tgt": 0.9}) == "jepa"
     assert arm_of({**jepa, "lambda_jepa": 0.0}) == "plain"
     assert arm_of({**jepa, "n_pred_layer": 0}) == "no_predictor"
+    assert arm_of({**jepa, "lambda_jepa": 0.0, "anchor": 1e-4}) == "l2"
+    assert arm_of({**jepa, "target": "shuffled"}) == "shuffled"
+    assert arm_of({**jepa, "target": "shuffled", "n_pred_layer": 0}) == "shuffled_no_predictor"
+    assert arm_of({**jepa, "objective": "consistency"}) == "consistency"
+    assert arm_of({**jepa, "target": "ema", "objective": "jepa", "anchor": 0.0}) == "jepa"
     assert arm_of({**jepa, "t_tgt": 0.2}) == "symmetric"
     assert arm_of({**jepa, "t_tgt": 0.5}) == "jepa at 0.2, 0.5"
     assert arm_of({**jepa, "init_from": ""}) == "from scratch" and arm_of({}) == ""
@@ -187,7 +192,8 @@ def test_of_many_arms_some_are_drawn(logs):
 def test_the_front_of_a_grid_needs_no_probe(tmp_path):
     lines = [{"config": "a", "arm": arm, "seed": 1, "task": "toy", "split": split, "n_shot": 0,
               "metrics": {"accuracy": 0.5, "stderr": 0.1, "n": 9},
-              "held_out": {"toy": [9.0, 0.5], "toy_base": [1.0, loss]}}
+              "held_out": {"toy": {"1": [9.0, 0.5]},
+                           "toy_base": {"0.2": [1.0, loss], "1": [2.0, loss + 1]}}}
              for split in ("validation", "test") for arm, loss in (("plain", 3.0), ("jepa", 2.5))]
     write(tmp_path / "results.jsonl", lines)
     figure, caption = drawn(plot.front, read_logs([tmp_path]))
@@ -213,7 +219,7 @@ def test_arms_come_in_one_order_and_plain_and_jepa_always_look_the_same(logs):
     for key in ("color", "marker", "linestyle"):            # each alone tells six arms apart
         assert len({str(one[key]) for one in looks}) == 6
     twelve = [*plot.KNOWN, *"abcdefgh"]
-    assert len({(one["color"], one["marker"]) for one in (look(arm, twelve) for arm in twelve)}) == 12
+    assert len({(look(arm, twelve)["color"], look(arm, twelve)["marker"]) for arm in twelve}) == 12
 
 
 # ---- figures ----

@@ -176,24 +176,46 @@ def test_ablation_takes_each_arm_at_the_chosen_pair_as_far_as_it_has_it():
 
 
 def test_controls_are_compared_with_jepa_and_the_p_of_all_are_raised_together():
-    at, losses = (1.0, 2), {"toy": [9.0, 0.5], "toy_base": [1.0, 3.0]}
+    at = (1.0, 2)
     scores = {"jepa": (0.6, 0.7, 0.9), "shuffled": (0.5, 0.6, 0.7), "plain": (0.6, 0.6, 0.7),
               "online": (0.6, 0.7, 0.9), "l2": (0.1,)}
+    def losses(arm, seed):
+        other = 3.0 + seed - (arm == "jepa") * seed / 2
+        return {"toy": {"0.2": [9.0, 0.5], "1": [9.0, 2.0]}, "toy_base": {"0.2": [1.0, other - 1],
+                                                                        "1": [1.0, other + 1]}}
     text = render([line(arm, seed, score, (0.0, 0) if arm in ("plain", "l2") else at,
-                        held_out={**losses, "toy_base": [1.0, 3.0 + seed]})
+                        held_out=losses(arm, seed))
                    for arm, of in scores.items() for seed, score in enumerate(of)])
     name = "Controls: words, 0-shot"
     assert [cells[0] for cells in rows_of(text, name)] == ["jepa", "online", "plain", "shuffled",
                                                            "l2"]
-    gains = [10, 10, 20]
-    half = 4.303 * statistics.stdev(gains) / math.sqrt(3)
-    p = t_test(statistics.mean(gains), statistics.stdev(gains) / math.sqrt(3), 2)
+    def with_half(values, form="+.2f"):
+        half = 4.303 * statistics.stdev(values) / math.sqrt(3)
+        return f"{statistics.mean(values):{form}} +- {half:{form[1:]}} (n = 3)"
+    def p(values):
+        return t_test(statistics.mean(values), statistics.stdev(values) / math.sqrt(3), 2)
+    over, under = [-10, 0, 0], [10, 10, 20]
     assert row(text, name, "shuffled") == [
-        "shuffled", "60.00 +- 10.00 (n = 3)", "+13.33", f"+- {half:.2f} (n = 3)", f"{p:.2g}",
-        f"{2 * p:.2g}", "0.500 +- 0.000 (n = 3)", "4.000 +- 1.000 (n = 3)"]
-    assert row(text, name, "online")[2:6] == ["+0.00", "+- 0.00 (n = 3)", "-", "-"]
-    assert row(text, name, "l2")[2:6] == ["+50.00", "-", "-", "-"]
-    assert row(text, name, "jepa")[2:6] == ["-"] * 4
+        "shuffled", "60.00 +- 10.00 (n = 3)", with_half(over), f"{p(over):.2g}", with_half(under),
+        f"{p(under):.2g}", f"{2 * p(under):.2g}", "0.500 +- 0.000 (n = 3)",
+        "2.000 +- 0.000 (n = 3)", "4.000 +- 1.000 (n = 3)", "+0.000 +- 0.000 (n = 3)"]
+    assert row(text, name, "online")[4:7] == ["+0.00 +- 0.00 (n = 3)", "-", "-"]
+    assert row(text, name, "l2")[2:7] == ["-50.00 (n = 1)", "-", "+50.00 (n = 1)", "-", "-"]
+    assert row(text, name, "jepa")[4:7] == ["-"] * 3
+    assert row(text, name, "jepa")[-1] == with_half([0, -0.5, -1], "+.3f")
+    assert row(text, name, "plain")[2:4] == ["-"] * 2 == row(text, name, "plain")[-1:] * 2
+
+
+def test_an_arm_of_the_uniform_rate_is_compared_with_its_own_plain():
+    scores = {"plain": (0.2, 0.3), "jepa": (0.3, 0.5), "plain_uniform": (0.6, 0.6),
+              "jepa_uniform": (0.6, 0.7)}
+    text = render([line(arm, seed, score, (1.0, 2) if "jepa" in arm else (0.0, 0))
+                   for arm, of in scores.items() for seed, score in enumerate(of)])
+    name = "Controls: words, 0-shot"
+    assert row(text, name, "jepa_uniform")[2] == "+5.00 (n = 2)"
+    assert row(text, name, "plain_uniform")[2] == "-"
+    assert row(text, name, "jepa")[2] == "+15.00 (n = 2)"
+    assert "(jepa - plain) - (jepa_uniform - plain_uniform) = +10.00 (n = 2), p = " in text
 
 
 def test_models_of_a_grid_are_arms_and_others_have_rows_of_their_own():
