@@ -86,6 +86,10 @@ class Fake:
             (folder / "step_0000002" / "config.json").write_text("{}")
             cells = [cell for cell in self.cells if cell.folder == folder]
             (folder / "settings.json").write_text(json.dumps(vars(cells[0].settings)))
+            (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [
+                {"step": 0, "held_out": {"toy": {"0.2": 9.0, "1": 8.0}}}, {"step": 1, "loss": 7.0},
+                {"step": 1, "held_out": {"toy": {"0.2": 6.0, "1": 5.0}}},
+                {"step": 2, "held_out": {"toy": {"0.2": 1.0, "1": 2.0}}}]))
         elif not is_bad:
             scores = {"settings": {}, "accuracy": self.accuracy(words), "n": 8}
             Path(words["out"]).with_suffix(".json").write_text(json.dumps(scores))
@@ -127,6 +131,9 @@ def test_each_arm_is_trained_on_each_seed_and_scored_on_both_splits(cfg, monkeyp
     lines = lines_of(cfg)
     assert len(lines) == len({key_of(line) for line in lines}) == 32
     assert {line["init_from"] for line in lines} == {""}            # and so no base row
+    assert all(line["held_out"] == {"toy": {"0.2": [9.0, 1.0], "1": [8.0, 2.0]}} for line in lines)
+    assert {(line["arm"], line["t_ctx"], line["t_tgt"]) for line in lines} == {
+        (arm, 0.2, 0.2 if arm == "symmetric" else 0.7) for arm in cfg.arms}
     assert "Main table, 4-shot" in capsys.readouterr().out
 
 
@@ -393,6 +400,7 @@ def test_a_grid_that_was_killed_is_finished_by_the_same_command(cfg):
     assert all(line["metrics"]["n"] == 8 and line["revision"] for line in lines)
     for line in lines:
         assert len(Path(line["answers"]).read_text().splitlines()) == 8
+        assert line["held_out"]["toy"].keys() == {"0.2", "0.5", "0.8", "1"}
     assert "| little | 8 | from scratch |" in done.stdout
 
 
