@@ -635,7 +635,7 @@ def ablation(logs: Logs):
         for line in lines:
             key = plain_of(str(line.get("arm"))), line.get("n_shot"), line.get("seed")
             usual = (line.get("t_ctx"), line.get("t_tgt")) in ((0.2, 0.7), (0.1, 0.9), (None, None))
-            if line.get("arm") not in (None, "plain") and key in plain and (
+            if line.get("arm") not in (None, key[0]) and key in plain and (
                     usual or line["arm"] != "jepa"):
                 found[line["arm"]][key[1]].append(accuracy(line) - plain[key])
         return found
