@@ -3,8 +3,7 @@
     python train.py config/tiny_base.py
     python analysis/grid.py --configs=config/tiny_study.py --arms=plain,jepa --seeds=42 --n_shots=0
 
-That is config/tiny_paper.py with half of its steps (600 score as well, and two runs and their
-scores take five minutes), from one base for all arms and seeds.
+That is config/tiny_paper.py with half of its steps, from one base for all arms and seeds.
 """
 
 init_from = "out/tiny/base"
