@@ -367,7 +367,7 @@ def main(cfg: TrainConfig):
     if world > 1:
         del wrapped             # first: DDP's end waits, with the GIL, for threads that may want it
         dist.destroy_process_group()
-        # Under shards the threads of gloo live on. They let go of the last tensors here: while Python
+        # Under shards gloo's threads live on. They let go of the last tensors here: while Python
         # itself ends they could not, and would abort a run that is complete.
         time.sleep(cfg.shard)
     if step < n_steps:                      # the exit code says that the run is not complete
