@@ -367,9 +367,8 @@ def main(cfg: TrainConfig):
     if world > 1:
         del wrapped             # first: DDP's end waits, with the GIL, for threads that may want it
         dist.destroy_process_group()
-        # Under shards gloo's threads live on. They let go of the last tensors here: while Python
-        # itself ends they could not, and would abort a run that is complete.
-        time.sleep(cfg.shard)
+        if cfg.shard:           # gloo's threads live on, and let go of the last tensors here: while
+            time.sleep(1)       # Python ends they could not, and would abort a complete run
     if step < n_steps:                      # the exit code says that the run is not complete
         log.say(f"{cfg.out_dir}: {signal.Signals(stopping).name} after step {step} of {n_steps}, "
                 f"which is saved; --resume goes on")

@@ -305,11 +305,11 @@ def is_begun(cell: Cell) -> bool:
 
 def held_out(folder: Path) -> dict:
     """{task: {t: [loss before training, loss after]}}, of the log."""
-    if not (folder / "log.jsonl").is_file():            # a base
-        return {}
-    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
-    first, *_, last = [line["held_out"] for line in lines if "held_out" in line] * 2
-    return {task: {t: [first[task][t], last[task][t]] for t in first[task]} for task in first}
+    path = folder / "log.jsonl"
+    lines = map(json.loads, path.read_text().splitlines()) if path.is_file() else ()    # a base
+    found = [line["held_out"] for line in lines if "held_out" in line]
+    return {task: {t: [loss, found[-1][task][t]] for t, loss in losses.items()}
+            for task, losses in (found[0].items() if found else ())}
 
 
 def in_words(command: list[str]) -> str:

@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT))           # a script in a folder: the modules lie 
 
 import numpy as np
 
-from analysis.tables import plain_of
+from analysis.tables import accuracy, plain_of
 from configurator import run
 from stats import Z, half_95
 from view import printable
@@ -46,7 +46,7 @@ from weights import read_json
 WIDTH = 3.3             # inches: a column of a two-column paper
 # Okabe and Ito's colours, which all kinds of colour vision tell apart; in grey the markers do
 COLOURS = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
-MARKERS, DASHES = "os^Dv*PX<>hp", ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
+MARKERS, DASHES = "os^Dv*PX<>hpd8", ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
 KNOWN = "plain", "jepa", "no_predictor", "symmetric"
 STYLE = {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7,
          "ytick.labelsize": 7, "legend.fontsize": 7, "font.family": "DejaVu Sans",
@@ -322,9 +322,9 @@ def look(arm: str, arms) -> dict:
     """Colour, marker and dash of an arm: KNOWN ones have the same in every figure."""
     others = [name for name in arms if name not in KNOWN]
     used = {0, 1, *(KNOWN.index(name) for name in arms if name in KNOWN)}
-    free = [n for n in (4, 5, 2, 3, *range(6, 99)) if n not in used]
+    free = [n for n in (4, 5, 2, 3, *range(6, len(MARKERS))) if n not in used]
     n = KNOWN.index(arm) if arm in KNOWN else free[others.index(arm) % len(free)]
-    return {"color": COLOURS[n % 6], "marker": MARKERS[n % 12], "linestyle": DASHES[n % 6]}
+    return {"color": COLOURS[n % 6], "marker": MARKERS[n], "linestyle": DASHES[n % 6]}
 
 
 def short(text, length: int = 24) -> str:
@@ -616,10 +616,6 @@ def scores_by(logs: Logs, *keys):
     return found
 
 
-def accuracy(line: dict) -> float:
-    return 100 * line["metrics"]["accuracy"]
-
-
 def is_test(lines) -> bool:
     return lines[0].get("split") == "test"
 
@@ -673,7 +669,7 @@ def ablation(logs: Logs):
                     f"{short(line.get('config'), 40)}, {questions(best)}. Dots are the n seeds, "
                     f"bars their mean, lines its 95 % interval from three seeds up; all bars share "
                     f"one plain arm, and are not corrected for their number." + " JEPA uniform is "
-                    f"compared with plain uniform." * ("jepa_uniform" in arms))
+                    "compared with plain uniform." * ("jepa_uniform" in arms))
 
 
 def questions(lines) -> str:

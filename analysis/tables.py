@@ -188,28 +188,28 @@ def controls(lines, config: str, n_shot: int) -> str:
     """Each arm minus plain, and jepa minus it; p of the latter after Holm over all of them."""
     arms = sorted({line["arm"] for line in lines if line["config"] == config} - {"base", "jepa"})
     runs = {arm: tested(lines, config, arm, n_shot) for arm in ("jepa", *arms)}
-    above = {arm: paired(runs.get(plain_of(arm), {}), runs[arm]) for arm in runs}
-    below = {arm: paired(runs[arm], runs["jepa"]) for arm in arms}
-    adjusted, rows = holm({arm: p_of(of) for arm, of in below.items() if p_of(of) == p_of(of)}), []
+    under_jepa = {arm: paired(runs[arm], runs["jepa"]) for arm in arms}
+    p = {arm: p_of(differences) for arm, differences in under_jepa.items()}
+    adjusted, rows = holm({arm: value for arm, value in p.items() if not math.isnan(value)}), []
     for arm in sorted(runs, key=lambda arm: -sum(percent(runs[arm])) / max(1, len(runs[arm]))):
-        is_plain, at = arm == plain_of(arm), [first_rate, last_rate, other_corpus]
-        rows.append([
-            arm, spread(percent(runs[arm])),
-            *(["-"] * 2 if is_plain else [interval(above[arm]), in_words(p_of(above[arm]))]),
-            *(["-"] * 3 if arm == "jepa" else [interval(below[arm]), in_words(p_of(below[arm])),
-                                               in_words(adjusted.get(arm, math.nan))]),
-            *(spread([x for x in map(which, runs[arm].values()) if x is not None], ".3f")
-              for which in at),
-            "-" if is_plain else interval(paired(runs.get(plain_of(arm), {}), runs[arm],
-                                                 other_corpus), "+.3f")])
+        own, plain = runs[arm], {} if arm == plain_of(arm) else runs.get(plain_of(arm), {})
+        over_plain = paired(plain, own)
+        losses = [[loss for loss in map(which, own.values()) if loss is not None]
+                  for which in (loss_at_least_t, loss_at_greatest_t, loss_of_other_corpus)]
+        rows.append([arm, spread(percent(own)), interval(over_plain), in_words(p_of(over_plain)),
+                     interval(under_jepa.get(arm, [])), in_words(p.get(arm, math.nan)),
+                     in_words(adjusted.get(arm, math.nan)), *(spread(of, ".3f") for of in losses),
+                     interval(paired(plain, own, loss_of_other_corpus), "+.3f")])
     text = table(f"Controls: {config}, {n_shot}-shot", "arm | score | - plain | p | jepa - arm | p "
                  "| p, Holm | loss at least t | at greatest t | other corpus | - plain", rows)
-    both = [dict(zip(sorted(runs["plain"].keys() & runs[arm].keys()), above[arm]))
-            for arm in ("jepa", "jepa_uniform") if above.get(arm)]
-    if len(both) == 2:
-        of = [both[0][seed] - both[1][seed] for seed in both[0].keys() & both[1].keys()]
-        text += (f"\n\n(jepa - plain) - (jepa_uniform - plain_uniform) = {interval(of)}, p = "
-                 f"{in_words(p_of(of))}")
+    four = [runs.get(arm, {}) for arm in ("plain", "jepa", "plain_uniform", "jepa_uniform")]
+    effects = []
+    for seed in sorted(set.intersection(*map(set, four))):
+        plain, jepa, plain_uniform, jepa_uniform = (accuracy(of[seed]) for of in four)
+        effects.append((jepa - plain) - (jepa_uniform - plain_uniform))
+    if effects:
+        text += (f"\n\n(jepa - plain) - (jepa_uniform - plain_uniform) = {interval(effects)}, p = "
+                 f"{in_words(p_of(effects))}")
     return text
 
 
@@ -218,22 +218,23 @@ def plain_of(arm: str) -> str:
     return "plain_uniform" if arm.endswith("_uniform") else "plain"
 
 
-def first_rate(line: dict):
-    return held_out(line, 0, lambda losses: losses[0])
+def loss_at_least_t(line: dict):
+    return next(iter(losses_after(line, 0)), None)
 
 
-def last_rate(line: dict):
-    return held_out(line, 0, lambda losses: losses[-1])
+def loss_at_greatest_t(line: dict):
+    return next(reversed(losses_after(line, 0)), None)
 
 
-def other_corpus(line: dict):
-    return held_out(line, 1, statistics.mean)
+def loss_of_other_corpus(line: dict):
+    losses = losses_after(line, 1)
+    return statistics.mean(losses) if losses else None
 
 
-def held_out(line: dict, corpus: int, which):
-    """A loss after training out of those by masking rate, or None."""
-    corpora = list(line.get("held_out", {}).values())[corpus:][:1]
-    return which([after for _, after in corpora[0].values()]) if corpora else None
+def losses_after(line: dict, corpus: int) -> list[float]:
+    """Held-out losses after training, from the least masking rate to the greatest."""
+    corpora = [*line.get("held_out", {}).values(), {}, {}]
+    return [corpora[corpus][t][1] for t in sorted(corpora[corpus], key=float)]
 
 
 def preservation(lines, summaries) -> str:
@@ -296,7 +297,7 @@ def published(config: str, arm: str, n_shot: int) -> str:
 
 
 def percent(runs: dict) -> list[float]:
-    return [points(line) for line in runs.values()]
+    return [accuracy(line) for line in runs.values()]
 
 
 def pair_of(runs: dict) -> str:
@@ -310,11 +311,11 @@ def spread(values: list[float], form: str = ".2f") -> str:
     return f"{all['mean']:{form}} +- {all['sd_ddof1']:{form.strip('+')}} (n = {all['n']})"
 
 
-def points(line: dict) -> float:
+def accuracy(line: dict) -> float:
     return 100 * line["metrics"]["accuracy"]
 
 
-def paired(first: dict, second: dict, number=points) -> list[float]:
+def paired(first: dict, second: dict, number=accuracy) -> list[float]:
     """Second minus first, for each seed that both have."""
     both = [(number(first[seed]), number(second[seed]))
             for seed in sorted(first.keys() & second.keys())]
@@ -340,7 +341,7 @@ def difference(first: dict, second: dict) -> tuple[str, str]:
         return (f"{values[0]:+.2f} (n = 1)", "n = 1") if values else (NOT_RUN, NOT_RUN)
     all = over_seeds(values)
     return (f"{all['mean']:+.2f} +- {all['stderr']:.2f} (n = {all['n']})",
-            in_words(t_test(all["mean"], all["stderr"], all["n"] - 1)))
+            in_words(p_of(values)))
 
 
 def by_question(first: dict, second: dict) -> str:

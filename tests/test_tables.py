@@ -218,6 +218,15 @@ def test_an_arm_of_the_uniform_rate_is_compared_with_its_own_plain():
     assert "(jepa - plain) - (jepa_uniform - plain_uniform) = +10.00 (n = 2), p = " in text
 
 
+def test_the_two_effects_of_jepa_are_compared_over_the_seeds_of_all_four_arms():
+    scores = {"plain": {1: 0.9, 2: 0.2, 3: 0.3}, "jepa": {1: 0.1, 2: 0.3, 3: 0.5},
+              "plain_uniform": {2: 0.6, 3: 0.6, 4: 0.1}, "jepa_uniform": {2: 0.6, 3: 0.7, 4: 0.9}}
+    lines = [line(arm, seed, score, (1.0, 2) if "jepa" in arm else (0.0, 0))
+             for arm, of in scores.items() for seed, score in of.items()]
+    assert "(jepa_uniform - plain_uniform) = +10.00 (n = 2)" in render(lines)
+    assert "(jepa_uniform" not in render([one for one in lines if one["arm"] != "plain_uniform"])
+
+
 def test_models_of_a_grid_are_arms_and_others_have_rows_of_their_own():
     at, config = (1.0, 2), "llada8b_gsm8k_wide_t"
     lines = [line("plain", seed, 0.5, config=config) for seed in (1, 2)]
