@@ -26,14 +26,15 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-import stats
-from answers import check_settings, collect, glance, read_common, sidecar, write_json
-from checkpoint import load_ema
 from configurator import run
-from reveal import Sampling
+from pretrained.weights import find_weights, weights_file
 from sample import Tally, check_prompts, complete, load_model
+from sampling.reveal import Sampling
+from tasks import stats
+from tasks.answers import check_settings, collect, glance, read_common, sidecar
 from tasks.common import few_shot, load_task
-from weights import find_weights, weights_file
+from tasks.files import write_json
+from training.checkpoint import load_ema
 
 
 @dataclass

@@ -26,7 +26,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from model import Linear, diffusion_loss, forward_process, to_device, uniform
+from model import Linear, diffusion_loss, forward_process, uniform
+from pretrained.device import to_device
 
 TARGET_TOKENS = 1 << 14          # in one pass of the target, at most: 2 GB of activations at 8 B
 

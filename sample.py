@@ -22,14 +22,15 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")            # both are read when tor
 
 import torch
 
-from cache import Cache
 from configurator import run
-from model import DLLM, pick_device, pick_dtype, row_generators, to_device
-from reveal import Sampling, Schedule, draw_uniform, draws_on, propose
+from model import DLLM, row_generators
+from pretrained.device import pick_device, pick_dtype, to_device
+from pretrained.tokenizer import load_tokenizer
+from pretrained.weights import find_weights
+from sampling.cache import Cache
+from sampling.reveal import Sampling, Schedule, draw_uniform, draws_on, propose
+from sampling.view import Film, Screen
 from tasks.common import question_prompt
-from tasks.tokenizer import load_tokenizer
-from view import Film, Screen
-from weights import find_weights
 
 GAP = "[MASK]"                          # how a user writes a token to fill
 

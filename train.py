@@ -27,22 +27,22 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from checkpoint import (StopSignal, load_train_state, not_finite, remove_checkpoints,
-                        save_checkpoint)
 from configurator import run
-from controls import Anchor, base_weights, check_controls, has_control, make_control
-from diagnostics import (bucket_numbers, embedding_numbers, movement_numbers, same_rate_number,
-                         sample)
-from jepa import TARGET_TOKENS, DLLMJEPA
-from lean import Lean
-from log import Log
-from lora import add_lora, check_base, merge
-from model import (PRESETS, DLLM, ModelConfig, diffusion_loss, forward_process, pick_device,
-                   pick_dtype, row_generators)
-from sharding import agree, shard
+from jepa import DLLMJEPA, TARGET_TOKENS
+from model import DLLM, PRESETS, ModelConfig, diffusion_loss, forward_process, row_generators
+from pretrained.device import pick_device, pick_dtype
+from pretrained.tokenizer import load_tokenizer
+from pretrained.weights import find_weights, new_folder, newest_checkpoint
 from tasks.common import batch_at, collate, load_task, tokenize
-from tasks.tokenizer import load_tokenizer
-from weights import find_weights, new_folder, newest_checkpoint
+from training.checkpoint import (StopSignal, load_train_state, not_finite, remove_checkpoints,
+                                 save_checkpoint)
+from training.controls import Anchor, base_weights, check_controls, has_control, make_control
+from training.diagnostics import (bucket_numbers, embedding_numbers, movement_numbers,
+                                  same_rate_number, sample)
+from training.lean import Lean
+from training.log import Log
+from training.lora import add_lora, check_base, merge
+from training.sharding import agree, shard
 
 
 @dataclass

@@ -42,11 +42,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import model as model_module
 from configurator import run
 from jepa import DLLMJEPA, cosine_distance, pool
-from model import (PRESETS, DLLM, ModelConfig, diffusion_loss, forward_process, pick_device,
-                   pick_dtype, row_generators, to_device)
+from model import DLLM, PRESETS, ModelConfig, diffusion_loss, forward_process, row_generators
+from pretrained.device import pick_device, pick_dtype, to_device
+from pretrained.tokenizer import load_tokenizer
 from tasks import gsm8k
 from tasks.common import Row, batch_at, collate
-from tasks.tokenizer import load_tokenizer
 
 PEAK_TFLOPS = {"A100": 312, "H100": 989, "H200": 989, "B200": 2250, "4090": 165}    # bf16
 MASKED = 0.12                       # share of GSM8K's tokens that t = 0.2 masks: answers are 59 %

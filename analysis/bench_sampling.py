@@ -32,9 +32,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configurator import run
-from model import PRESETS, DLLM, ModelConfig, pick_device, pick_dtype
-from reveal import check_lengths
+from model import DLLM, PRESETS, ModelConfig
+from pretrained.device import pick_device, pick_dtype
 from sample import check_prompts, generate
+from sampling.reveal import check_lengths
 
 # bf16 products per second, bytes of memory per second
 PEAKS = {"A100": (312e12, 2.04e12), "H100": (989e12, 3.35e12), "H200": (989e12, 4.8e12)}

@@ -19,10 +19,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))           # a script in a folder: the modules lie one above
 
-from answers import read_common
 from configurator import run
-from model import pick_device
-from stats import paired_difference
+from pretrained.device import pick_device
+from tasks.answers import read_common
+from tasks.stats import paired_difference
 from train import TrainConfig
 
 ARMS = ("base", "plain", "jepa")

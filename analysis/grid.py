@@ -31,9 +31,9 @@ from tqdm import tqdm
 from analysis.tables import choose, key_of, read_results, render
 from configurator import configure, run
 from evaluate import EvalConfig
-from log import git_commit
+from tasks.files import read_json
 from train import TrainConfig
-from weights import read_json
+from training.log import git_commit
 
 ARMS = {            # what an arm changes of its config; in braces a setting of that
     "plain": "--lambda_jepa=0 --anchor=0",

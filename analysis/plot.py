@@ -39,9 +39,9 @@ import numpy as np
 
 from analysis.tables import accuracy, plain_of
 from configurator import run
-from stats import Z, half_95
-from view import printable
-from weights import read_json
+from sampling.view import printable
+from tasks.files import read_json
+from tasks.stats import Z, half_95
 
 WIDTH = 3.3             # inches: a column of a two-column paper
 # Okabe and Ito's colours, which all kinds of colour vision tell apart; in grey the markers do
@@ -87,7 +87,7 @@ def main(cfg: PlotConfig):
 def drawn(draw, logs):
     """-> figure, caption. Raises ValueError, one sentence, on what the logs lack for it."""
     try:
-        import matplotlib               # half a second, and an extra
+        import matplotlib  # half a second, and an extra
     except ImportError:
         raise OSError("figures take matplotlib, which is not installed: pip install -r "
                       "requirements-plots.txt") from None

@@ -23,15 +23,16 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))           # a script in a folder: the modules lie one above
 
-from answers import write_json
+from analysis.likelihood import BATCH_TOKENS, choose, held_out_losses
 from configurator import run
-from likelihood import BATCH_TOKENS, choose, held_out_losses
-from model import DLLM, pick_device
+from model import DLLM
+from pretrained.device import pick_device
+from pretrained.tokenizer import load_tokenizer
+from pretrained.weights import find_weights, weights_file
 from sample import load_model
-from stats import mcnemar
 from tasks import mmlu, wikitext
-from tasks.tokenizer import load_tokenizer
-from weights import find_weights, read_json, weights_file
+from tasks.files import read_json, write_json
+from tasks.stats import mcnemar
 
 
 @dataclass

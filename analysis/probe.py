@@ -27,7 +27,6 @@ file, base and tuned side by side, so that two blocks are in memory and never tw
 take texts x tokens x width x 4 bytes, for each masking rate and twice more. All is in fp32, for
 in bf16 the small steps of a small learning rate would round away.
 """
-import json
 import os
 import statistics
 import sys
@@ -45,16 +44,18 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from analysis.likelihood import BATCH_TOKENS, batches, exact_masks, longest_first, padded
 from configurator import run
 from jepa import pool
-from likelihood import BATCH_TOKENS, batches, exact_masks, longest_first, padded
-from model import DLLM, Padded, pick_device, rope_table, row_generators, to_device
+from model import DLLM, Padded, rope_table, row_generators
+from pretrained.device import pick_device, to_device
+from pretrained.tokenizer import load_tokenizer
+from pretrained.weights import (catalogue, check_names_and_shapes, drop_copy, find_weights,
+                                published_name, read_tensors, weights_file)
 from tasks import wikitext
 from tasks.common import load_task, tokenize
-from tasks.tokenizer import load_tokenizer
-from log import git_commit
-from weights import (catalogue, check_names_and_shapes, drop_copy, find_weights, published_name,
-                     read_json, read_tensors, weights_file)
+from tasks.files import read_json, write_json
+from training.log import git_commit
 
 
 @dataclass
@@ -363,12 +364,6 @@ def trained(folder: str) -> dict | None:
     state = read_json(path) if os.path.isfile(path) else {}
     return {**state["settings"], "step": state.get("step")} if isinstance(
         state.get("settings"), dict) else None
-
-
-def write_json(path, what: dict):
-    with open(f"{path}.new", "w") as file:
-        json.dump(what, file, indent=1)
-    os.replace(f"{path}.new", path)
 
 
 # ----------------------------------------------------------------------------------------------

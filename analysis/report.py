@@ -21,8 +21,8 @@ sys.path.insert(0, str(ROOT))           # a script in a folder: the modules lie 
 
 from analysis.plot import FIGURES, by_arm, drawn, label, only, rank_of_arm, read_logs, save
 from configurator import run
-from stats import half_95
-from view import printable
+from sampling.view import printable
+from tasks.stats import half_95
 
 HEAD = """<!doctype html>
 <html lang="en">

@@ -19,10 +19,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))           # a script in a folder: the modules lie one above
 
-from answers import read_common
 from configurator import run
-from stats import half_95, holm, mcnemar, over_seeds, t_test
-from weights import read_json
+from tasks.answers import read_common
+from tasks.files import read_json
+from tasks.stats import half_95, holm, mcnemar, over_seeds, t_test
 
 KEYS = ("config", "arm", "lambda", "depth", "seed", "split", "n_shot")      # name a line
 NOT_RUN, NOT_GIVEN = "not run", "not given"

@@ -11,16 +11,15 @@ counts as the answer in it, or None, and score(completion, example) -> whether t
 answers end in a format of their own it also has has_format(completion): the strict accuracy counts
 what is right *and* in format, the other one (flexible) what is right.
 """
-import gzip
-import json
 import random
-import zlib
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
+from tasks.files import read_jsonl
 
 
 class Example(NamedTuple):
@@ -63,35 +62,12 @@ def load_rows(split: str, data_dir: str, hub_name: str,
     if data_dir:
         paths = [Path(data_dir) / f"{split}.jsonl{end}" for end in ("", ".gz")]
         return read_jsonl(next((path for path in paths if path.is_file()), paths[1]))
-    import datasets                 # takes seconds, and is needed here only
+    import datasets  # takes seconds, and is needed here only
     try:
         return list(datasets.load_dataset(hub_name, hub_config, split=split))
     except Exception as error:      # no network, no such file, a proxy: many classes, one meaning
         raise ValueError(f"{hub_name} could not be had from the hub ({type(error).__name__}); give "
                          f"a folder with {split}.jsonl.gz as --data_dir") from error
-
-
-def read_jsonl(path) -> list[dict]:
-    """The rows of a .jsonl[.gz] file. Raises ValueError naming the file and the bad line."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    rows = []
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    rows.append(json.loads(line))
-                    if not isinstance(rows[-1], dict):
-                        raise ValueError(f"{path}, line {number}, is not a JSON object")
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {number}, is not JSON: {error.msg}") from None
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read as "
-                         f"{'gzipped ' * (path.suffix == '.gz')}UTF-8: {error}") from None
-    if not rows:
-        raise ValueError(f"{path} holds no rows")
-    return rows
 
 
 def tokenize(examples: list[Example], tok, max_length: int, name: str = "") -> list[Row]:

@@ -22,7 +22,8 @@ import re
 import zlib
 from pathlib import Path
 
-from tasks.common import Example, load_rows, read_jsonl
+from tasks.common import Example, load_rows
+from tasks.files import read_jsonl
 from tasks.sql import judge
 
 SOURCE = "the official spider_data.zip is at https://yale-lily.github.io/spider"

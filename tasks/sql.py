@@ -173,7 +173,7 @@ def allow_double_quotes(connection):
 def confine():
     """Bounds memory and forbids this process to write files, where the system can."""
     try:
-        import resource                     # not on Windows
+        import resource  # not on Windows
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))

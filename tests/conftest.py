@@ -3,7 +3,8 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE / "core")]
 if "PYTEST_XDIST_WORKER" in os.environ:             # pytest -n: one thread each; read by torch
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -10,7 +10,7 @@ from analysis import bench
 from analysis.bench import BenchConfig, Setup
 from configurator import configure, run
 from jepa import DLLMJEPA, Predictor
-from model import NLL_ROWS, PRESETS, DLLM, ModelConfig
+from model import DLLM, NLL_ROWS, PRESETS, ModelConfig
 from tests.test_packing import DREAM, LLADA, QWEN, kept_bytes, make_model
 
 torch.set_num_threads(1)

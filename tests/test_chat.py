@@ -15,15 +15,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import chat
-from chat import Answer, ChatConfig, newest, turn
 from model import DLLM, ModelConfig
+from pretrained.bpe import BYTE_OF
+from pretrained.chat_format import chat_ids
+from pretrained.tokenizer import byte_tokenizer, load_tokenizer
 from sample import Sampling
-from tasks.bpe import BYTE_OF
-from tasks.chat import chat_ids
-from tasks.tokenizer import byte_tokenizer, load_tokenizer
+from sampling import chat
+from sampling.chat import Answer, ChatConfig, newest, turn
 
-ROOT = Path(chat.__file__).parent
+ROOT = Path(chat.__file__).parent.parent
 ADDED = {"llada": ("<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>", "<|start_header_id|>",
                    "<|end_header_id|>", "<|eot_id|>"),
          "chatml": ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>")}
@@ -86,7 +86,7 @@ def start(folder, *options, **how):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         prepare()
     how = {**dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE), **how}
-    return subprocess.Popen([sys.executable, "chat.py", f"--init_from={folder}", *options],
+    return subprocess.Popen([sys.executable, "sampling/chat.py", f"--init_from={folder}", *options],
                             cwd=ROOT, env=env, preexec_fn=before, **how)
 
 

@@ -15,13 +15,13 @@ import pytest
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from test_train import ROOT, cfg, data_dir, fingerprint, lines, sentence_of  # noqa: F401
 
-import checkpoint
 import train
 from model import DLLM, row_generators
-from test_train import ROOT, cfg, data_dir, fingerprint, lines, sentence_of  # noqa: F401
+from pretrained.weights import newest_checkpoint
 from train import main
-from weights import newest_checkpoint
+from training import checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -168,8 +168,8 @@ train.DLLMJEPA.forward = poisoned
 
 def poison(cfg, data_dir, step=1):
     """Two examples of the batch of a step, and code that makes their loss NaN."""
+    from pretrained.tokenizer import load_tokenizer
     from tasks.common import batch_at, load_task, tokenize
-    from tasks.tokenizer import load_tokenizer
     rows = tokenize(load_task("gsm8k").load("train", str(data_dir)), load_tokenizer("toy"), 64)
     batch, _ = batch_at(step, rows, cfg.batch_size, cfg.seed)
     ids = sorted(row.example_id for row in batch[2:4])
@@ -242,7 +242,8 @@ import torch, torch._dynamo, train          # the latter, which AdamW loads, her
 from dataclasses import replace
 from pathlib import Path
 from model import DLLM
-from weights import newest_checkpoint, read_json, read_safetensors
+from tasks.files import read_json
+from pretrained.weights import newest_checkpoint, read_safetensors
 train.PRESETS["tiny"] = dict(n_layer=1, n_head=2, n_kv_head=2, n_embd=32, n_hidden=64)
 cfg = train.TrainConfig(**{vars(replace(cfg, max_steps=9999, save_every=1, eval_every=9999))!r})
 cfg = replace(cfg, warmup_ratio=0.0, min_lr_ratio=1.0)  # the same rates, wherever it is to end
@@ -508,7 +509,7 @@ sys.path.insert(0, {str(ROOT)!r})
 import torch.distributed as dist, weights
 from jepa import DLLMJEPA
 from model import DLLM
-from sharding import shard
+from training.sharding import shard
 dist.init_process_group("gloo")
 read, tensors = [], weights.read_tensors
 def counted(*args):

@@ -8,19 +8,27 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch.utils.flop_counter import FlopCounterMode
-
-from controls import PAPER, Anchor, Control, base_weights, has_control, make_control
-from jepa import DLLMJEPA, cosine_distance, ema_update, pool
-from model import DLLM, PRESETS, ModelConfig, diffusion_loss, forward_process, row_generators
-from tasks import gsm8k
-from tasks.common import batch_at, collate, tokenize
-from tasks.tokenizer import load_tokenizer
 from test_jepa import (CONFIG, IDS, as_batch, eight_rows, flops_of, make_model, seeded, step,
                        wide_batch)
-from test_train import (assert_same_step, cfg, data_dir, lines, sentence_of, tensors,  # noqa: F401
-                        torchrun, without_clock)
+from test_train import (  # noqa: F401
+    assert_same_step,
+    cfg,
+    data_dir,
+    lines,
+    sentence_of,
+    tensors,
+    torchrun,
+    without_clock,
+)
+from torch.utils.flop_counter import FlopCounterMode
+
+from jepa import DLLMJEPA, cosine_distance, ema_update, pool
+from model import DLLM, PRESETS, ModelConfig, diffusion_loss, forward_process, row_generators
+from pretrained.tokenizer import load_tokenizer
+from tasks import gsm8k
+from tasks.common import batch_at, collate, tokenize
 from train import TrainConfig, main
+from training.controls import PAPER, Anchor, Control, base_weights, has_control, make_control
 
 torch.set_num_threads(1)
 

@@ -5,16 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-
-import diagnostics
-from diagnostics import (bucket_numbers, collapsed, constant_floor, cosines, effective_rank,
-                         embedding_numbers, movement_numbers, off_diagonal, same_rate_number,
-                         sample, this_ranks, whole_batch)
-from jepa import DLLMJEPA, cosine_distance
-from model import row_generators
 from test_jepa import IDS, as_batch, eight_rows, make_model, seeded, step
 from test_train import cfg, data_dir, lines, torchrun  # noqa: F401
+
+from jepa import DLLMJEPA, cosine_distance
+from model import row_generators
 from train import main
+from training import diagnostics
+from training.diagnostics import (bucket_numbers, collapsed, constant_floor, cosines,
+                                  effective_rank, embedding_numbers, movement_numbers, off_diagonal,
+                                  same_rate_number, sample, this_ranks, whole_batch)
 
 torch.set_num_threads(1)
 

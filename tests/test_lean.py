@@ -5,16 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_jepa import CONFIG, IDS, as_batch, eight_rows, make_model, seeded
+from test_train import assert_resuming_changes_nothing, cfg, data_dir, lines, sentence_of, torchrun  # noqa: F401
 
-import lean
 from jepa import DLLMJEPA, ema_update, make_target
-from lean import Lean, join, round_at_random, split
 from model import DLLM, row_generators
 from train import main
-
-from test_jepa import CONFIG, IDS, as_batch, eight_rows, make_model, seeded
-from test_train import (assert_resuming_changes_nothing, cfg, data_dir, lines,  # noqa: F401
-                        sentence_of, torchrun)
+from training import lean
+from training.lean import Lean, join, round_at_random, split
 
 SMALL = replace(CONFIG, n_layer=1)
 

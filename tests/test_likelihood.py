@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from likelihood import choose, held_out_losses, log_likelihood, stratified_masks
+from analysis.likelihood import choose, held_out_losses, log_likelihood, stratified_masks
 from model import DLLM, ModelConfig
 
 VOCAB, EOS, MASK = 20, 18, 19

@@ -6,15 +6,21 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_jepa import CONFIG, IDS, as_batch, eight_rows, make_model, seeded
+from test_train import (  # noqa: F401
+    assert_resuming_changes_nothing,
+    assert_same_step,
+    cfg,
+    data_dir,
+    lines,
+    sentence_of,
+    torchrun,
+)
 
 from jepa import DLLMJEPA, ema_update, make_target
-from lora import LoRALinear, add_lora, merge
 from model import DLLM, PRESETS, ModelConfig, row_generators
 from train import TrainConfig, main
-
-from test_jepa import CONFIG, IDS, as_batch, eight_rows, make_model, seeded
-from test_train import (assert_resuming_changes_nothing, assert_same_step, cfg,  # noqa: F401
-                        data_dir, lines, sentence_of, torchrun)
+from training.lora import LoRALinear, add_lora, merge
 
 ALL = TrainConfig.lora_targets
 GQA = replace(CONFIG, n_kv_head=2, qkv_bias=True, shift=True)

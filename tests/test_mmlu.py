@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from likelihood import choose
+from analysis.likelihood import choose
 from model import ModelConfig
+from pretrained.tokenizer import byte_tokenizer, our_tokenizer, toy_tokenizer
 from tasks import mmlu
 from tasks.common import load_task
-from tasks.tokenizer import byte_tokenizer, our_tokenizer, toy_tokenizer
 
 REAL = Path(mmlu.__file__).parent.parent.parent / "shared" / "data" / "mmlu"
 needs_real_rows = pytest.mark.skipif(not REAL.is_dir(), reason=f"the MMLU rows are not at {REAL}")

@@ -13,8 +13,8 @@ import pytest
 
 from analysis import plot
 from analysis.plot import (FIGURES, PlotConfig, accuracy, arm_of, by_arm, density_of, drawn,
-                           half_95, is_of, last_of_each, level_of_mass, look, only, pareto,
-                           pearson, place, read_logs, save, short)
+                           half_95, is_of, last_of_each, level_of_mass, look, only, pareto, pearson,
+                           place, read_logs, save, short)
 
 pytest.importorskip("matplotlib", reason="figures need requirements-plots.txt")
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from analysis import preserve
+from analysis.likelihood import held_out_losses
 from analysis.preserve import PreserveConfig, half_95, mcnemar, score_choices, score_losses
-from likelihood import held_out_losses
 from model import DLLM, ModelConfig
+from pretrained.tokenizer import byte_tokenizer, toy_tokenizer
 from tasks import wikitext
-from tasks.tokenizer import byte_tokenizer, toy_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent / "shared" / "data"

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 
 from analysis import probe
+from analysis.likelihood import held_out_losses
 from analysis.probe import (Blend, Checkpoint, ProbeConfig, distances, diversity, effective_rank,
                             held_out_rows, masked_copies, names_at, states)
-from likelihood import held_out_losses
 from model import DLLM, ModelConfig
-from tasks.tokenizer import byte_tokenizer, toy_tokenizer
+from pretrained.tokenizer import byte_tokenizer, toy_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")

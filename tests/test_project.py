@@ -13,14 +13,14 @@ from analysis.preserve import PreserveConfig
 from analysis.probe import ProbeConfig
 from analysis.report import ReportConfig
 from analysis.tables import TablesConfig
-from chat import ChatConfig
 from configurator import configure
 from eval_gsm8k import GSM8KConfig
 from evaluate import EvalConfig
+from pretrained.weights import ConvertConfig
 from sample import SampleConfig
+from sampling.chat import ChatConfig
 from tasks.common import load_task
 from train import TrainConfig
-from weights import ConvertConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {"train.py": TrainConfig, "analysis/compare.py": TrainConfig, "sample.py": SampleConfig,

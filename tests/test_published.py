@@ -12,14 +12,14 @@ import torch
 pytest.importorskip(
     "tokenizers", reason="the library to compare with: pip install -r tests/requirements.txt")
 
+from test_weights import LLADA, generate
+
 import evaluate
 import train
 from configurator import configure
+from pretrained.tokenizer import load_tokenizer
+from pretrained.weights import read_config
 from sample import load_model
-from tasks.tokenizer import load_tokenizer
-from test_tokenizer import folders                      # a fixture: tokenizers as published
-from test_weights import LLADA, generate
-from weights import read_config
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILY = {"llada": "llada", "base": "llada", "dream": "Dream", "qwen": "a2d-qwen3"}

@@ -11,10 +11,11 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="figures need requirements-plots.txt")
 
+from test_plot import HOSTILE, write_study
+
 from analysis import report
 from analysis.plot import FIGURES, read_logs
 from analysis.report import ReportConfig
-from test_plot import HOSTILE, write_study
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),

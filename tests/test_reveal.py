@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-
-import sample
-from reveal import Sampling, dream_schedule, keep_likeliest, propose
-from sample import SampleConfig, Tally, complete, complete_gaps, generate, infill
-from tasks.tokenizer import byte_tokenizer
 from test_sample import one_thread  # noqa: F401, for every test here
 from test_sample import tiny as any_tiny
+
+import sample
+from pretrained.tokenizer import byte_tokenizer
+from sample import SampleConfig, Tally, complete, complete_gaps, generate, infill
+from sampling.reveal import Sampling, dream_schedule, keep_likeliest, propose
 
 VOCAB, EOT, EOS, MASK = 40, 37, 38, 39
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import stats
-from answers import read_answers, read_common
+from tasks import stats
+from tasks.answers import read_answers, read_common
 
 # ---- one accuracy ----
 

@@ -14,10 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pretrained.tokenizer import FILE_NAME, byte_tokenizer, load_tokenizer, toy_tokenizer
 from tasks import gsm8k, toy, toy_base
 from tasks.common import (Example, Row, batch_at, collate, few_shot, load_task, question_prompt,
-                          read_jsonl, tokenize)
-from tasks.tokenizer import FILE_NAME, byte_tokenizer, load_tokenizer, toy_tokenizer
+                          tokenize)
+from tasks.files import read_jsonl
 
 ROOT = Path(gsm8k.__file__).parent.parent
 REAL = ROOT.parent / "shared" / "data" / "gsm8k"

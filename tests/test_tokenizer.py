@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sample
-from tasks import bpe
-from tasks.chat import chat_ids
+from pretrained import bpe
+from pretrained.chat_format import chat_ids
+from pretrained.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, word_tokenizer
 from tasks.common import Example, tokenize
-from tasks.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, word_tokenizer
 
 tokenizers = pytest.importorskip(
     "tokenizers", reason="the library to compare with: pip install -r tests/requirements.txt")

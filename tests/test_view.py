@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import view
-from tasks.tokenizer import BYTES, byte_tokenizer, our_tokenizer, toy_tokenizer
-from view import SHADES, Film, Screen, printable, spans
+from pretrained.tokenizer import BYTES, byte_tokenizer, our_tokenizer, toy_tokenizer
+from sampling import view
+from sampling.view import SHADES, Film, Screen, printable, spans
 
 TOK, MASK = byte_tokenizer(), byte_tokenizer().mask_id
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),

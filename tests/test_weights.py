@@ -12,12 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import weights
 from model import DLLM, PRESETS, ModelConfig
-from tasks.tokenizer import toy_tokenizer
-from train import TrainConfig, main as train
-from weights import (MODEL_TYPE, RENAME, ConvertConfig, catalogue, config_fields, find_weights,
-                     main as convert, newest_checkpoint, published_name, read_tensors, rename)
+from pretrained import weights
+from pretrained.tokenizer import toy_tokenizer
+from pretrained.weights import (MODEL_TYPE, RENAME, ConvertConfig, catalogue, config_fields,
+                                find_weights, newest_checkpoint, published_name, read_tensors,
+                                rename)
+from pretrained.weights import main as convert
+from train import TrainConfig
+from train import main as train
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent
@@ -563,7 +566,7 @@ def test_a_checkpoint_is_converted_without_a_network(family, tmp_path, monkeypat
 
 def test_our_own_family_converts_too_and_the_command_says_what_is_wrong(tmp_path):
     def command(*options):
-        return subprocess.run([sys.executable, str(ROOT / "weights.py"), *options],
+        return subprocess.run([sys.executable, str(ROOT / "pretrained/weights.py"), *options],
                               capture_output=True, text=True, cwd=tmp_path)
     (tmp_path / "a").mkdir()
     model = random_model()
@@ -674,7 +677,7 @@ def test_offline_without_a_cache_is_one_sentence_and_no_network(tmp_path):
     script = ("import socket\n"
               "def refuse(*args): raise AssertionError('the network was used')\n"
               "socket.socket.connect = refuse\n"
-              "from weights import find_weights\n"
+              "from pretrained.weights import find_weights\n"
               "try: find_weights('GSAI-ML/LLaDA-8B-Base')\n"
               "except FileNotFoundError as error: print(error)\n")
     env = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}

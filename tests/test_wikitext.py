@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pretrained.tokenizer import byte_tokenizer, toy_tokenizer
 from tasks import wikitext
-from tasks.tokenizer import byte_tokenizer, toy_tokenizer
 
 REAL = Path(wikitext.__file__).parent.parent.parent / "shared" / "data" / "wikitext"
 needs_real_rows = pytest.mark.skipif(not REAL.is_dir(), reason=f"the rows are not at {REAL}")

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from tasks.files import write_json
+
 
 def read_answers(path) -> dict:
     """{id: line} of a .jsonl; a last line that a kill has cut short is left out.
@@ -114,12 +116,6 @@ def parts_of(out: str) -> list[str]:
 
 def sidecar(out: str) -> str:
     return out.removesuffix("l") if out.endswith(".jsonl") else out + ".json"
-
-
-def write_json(path: str, what: dict):
-    with open(path + ".new", "w") as file:
-        json.dump(what, file, indent=1)
-    os.replace(path + ".new", path)
 
 
 def wait_for_all(world: int):

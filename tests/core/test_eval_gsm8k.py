@@ -11,14 +11,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import answers
 import evaluate
-import stats
 from configurator import configure
 from evaluate import EvalConfig
 from model import DLLM, ModelConfig
-from tasks import gsm8k, toy, toy_base
-from tasks.tokenizer import byte_tokenizer, toy_tokenizer
+from pretrained.tokenizer import byte_tokenizer, toy_tokenizer
+from tasks import answers, gsm8k, stats, toy, toy_base
 
 ROOT = Path(evaluate.__file__).parent
 REAL = ROOT.parent / "shared" / "data" / "gsm8k"

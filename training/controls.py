@@ -36,12 +36,12 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from diagnostics import local, summed, this_ranks, whole_batch
 from jepa import DLLMJEPA, Predictor, average, cosine_distance, layer_norm, pool
-from model import (DLLM, Linear, Padded, diffusion_loss, forward_process, row_generators,
-                   to_device)
-from sharding import is_sharded, rows_here
-from weights import find_weights, read_model
+from model import DLLM, Linear, Padded, diffusion_loss, forward_process, row_generators
+from pretrained.device import to_device
+from pretrained.weights import find_weights, read_model
+from training.diagnostics import local, summed, this_ranks, whole_batch
+from training.sharding import is_sharded, rows_here
 
 # the paper's value of each, and what each of the other objectives makes no use of
 PAPER = {"objective": "jepa", "target": "ema", "masks": "independent", "pool": "visible",

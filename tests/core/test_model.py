@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from jepa import ema_update, make_target
-from model import (DLLM, Linear, ModelConfig, RMSNorm, diffusion_loss, forward_process,
-                   pick_device, rope_table, rotate, row_generators, uniform)
+from model import (DLLM, Linear, ModelConfig, RMSNorm, diffusion_loss, forward_process, rope_table,
+                   rotate, row_generators, uniform)
+from pretrained.device import pick_device
 
 torch.set_num_threads(1)    # the models are so small that threads only get in each other's way
 

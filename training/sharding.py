@@ -9,10 +9,9 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import (MixedPrecisionPolicy, fully_shard,
-                                    register_fsdp_forward_method)
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-from weights import Stored, check_names_and_shapes, read_model
+from pretrained.weights import Stored, check_names_and_shapes, read_model
 
 
 def shard(objective, device, folder=None):

@@ -21,7 +21,8 @@ from itertools import islice
 import torch
 from tqdm import tqdm
 
-from model import row_generators, to_device, uniform
+from model import row_generators, uniform
+from pretrained.device import to_device
 
 BATCH_TOKENS = 8192     # of one pass, padding included; the number is ours
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from diagnostics import collapsed
+from training.diagnostics import collapsed
 
 
 class Log:

@@ -22,10 +22,11 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from lora import add_lora, check_base, merge
-from sharding import agree, is_sharded, read_shards, write_shards
-from weights import (Stored, catalogue, check_names_and_shapes, find_weights, open_safetensors,
-                     read_json, read_model, read_safetensors, read_tensors)
+from pretrained.weights import (Stored, catalogue, check_names_and_shapes, find_weights,
+                                open_safetensors, read_model, read_safetensors, read_tensors)
+from tasks.files import read_json
+from training.lora import add_lora, check_base, merge
+from training.sharding import agree, is_sharded, read_shards, write_shards
 
 STATE = "train_state"
 

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from diagnostics import embedding_numbers
 from jepa import DLLMJEPA, Predictor, cosine_distance, ema_update, make_target, pool
 from model import DLLM, ModelConfig, diffusion_loss, forward_process, row_generators, uniform
 from tasks.common import Row, collate
+from training.diagnostics import embedding_numbers
 
 torch.set_num_threads(1)    # the models are so small that threads only get in each other's way
 

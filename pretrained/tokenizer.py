@@ -13,8 +13,9 @@ from pathlib import Path
 
 import tiktoken
 
-from tasks import bpe, toy
-from tasks.chat import answer_ids, chat_ids, llada_headers
+from pretrained import bpe
+from pretrained.chat_format import answer_ids, chat_ids, llada_headers
+from tasks import toy
 
 FILE_NAME = "tokenizer.json"
 BYTES = [bytes([i]) for i in range(256)]

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import sample
-import view
 from model import DLLM, ModelConfig, uniform
-from reveal import draw, reveal_schedule
+from pretrained.tokenizer import byte_tokenizer, toy_tokenizer
 from sample import SampleConfig, complete, generate, load_model
+from sampling import view
+from sampling.reveal import draw, reveal_schedule
 from tasks.common import question_prompt
-from tasks.tokenizer import byte_tokenizer, toy_tokenizer
 
 ROOT = Path(sample.__file__).parent
 VOCAB, EOS, MASK = 40, 38, 39

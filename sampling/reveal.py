@@ -17,7 +17,8 @@ from typing import Literal, get_args, get_origin
 
 import torch
 
-from model import to_device, uniform
+from model import uniform
+from pretrained.device import to_device
 
 
 @dataclass

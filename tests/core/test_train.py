@@ -16,9 +16,9 @@ import train
 from configurator import configure, run
 from jepa import DLLMJEPA
 from model import DLLM, PRESETS, ModelConfig, row_generators
+from pretrained.tokenizer import load_tokenizer
 from tasks import gsm8k, toy
 from tasks.common import batch_at, collate, tokenize
-from tasks.tokenizer import load_tokenizer
 from train import TrainConfig, lr_at, main
 
 ROOT = Path(train.__file__).parent
@@ -316,7 +316,8 @@ def test_kill_9_in_the_middle_of_a_save_leaves_the_older_checkpoint_usable(cfg, 
     script.write_text(f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
-import checkpoint, train
+import train
+from training import checkpoint
 train.torch.set_num_threads({torch.get_num_threads()})  # as here: sums are added in the same order
 real, calls = checkpoint.save_file, []
 def save_file(tensors, path):

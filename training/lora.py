@@ -19,7 +19,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from model import Linear
-from weights import catalogue, published_name, read_tensors
+from pretrained.weights import catalogue, published_name, read_tensors
 
 
 class LoRALinear(Linear):

@@ -11,11 +11,14 @@ import contextlib
 import importlib
 import sys
 from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))    # a script in a folder
 
 from configurator import run
+from pretrained.chat_format import chat_ids
 from sample import Sampling, Tally, complete, load_model
-from tasks.chat import chat_ids
-from view import Screen, printable
+from sampling.view import Screen, printable
 
 COMMANDS = "/reset forgets the chat, /quit or Ctrl-D ends, Ctrl-C stops an answer"
 

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+import sys
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -24,7 +25,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))    # a script in a folder
+
 from configurator import run
+from tasks.files import read_json, write_json
 
 MODEL_TYPE = "dllm-jepa"
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -148,7 +152,7 @@ def find_weights(name_or_dir, revision: str = "") -> str:
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         raise FileNotFoundError(f"there are no weights at {name!r}: it is no folder here, and no "
                                 f"name on the hub, such as GSAI-ML/LLaDA-8B-Base")
-    import huggingface_hub      # half a second that local folders need not wait for
+    import huggingface_hub  # half a second that local folders need not wait for
     try:
         folder = huggingface_hub.snapshot_download(name, revision=revision or None,
                                                    allow_patterns=list(DOWNLOADED),    # no pickles
@@ -191,13 +195,6 @@ def small_files(folder) -> dict:
 
 # ----------------------------------------------------------------------------------------------
 # config.json
-
-
-def read_json(path) -> dict:
-    try:
-        return dict(json.loads(Path(path).read_text("utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not a JSON object: {error}") from None
 
 
 def read_config(folder) -> dict:
@@ -419,10 +416,6 @@ def write_weights(folder, published: dict, files: dict, sizes: dict, weights, dt
     named = {key: str(dtype).removeprefix("torch.") for key in ("torch_dtype", "dtype")}
     write_json(os.path.join(folder, CONFIG),
                {key: named.get(key, value) for key, value in published.items()})
-
-
-def write_json(path, what: dict):
-    Path(path).write_text(json.dumps(what, indent=2, ensure_ascii=False), "utf-8")
 
 
 if __name__ == "__main__":
