@@ -1,15 +1,14 @@
 """The real GSM8K rows, byte by byte, from scratch with JEPA: a small run that takes the whole path.
 
 Learns to write what looks like GSM8K and solves none of it: a model of this size and bytes for
-tokens are no match for the task. Rows over 512 bytes are left out. data_dir is a folder beside the
-checkout with train.jsonl.gz and test.jsonl.gz; --data_dir= takes openai/gsm8k from the hub.
+tokens are no match for the task. Rows over 512 bytes are left out. The rows come from the hub
+(openai/gsm8k), or with --data_dir= from a folder with train.jsonl.gz and test.jsonl.gz.
 """
 
 out_dir = "out/gsm8k_bytes"
 preset = "tiny"
 tokenizer = "bytes"
 task = "gsm8k"
-data_dir = "../shared/data/gsm8k"
 max_length = 512
 batch_size = 16
 max_steps = 600

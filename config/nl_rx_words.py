@@ -1,15 +1,14 @@
 """NL-RX-SYNTH from scratch with JEPA: real rows that a model of 0.9 M parameters learns on a CPU.
 
 A vocabulary of words from the training rows, the toy's recipe (config/tiny.py), 7,744 rows of
-at most 64 tokens, 1,800 steps of 32. data_dir is a folder beside the checkout with
-train.jsonl.gz and test.jsonl.gz. Plain arm: --lambda_jepa=0.
+at most 64 tokens, 1,800 steps of 32. The rows are fetched once, unless data_dir
+names a folder with train.jsonl.gz and test.jsonl.gz. Plain arm: --lambda_jepa=0.
 """
 
 out_dir = "out/nl_rx_words"
 preset = "tiny"
 tokenizer = "words"
 task = "nl_rx"
-data_dir = "../shared/data/nl_rx_synth"
 max_length = 64
 batch_size = 32
 max_steps = 1800

@@ -1,10 +1,9 @@
-"""The tiny default's base: plain diffusion on short stories and sums, from scratch, in a minute.
+"""A base to tune: plain diffusion on short stories and sums, from scratch, in a minute.
 
     python train.py config/tiny_base.py
 """
 
-out_dir = "out/tiny/base"
-overwrite = True
+out_dir = "out/tiny_base"
 preset = "tiny"
 tokenizer = "toy"
 task = "toy_base"

@@ -1,12 +1,13 @@
-"""The tiny default with the paper's single pass: the diffusion loss is taken at t = 0.2 only.
+"""config/tiny_tune.py with the paper's single pass: the diffusion loss is taken at t = 0.2 only.
+
+    python analysis/compare.py --tune=config/tiny_paper.py
 
 One pass with gradient on the context view serves both terms, as in the paper. The price is that no
 gradient ever comes from nearly empty answers, where sampling starts; compare the accuracies.
 """
 
-compare = "config/tiny_base.py"
+init_from = "out/tiny_base"
 out_dir = "out/tiny_paper"
-overwrite = True
 task = "toy"
 forget_task = "toy_base"
 max_length = 64

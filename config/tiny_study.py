@@ -6,7 +6,7 @@
 That is config/tiny_paper.py with half of its steps, from one base for all arms and seeds.
 """
 
-init_from = "out/tiny/base"
+init_from = "out/tiny_base"
 out_dir = "out/tiny_study"
 task = "toy"
 forget_task = "toy_base"

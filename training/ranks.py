@@ -1,0 +1,125 @@
+"""Several processes as one: who is who, what the others hold, and how each of them ends.
+
+torchrun starts one process per GPU and gives each its rank; without torchrun we are rank 0 of 1.
+Every collective of the project is in this file. All ranks have to call it, in the same order.
+"""
+import functools
+import os
+import sys
+import time
+import traceback
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from pretrained.device import pick_device
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's number, and how many there are: as torchrun says, else 0 of 1."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def start_ranks(device: str, backend: str = "", timeout: timedelta = timedelta(hours=2)):
+    """Join the group that torchrun started, if it did -> rank, world, torch.device.
+
+    backend: empty is nccl on GPUs and gloo on CPUs. timeout: how long a rank waits for another;
+    at 8 B the others wait while rank 0 writes a checkpoint. Raises ValueError for a bad device.
+    """
+    rank, world = rank_and_world()
+    if world > 1 and torch.cuda.is_available():
+        local_rank = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
+        torch.cuda.set_device(local_rank)                       # what "cuda" means in this process
+    device = pick_device(device)
+    if world > 1:
+        backend = backend or ("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group(backend, timeout=timeout)
+    return rank, world, device
+
+
+def as_rank(main):
+    """Wrap a script's main(cfg): with several processes, each leaves by os._exit when it is done.
+
+    The threads of gloo outlive the process group. If they drop their last tensor while the
+    interpreter shuts down they need a GIL that is gone, and abort a run that was complete. So
+    output is flushed and the process ends without a shutdown. A mistake ends as one sentence.
+    """
+    @functools.wraps(main)
+    def wrapped(cfg):
+        rank, world = rank_and_world()
+        if world == 1:
+            return main(cfg)
+        code = 0
+        try:
+            main(cfg)
+            wait_for_all()                  # nobody leaves while another still needs the group
+        except SystemExit as stop:
+            code = stop.code or 0
+        except (ValueError, OSError) as error:
+            code = str(error)
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        if isinstance(code, str):           # all ranks may say the same: torchrun ends the others
+            time.sleep(10 if rank else 0)   # when the first has ended
+            print(code, file=sys.stderr)
+            code = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return wrapped
+
+
+# ----------------------------------------------------------------------------------------------
+# collectives: each is the identity when there is one process
+
+
+def wait_for_all():
+    """Return when every rank has come here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def agree(numbers: list[int], device) -> list[int]:
+    """The largest of each number over the ranks."""
+    if not dist.is_initialized():
+        return numbers
+    largest = torch.tensor(numbers, device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest.tolist()
+
+
+def sum_over_ranks(x):
+    """The sum of a tensor over the ranks; in place where there are several."""
+    if dist.is_initialized():
+        dist.all_reduce(x)
+    return x
+
+
+def gather_from_ranks(x) -> list:
+    """[x of rank 0, x of rank 1, ...], all of one shape."""
+    if not dist.is_initialized():
+        return [x]
+    every = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(every, x)
+    return every
+
+
+def gather_batch(parts: list):
+    """[(b, C)] of the micro-batches of this rank -> (B, C) of the whole batch, in its order:
+    `batch_at` deals row i to part i % n_parts."""
+    every = torch.cat(gather_from_ranks(torch.stack(parts)))                # (n_parts, b, C)
+    return every.transpose(0, 1).flatten(0, 1)
+
+
+def scatter_batch(whole, n_micro: int) -> list:
+    """The inverse: (B, C) of the whole batch -> [(b, C)] of this rank's micro-batches."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    parts = [whole[i::n_micro * world] for i in range(n_micro * world)]
+    return parts[rank * n_micro:(rank + 1) * n_micro]
+
+
+def local_part(p):
+    """A tensor, or the part of a sharded one that this rank holds."""
+    return p.to_local() if hasattr(p, "to_local") else p
