@@ -1,8 +1,9 @@
 """What DLLM-JEPA adds to the fine-tuning of a masked-diffusion model (arXiv 2606.00091).
 
-Two views of one clean row x0 are made by masking it lightly and heavily. The online model reads
-the light one and predicts, besides the masked tokens, the *embedding* that a slow copy of itself
-gives the heavy one:
+A joint-embedding predictive architecture (JEPA) predicts, from one view of an input, the embedding
+of another view. Here the two views of a clean row x0 come from masking it lightly and heavily. The
+online model reads the light view. It predicts the masked tokens, as in any masked-diffusion model,
+and also the embedding that a slowly moving copy of itself, the target, gives to the heavy view:
 
     context view, t_ctx = 0.2        target view, t_tgt = 0.7
             |                                |
@@ -14,188 +15,145 @@ gives the heavy one:
             |                        |       |
        L_diffusion    +   lambda * (1 - cos(z_tgt, z_hat))
 
-One pass with gradient (3F) and one without (F): 4F a step, against 3F for plain diffusion
-fine-tuning and 6F for LLM-JEPA, which back-propagates through both views. Only the online model is
-kept. What the paper does not do, to find out why it works, is in controls.py.
+A forward pass costs F, and one with gradient 3F. A step is 4F; plain diffusion fine-tuning is 3F,
+and LLM-JEPA, with gradient through both views, 6F. After training only the online model is kept.
+Controls, which tell what part of this does the work, are in training/controls.py.
 """
 import copy
-import random
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from model import Linear, diffusion_loss, forward_process, uniform
 from pretrained.device import to_device
 
-TARGET_TOKENS = 1 << 14          # in one pass of the target, at most: 2 GB of activations at 8 B
-
 
 class DLLMJEPA(nn.Module):
-    """The joint objective as one module, whose forward is the step (so DDP wraps it as it is).
-
-    Defaults are the paper's where it states them; n_pred_layer and lambda_jepa are chosen per task
-    there, from {1..5} and {0.5, 1, 2}.
-    """
+    """The joint objective as one module, so that DDP can wrap it. Defaults are the paper's; it
+    chooses n_pred_layer from {1..5} and lambda_jepa from {0.5, 1, 2} for each task."""
 
     def __init__(self, model, lambda_jepa: float = 1.0, t_ctx: float = 0.2, t_tgt: float = 0.7,
                  n_pred_layer: int = 2, ema_decay: float = 0.996, mask_scope: str = "response",
-                 diffusion_t: str = "context", loss_form: str = "masked_mean", seed: int = 0,
-                 jepa_rate: float = 1.0):
+                 diffusion_t: str = "context", loss_form: str = "masked_mean", seed: int = 0):
         super().__init__()
         self.model = model
         self.lambda_jepa, self.ema_decay = lambda_jepa, ema_decay
         self.t_ctx, self.t_tgt, self.mask_scope = t_ctx, t_tgt, mask_scope
         self.diffusion_t, self.loss_form = diffusion_t, loss_form
-        self.seed, self.jepa_rate = seed, jepa_rate
+        self.fp32_of = torch.Tensor.float       # reads an online weight; another one in lean.py
+        self.trace = {}                         # tensors of the last forward, for diagnostics.py
         if lambda_jepa > 0:
             self.predictor = Predictor(model.config.n_embd, n_pred_layer, seed)
             self.target = make_target(model)
 
-    def forward(self, x0, maskable, is_real, generator, step: int = 0, z_tgt=None):
-        """(B, T) ids and masks -> loss (), parts {name: ()}; one pass with gradient, one without.
+    def forward(self, x0, maskable, is_real, generator, z_tgt=None):
+        """(B, T) ids and bool masks -> loss (), parts {name: ()}.
 
-        maskable: the answer. is_real: all but padding. generator: one, or a list of one per row
-        (`row_generators`). The context masks are drawn first: with lambda = 0 they are the same.
-        `step` matters for jepa_rate < 1. z_tgt (B, C): of these rows, by `embed_targets`, where
-        several micro-batches share a pass. On the CPU the batch costs no wait for a GPU: it is
-        there that masks are drawn and masked tokens found, and the model moves what it needs.
+        maskable: the answer. is_real: all but padding. generator: one for all rows, or a list of
+        one a row (`row_generators`). z_tgt (B, C): from `embed_targets`; None: computed here.
+        Keep the batch on the CPU: masks are drawn there without a GPU synchronisation, and the
+        model copies what it needs.
         """
         maskable, is_content = self.scope(x0, maskable, is_real)
-        t_ctx, xt_ctx, is_masked_ctx = self.mask_context(x0, maskable, generator)
-        if z_tgt is None:                       # first: its memory is free again for the next pass
-            [z_tgt] = self.embed_targets([(x0, maskable, is_real, generator, step)])
+        t_ctx, xt_ctx, is_masked_ctx = self.context_view(x0, maskable, generator)
+        if z_tgt is None and self.lambda_jepa > 0:      # before activations are stored
+            [z_tgt] = self.embed_targets([(x0, maskable, is_real, generator)])
 
-        h = self.model.encode(xt_ctx, is_real)                              # the pass with gradient
-        nll = self.model.nll(h, x0, is_masked_ctx)                          # (N,)
-        diffusion = diffusion_loss(nll, is_masked_ctx, maskable, t_ctx, self.loss_form)
-        self.seen = {"t": t_ctx, "is_masked": is_masked_ctx, "nll": nll.detach()}  # diagnostics.py
-        if self.lambda_jepa == 0:               # plain diffusion fine-tuning, to the last bit
+        h = self.model.encode(xt_ctx, is_real)          # (B, T, C), the pass with gradient
+        diffusion = self.diffusion_term(h, x0, is_masked_ctx, maskable, t_ctx)
+        if self.lambda_jepa == 0:                       # plain diffusion fine-tuning, to the bit
             return diffusion, {"diffusion": diffusion.detach()}
-        if z_tgt is None:                       # zero gradients: DDP waits for every parameter's
-            zero = 0 * self.predictor(h.new_zeros(1, h.shape[-1], dtype=torch.float32)).sum()
-            return diffusion + zero, {"diffusion": diffusion.detach()}
-        mean = average(self.states(h), self.embedded(is_masked_ctx, maskable, is_content))
-        z_hat = self.predictor(layer_norm(mean))                            # of z_ctx (B, C)
+
+        mean = self.summary(h, is_masked_ctx, maskable, is_content)         # (B, C)
+        z_hat = self.predictor(layer_norm(mean))                            # of z_ctx
         jepa = cosine_distance(z_hat, z_tgt)
-        self.seen |= {"mean": mean.detach(), "z_hat": z_hat.detach(), "z_tgt": z_tgt}
-        return diffusion + self.lambda_jepa / self.jepa_rate * jepa, {
-            "diffusion": diffusion.detach(), "jepa": jepa.detach()}
-
-    @torch.no_grad()
-    def embed_targets(self, batches, n_at_once: int = 0):
-        """Inputs of `forward`, of micro-batches of one step -> the z_tgt (B, C) of each.
-
-        n_at_once of them, 0: all, share a pass of the target, which stays as it is until the
-        optimizer's step. If the step has no JEPA term there is no pass, and None for each.
-        """
-        if not self.has_jepa(step=batches[0][-1]):
-            return [None] * len(batches)
-        n = n_at_once or len(batches)
-        passes = [self.target_pass(batches[i:i + n]) for i in range(0, len(batches), n)]
-        return [z_tgt for one in passes for z_tgt in one]
-
-    @torch.no_grad()
-    def target_pass(self, batches):
-        """The same in one pass, over rows as long as the longest of all: model.pack spares the
-        padding."""
-        rows = []
-        for x0, maskable, is_real, generator, _ in batches:
-            maskable, is_content = self.scope(x0, maskable, is_real)
-            xt_tgt, is_masked_tgt = self.mask_target(x0, maskable, generator)
-            rows += zip(xt_tgt, is_real, self.embedded(is_masked_tgt, maskable, is_content))
-        xt_tgt, is_real, where = (pad_sequence(x, batch_first=True) for x in zip(*rows))
-        z_tgt = pool(self.target.encode(xt_tgt, is_real), where)            # (B of all, C)
-        return z_tgt.split([len(x0) for x0, *_ in batches])
+        self.trace |= {"mean": mean.detach(), "z_hat": z_hat.detach(), "z_tgt": z_tgt}
+        loss = diffusion + self.lambda_jepa * jepa
+        return loss, {"diffusion": diffusion.detach(), "jepa": jepa.detach()}
 
     def scope(self, x0, maskable, is_real):
-        """-> what may be masked, and what is embedded if it is not: (B, T) each."""
+        """Return (B, T) bools: what may be masked, and what may be pooled into an embedding."""
         if self.mask_scope == "all":            # all but the first token: Dream cannot predict it,
-            maskable = is_real.clone()          # and something stays visible to pool over
+            maskable = is_real.clone()          # and one token must stay visible to be pooled
             maskable[:, 0] = False
-        # end-of-text that fills short answers is trained, but as an embedding it is padding
+        # end-of-text that fills short answers is trained, but not pooled
         return maskable, is_real & (x0 != self.model.config.eos_id)
 
-    def has_jepa(self, step: int) -> bool:
-        """Whether this step pays for the JEPA term: on a share jepa_rate of them, with lambda /
-        jepa_rate, so that the expected gradient is that of every step. Ranks and micro-batches
-        agree, for it depends on (seed, step) alone."""
-        rng = random.Random(f"jepa {self.seed} {step}")
-        return self.lambda_jepa > 0 and rng.random() < self.jepa_rate
+    def context_view(self, x0, maskable, generator):
+        """Mask lightly -> t_ctx (B,), xt_ctx (B, T), is_masked_ctx (B, T)."""
+        t_ctx = self.context_rate(x0, generator)
+        xt_ctx, is_masked_ctx = forward_process(x0, t_ctx, maskable, self.model.config.mask_id,
+                                                generator, self.loss_form == "masked_mean")
+        return t_ctx, xt_ctx, is_masked_ctx
 
-    def mask_context(self, x0, maskable, generator):
-        """-> t_ctx (B,), and the context view xt_ctx, is_masked_ctx (B, T)."""
-        t_ctx = self.draw_t_ctx(x0, generator)
-        return t_ctx, *forward_process(x0, t_ctx, maskable, self.model.config.mask_id, generator,
-                                       at_least_one=self.loss_form == "masked_mean")
-
-    def draw_t_ctx(self, x0, generator):
-        """The context rate of each row (B,): t_ctx, or with diffusion_t="uniform" U(0, 1)."""
+    def context_rate(self, x0, generator):
+        """The masking rate of each row (B,): t_ctx, or with diffusion_t="uniform" U(0, 1)."""
         if self.diffusion_t == "context":
-            return torch.full((x0.shape[0],), self.t_ctx, device=x0.device)
-        u = uniform((x0.shape[0], 1), generator, x0.device)[:, 0]
+            return torch.full((len(x0),), self.t_ctx, device=x0.device)
+        u = uniform((len(x0), 1), generator, x0.device)[:, 0]
         return 1e-3 + (1 - 1e-3) * u            # LLaDA's floor: 1 / t stays below 1000
 
-    def mask_target(self, x0, maskable, generator):
-        """-> the target view xt_tgt, is_masked_tgt (B, T), whose masks are drawn anew."""
-        t_tgt = torch.full((len(x0),), self.t_tgt, device=x0.device)
-        return forward_process(x0, t_tgt, maskable, self.model.config.mask_id,
-                               for_target(generator))
+    def diffusion_term(self, h, x0, is_masked, maskable, t):
+        """The diffusion loss of a view (): the cross-entropy of its masked tokens."""
+        nll = self.model.nll(h, x0, is_masked)                              # (N,)
+        self.trace = {"t": t, "is_masked": is_masked, "nll": nll.detach()}
+        return diffusion_loss(nll, is_masked, maskable, t, self.loss_form)
 
-    def embedded(self, is_masked, maskable, is_content):
-        """The positions of a view, (B, T) each, whose states are its embedding: what it shows."""
-        return is_content & ~is_masked
-
-    def states(self, h):
-        """The states (B, T, C) of the context view that are embedded: the last, which score tokens
-        too."""
-        return h
+    def summary(self, h, is_masked, maskable, is_content):
+        """Average a view's states over its visible content: (B, T, C) -> (B, C)."""
+        return average(h, is_content & ~is_masked)
 
     @torch.no_grad()
-    def update_target(self, full=torch.Tensor.float):
-        """After each optimizer step. full: parameter -> its fp32 value, which lean.py splits."""
+    def embed_targets(self, batches):
+        """Inputs of `forward`, one for each micro-batch of a step -> [z_tgt (B, C)], or [None]
+        without a JEPA term. The target stays the same until the optimizer's step."""
+        return [self.embed_target(*batch) if self.lambda_jepa else None for batch in batches]
+
+    @torch.no_grad()
+    def embed_target(self, x0, maskable, is_real, generator):
+        """Mask heavily, and encode without gradient -> z_tgt (B, C)."""
+        maskable, is_content = self.scope(x0, maskable, is_real)
+        xt_tgt, is_masked_tgt = self.target_view(x0, maskable, generator)
+        h = self.target.encode(xt_tgt, is_real)
+        return layer_norm(self.summary(h, is_masked_tgt, maskable, is_content))
+
+    def target_view(self, x0, maskable, generator):
+        """Mask at t_tgt, independently of the context view -> xt_tgt, is_masked_tgt (B, T)."""
+        if isinstance(generator, list):     # new ones: how many numbers the context view drew from
+            generator = [torch.Generator(g.device).manual_seed(g.initial_seed() ^ 1)
+                         for g in generator]            # these depends on padding
+        t_tgt = torch.full((len(x0),), self.t_tgt, device=x0.device)
+        return forward_process(x0, t_tgt, maskable, self.model.config.mask_id, generator)
+
+    @torch.no_grad()
+    def update_target(self):
+        """Move the target towards the online model, after each optimizer step."""
         if self.lambda_jepa > 0:
-            ema_update(self.target, self.model, self.ema_decay, full)
-
-
-def for_target(generator):
-    """Generators for the target view, seeded from those of the context view. To go on with the same
-    ones would let its masks depend on how many numbers the first view took, that is, on padding."""
-    if isinstance(generator, torch.Generator):
-        return generator
-    return [torch.Generator(g.device).manual_seed(g.initial_seed() ^ 1) for g in generator]
+            ema_update(self.target, self.model, self.ema_decay, self.fp32_of)
 
 
 def pool(h, where):
-    """h (B, T, C) -> z (B, C): mean of the states where (B, T) says, then a bare LayerNorm.
-
-    In fp32. A row where nothing is chosen gives the zero vector.
-    """
+    """h (B, T, C) -> z (B, C): LayerNorm of the mean state at `where` (B, T); if none, zeros."""
     return layer_norm(average(h, where))
 
 
 def average(h, where):
-    """(B, T, C), (B, T) -> (B, C) in fp32."""
+    """(B, T, C), (B, T) -> (B, C), the mean over the chosen positions in fp32."""
     where = to_device(where[..., None], h.device)                           # (B, T, 1)
     return (h.float() * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)
 
 
 def layer_norm(mean):
-    return F.layer_norm(mean, mean.shape[-1:])
-
-
-def cosine_distance(z_hat, z_tgt):
-    """1 - cos, averaged over rows, in fp32: (B, C), (B, C) -> ()."""
-    return (1 - F.cosine_similarity(z_hat.float(), z_tgt.float(), dim=-1)).mean()
+    return F.layer_norm(mean, mean.shape[-1:])          # without weights: ours, the paper is silent
 
 
 class Predictor(nn.Module):
     """z_ctx (B, C) -> z_hat (B, C): k transformer blocks over a sequence of one, and a LayerNorm.
 
-    Over one position softmax is 1 whatever query and key say, so attention *is* its value path and
-    only that is kept; else a block is the usual pre-norm one with a 4C GELU MLP. k = 0 is the
-    paper's "no predictor". It states depth and width; MLP width, final norm and init are ours.
+    With one position softmax is 1 for any query and key, so attention is its value path and only
+    that is built. Otherwise a block is the usual pre-norm block with a 4C GELU MLP. k = 0 is the
+    paper's "no predictor". It states the depth; MLP width, final norm and init are ours.
     """
 
     def __init__(self, width: int, n_layer: int, seed: int = 0):
@@ -220,11 +178,16 @@ class Predictor(nn.Module):
         return self.norm(z)
 
 
+def cosine_distance(z_hat, z_tgt):
+    """1 - cos, averaged over rows, in fp32: (B, C), (B, C) -> ()."""
+    return (1 - F.cosine_similarity(z_hat.float(), z_tgt.float(), dim=-1)).mean()
+
+
 def make_target(model):
-    """A frozen copy: fp32 of what is trained (bf16 could not hold the small steps of the EMA); a
-    frozen parameter, such as the base under LoRA, is the model's own."""
+    """Copy the model without its head, frozen, in fp32: bf16 could not hold the EMA's small steps.
+    A parameter that is frozen already, such as the base under LoRA, is shared."""
     shared = {id(p): p for p in model.parameters() if not p.requires_grad}
-    target = copy.deepcopy(model, memo={id(model.head): None, **shared})    # all but the head
+    target = copy.deepcopy(model, memo={id(model.head): None, **shared})
     for p in target.parameters():
         if id(p) not in shared:
             p.data = p.data.float()
@@ -232,10 +195,10 @@ def make_target(model):
 
 
 @torch.no_grad()
-def ema_update(target, model, decay: float, full=torch.Tensor.float):
-    """target <- decay * target + (1 - decay) * model, in fp32, paired by name; the shared stay."""
+def ema_update(target, model, decay: float, fp32_of=torch.Tensor.float):
+    """target <- decay * target + (1 - decay) * model, in fp32, paired by name."""
     online = dict(model.named_parameters())
     pairs = [(p, online[name]) for name, p in target.named_parameters() if p is not online[name]]
-    for i in range(0, len(pairs), 16):          # few launches, and few fp32 copies if it is bf16
-        ps, news = zip(*pairs[i:i + 16])
-        torch._foreach_lerp_(ps, [full(p) for p in news], 1 - decay)
+    for i in range(0, len(pairs), 16):          # few kernel launches, and few fp32 copies at once
+        targets, news = zip(*pairs[i:i + 16])
+        torch._foreach_lerp_(targets, [fp32_of(p) for p in news], 1 - decay)

@@ -1,16 +1,16 @@
 """The masked-diffusion language model: network, corruption, loss.
 
-A masked-diffusion model reads a text in which some tokens stand as [MASK] and says, for every
-masked position at once, which token stood there. It is an ordinary transformer but for two things:
-attention looks both ways, and position i scores token i, not i+1 (Dream has inherited the shift).
+A masked-diffusion model reads a text in which some tokens are replaced by [MASK], and predicts all
+of the replaced tokens at once. It is an ordinary transformer with two differences: attention looks
+both ways, and position i predicts token i instead of i+1 (Dream has kept the shift).
 
     corrupt   xt_i = [MASK] with probability t, else x0_i           forward_process
     learn     -log p(x0_i | xt), averaged over the masked i         diffusion_loss
     generate  start from all [MASK] and reveal a few at a time      sample.py
 
-One class covers LLaDA (arXiv 2502.09992), Dream (arXiv 2508.15487) and Qwen3-diffusion: what
-differs is in `ModelConfig`, and what each calls its weights in weights.py. Sizes in comments:
-B rows, T tokens, C width, V vocabulary, H heads, D width of a head.
+One class covers LLaDA (arXiv 2502.09992), Dream (arXiv 2508.15487) and Qwen3-diffusion. Their
+differences are fields of `ModelConfig`; their names for weights are in pretrained/weights.py.
+Sizes in comments: B rows, T tokens, C width, V vocabulary, H heads, D width of a head.
 """
 import hashlib
 from dataclasses import asdict, dataclass, fields
@@ -24,33 +24,34 @@ from torch.utils.checkpoint import checkpoint
 from pretrained import weights
 from pretrained.device import index_of, to_device
 
-NLL_ROWS = 1024                  # logits that exist at once in the loss: 0.5 GB of fp32 at V = 126k
+NLL_CHUNK = 1024                 # tokens whose logits exist at once: 0.5 GB in fp32 at V = 126k
 
 
 @dataclass
 class ModelConfig:
-    vocab_size: int              # rows of the embedding; may exceed what the tokenizer can produce
-    mask_id: int                 # the id that stands for [MASK]
-    eos_id: int                  # end of text; short answers are filled with it
+    vocab_size: int              # rows of the embedding; may exceed the tokenizer's vocabulary
+    mask_id: int                 # the id of [MASK]
+    eos_id: int                  # end of text; it also fills short answers
     block_size: int = 4096       # longest sequence, in tokens
     n_layer: int = 32
     n_head: int = 32
-    n_kv_head: int = 32          # fewer than n_head: each serves a group of query heads (GQA)
+    n_kv_head: int = 32          # if fewer than n_head, each serves a group of query heads (GQA)
     n_embd: int = 4096
     n_hidden: int = 12288        # width of the MLP
     norm_eps: float = 1e-5
     rope_theta: float = 500_000.0
     qkv_bias: bool = False
-    shift: bool = False          # Dream: state i scores token i+1, as in the AR model it grew from
+    shift: bool = False          # Dream: state i predicts token i+1, as in its autoregressive base
     head_dim: int = 0            # width of a head; 0: n_embd / n_head
-    qk_norm: bool = False        # Qwen3: RMSNorm of every query and key before they are turned
+    qk_norm: bool = False        # Qwen3: RMSNorm of every query and key before RoPE
     tied_head: bool = False      # the head's weight is the embedding's
 
     def __post_init__(self):
         for field in fields(self):
             value, kind = getattr(self, field.name), field.type
             if type(value) not in ((int, float) if kind is float else (kind,)) or value < 0:
-                raise ValueError(f"{field.name}={value!r} is no {kind.__name__} from 0 up")
+                raise ValueError(f"{field.name}={value!r} must be of type {kind.__name__} and not "
+                                 f"negative")
         if (not self.n_head or not self.n_kv_head or self.n_head % self.n_kv_head
                 or not self.head_dim and self.n_embd % self.n_head):
             raise ValueError(f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}, "
@@ -61,11 +62,11 @@ class ModelConfig:
 
 
 PRESETS = {
-    # learns word problems in minutes on two CPU cores; vocabulary and ids come from the tokenizer
+    # learns word problems in minutes on two CPU cores; the tokenizer gives vocabulary and ids
     "tiny": dict(n_layer=4, n_head=4, n_kv_head=4, n_embd=128, n_hidden=352),
     # 8,015,581,184 parameters
     "llada-8b": dict(vocab_size=126464, mask_id=126336, eos_id=126081),
-    # 7,615,616,512 parameters; the config file says 131072 positions, its authors say 2048 work
+    # 7,615,616,512 parameters; its config file says 131072 positions, its authors say 2048
     "dream-7b": dict(vocab_size=152064, mask_id=151666, eos_id=151643, block_size=2048, n_layer=28,
                      n_head=28, n_kv_head=4, n_embd=3584, n_hidden=18944, norm_eps=1e-6,
                      rope_theta=1_000_000.0, qkv_bias=True, shift=True),
@@ -77,7 +78,7 @@ PRESETS = {
 
 
 class Linear(nn.Linear):
-    """Keeps its weights as stored (fp32 in training) and multiplies in the dtype of its input."""
+    """Multiply in the dtype of the input; the weights stay as stored (fp32 in training)."""
 
     def forward(self, x):
         bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -85,7 +86,7 @@ class Linear(nn.Linear):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight; mean square and division in fp32 whatever the input's dtype."""
+    """x / rms(x) * weight; the mean square and the division are in fp32 for every input dtype."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -99,22 +100,26 @@ class RMSNorm(nn.Module):
 
 
 def rope_table(T: int, head_dim: int, theta: float, device):
-    """cos and sin of position * theta^(-2j / head_dim), each (T, head_dim / 2), in fp32."""
+    """Return cos and sin of position * theta^(-2j / head_dim), each (T, head_dim / 2), in fp32."""
     freq = 1 / theta ** (torch.arange(0, head_dim, 2, device=device).float() / head_dim)
     angle = torch.arange(T, device=device, dtype=torch.float32)[:, None] * freq
     return angle.cos(), angle.sin()
 
 
 def rotate(x, cos, sin):
-    """Rotate-half RoPE: dimension j pairs with j + D/2. x (B, H, T, D), in fp32 as LLaDA does."""
+    """Apply rotate-half RoPE: dimension j pairs with j + D/2. x (B, H, T, D); in fp32, as LLaDA."""
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
-class Padded:
-    """Rows of one length: each token attends to the tokens of its row that are real.
+# A layout says how a batch of rows lies in memory, and so who attends to whom. The network is the
+# same for Padded, Packed and sampling/cache.py's Cache.
 
-    is_real (B, T), on any device, or None: all are.
+
+class Padded:
+    """The layout of rows padded to one length: a token attends to the real tokens of its row.
+
+    is_real (B, T) is False on padding, on any device; None: all tokens are real.
     """
 
     def __init__(self, is_real, device):
@@ -132,10 +137,10 @@ class Padded:
 
 
 class Packed:
-    """The same rows without their padding, end to end, as one row of all N real tokens.
+    """The layout without padding: the N real tokens of all rows, end to end, as one row.
 
-    A transformer but for attention works token by token, so only `attention` has to know where one
-    row ends and the next begins. Outside of the blocks nothing changes: states come back (B, T, C).
+    Apart from attention a transformer works token by token, so only `attention` has to know where
+    a row ends. Outside of the blocks nothing changes: `unpack` returns (B, T, C).
     """
 
     def __init__(self, is_real, device):
@@ -145,14 +150,14 @@ class Packed:
         self.ends = to_device(ends, device)                                 # (B + 1,)
 
     def pack(self, xt, cos, sin):
-        """(B, T) ids, (T, D/2) angles -> (1, N), (N, D/2): a token keeps the position it had."""
+        """(B, T) ids, (T, D/2) angles -> (1, N), (N, D/2): a token keeps its position's angle."""
         return xt[self.index][None], cos[self.index[1]], sin[self.index[1]]
 
     def unpack(self, x):
-        """(1, N, C) -> (B, T, C), zeros where padding was."""
+        """(1, N, C) -> (B, T, C), zeros on padding."""
         return x.new_zeros(*self.shape, x.shape[-1]).index_put(self.index, x[0])
 
-    @torch.compiler.disable         # lengths change with each batch, and would be compiled in
+    @torch.compiler.disable         # the lengths change with each batch and would be compiled in
     def attention(self, q, k, v):
         """q (1, H, N, D), k and v with H or fewer heads -> (1, H, N, D), each row by itself."""
         if q.is_cuda and q.dtype != torch.float32:          # the kernel has half precision only
@@ -163,7 +168,7 @@ class Packed:
                          dim=2)
 
     def varlen(self, q, k, v):
-        # torch 2.11 has no enable_gqa here: each key and value head is repeated for its group
+        # torch 2.11 has no enable_gqa here: repeat each key and value head for its group
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
         longest = max(self.lengths)
         y = varlen_attn(*(x[0].transpose(0, 1) for x in (q, k, v)),             # (N, H, D)
@@ -190,75 +195,75 @@ class Block(nn.Module):
         self.up_proj = Linear(C, config.n_hidden, bias=False)
         self.down_proj = Linear(config.n_hidden, C, bias=False)
 
-    def forward(self, x, cos, sin, rows):
+    def forward(self, x, cos, sin, layout):
         B, T, _ = x.shape
         y = self.attn_norm(x)
         q, k, v = (proj(y).view(B, T, -1, self.head_dim).transpose(1, 2)    # (B, H, T, D)
                    for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
-        y = rows.attention(q, k, v)
+        y = layout.attention(q, k, v)
         x = x + self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
         y = self.mlp_norm(x)
         return x + self.down_proj(F.silu(self.gate_proj(y)) * self.up_proj(y))
 
 
 def recomputed(function, *inputs):
-    """function(*inputs), keeping nothing else for backward, which calls it once more."""
+    """Call function with activation checkpointing: recomputed in backward instead of stored."""
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 class DLLM(nn.Module):
-    """Bidirectional transformer over partly masked text.
+    """A bidirectional transformer over partly masked text.
 
-    `encode` and `unembed` are apart, so that one pass gives both logits and embeddings, and a pass
-    that needs no logits (the JEPA target) never pays for the head.
+    `encode` and `unembed` are apart, so that one forward pass gives both logits and embeddings,
+    and a pass that needs no logits (the JEPA target) does not pay for the head.
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.compute_dtype = torch.float32      # of the activations; bf16 where the device has it
-        self.pack = False                       # no work on padding: see Packed
-        self.checkpoint_activations = "none"    # selective, full: less memory, more work
+        self.compute_dtype = torch.float32      # of the activations; bf16 on GPUs that have it
+        self.pack = False                       # True: no computation on padding, see Packed
+        self.checkpoint_activations = "none"    # selective (every 2nd block) or full: less memory
         self.embed = nn.Embedding(config.vocab_size, config.n_embd)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = RMSNorm(config.n_embd, config.norm_eps)
         self.head = Linear(config.n_embd, config.vocab_size, bias=False)
         self.tie()
-        # what goes into files beside the weights: config.json, and what came with published weights
+        # saved beside the weights: config.json, and the small files of a published model
         self.published, self.small_files = {"model_type": weights.MODEL_TYPE, **asdict(config)}, {}
 
     def tie(self):
         if self.config.tied_head:
             self.head.weight = self.embed.weight    # one parameter with two uses, stored once
 
-    def encode(self, xt, is_real=None, rows=None):
-        """(B, T) ids -> (B, T, C) states after the final norm; every position sees every real one.
+    def encode(self, xt, is_real=None, layout=None):
+        """(B, T) ids -> (B, T, C) states after the final norm; attention is bidirectional.
 
         is_real (B, T) is False on padding: nothing attends to it, so its content changes nothing.
-        rows: how tokens find each other, if not as Padded or Packed (cache.py).
-        What is on the CPU is moved without waiting for the device; packing waits if is_real is not.
-        Raises ValueError when T exceeds block_size.
+        layout: Padded or Packed, by `self.pack`, unless given (sampling/cache.py).
+        Inputs on the CPU are copied without a synchronisation; packing synchronises if is_real is
+        on the GPU. Raises ValueError when T exceeds block_size.
         """
         T, device = xt.shape[1], self.embed.weight.device
         if T > self.config.block_size:
             raise ValueError(f"a sequence of {T} tokens is longer than "
                              f"block_size={self.config.block_size}")
-        if rows is None:
-            rows = (Packed if self.pack and is_real is not None else Padded)(is_real, device)
+        if layout is None:
+            layout = (Packed if self.pack and is_real is not None else Padded)(is_real, device)
         cos, sin = rope_table(T, self.blocks[0].head_dim, self.config.rope_theta, device)
-        xt, cos, sin = rows.pack(to_device(xt, device), cos, sin)
+        xt, cos, sin = layout.pack(to_device(xt, device), cos, sin)
         x = self.embed(xt).to(self.compute_dtype)
         every = {"none": 0, "selective": 2, "full": 1}[self.checkpoint_activations]
         for i, block in enumerate(self.blocks):
-            if every and i % every == 0:        # keeps x alone; the rest comes again in backward
-                x = recomputed(block, x, cos, sin, rows)
+            if every and i % every == 0:
+                x = recomputed(block, x, cos, sin, layout)
             else:
-                x = block(x, cos, sin, rows)
-        return rows.unpack(self.norm(x))
+                x = block(x, cos, sin, layout)
+        return layout.unpack(self.norm(x))
 
     def unembed(self, h, where=None):
-        """(B, T, C) -> fp32 logits (B, T, V); the row at position i scores the token at position i.
+        """(B, T, C) -> fp32 logits (B, T, V); the logits at position i predict the token at i.
 
         `where` picks positions, and the others cost nothing: (B, T) bool with N True -> (N, V), or
         a pair of index tensors (rows, columns) as in h[rows, columns] -> their shape + (V,).
@@ -266,22 +271,22 @@ class DLLM(nn.Module):
         return self.head(self.scorers(h, where)).float()
 
     def nll(self, h, x0, where):
-        """-log p of the clean token at N places -> (N,) fp32; h (B, T, C), `where` as in unembed.
+        """Return -log p of the clean token at N places: (N,) fp32. h (B, T, C); `where` as above.
 
-        In chunks whose logits are made again in backward: all N x V of them never exist at once.
+        Works in chunks whose logits are recomputed in backward: N x V logits never exist at once.
         """
-        def of_chunk(h, tokens):
+        def nll_of(h, tokens):
             return F.cross_entropy(self.head(h).float(), tokens, reduction="none")
         where = index_of(where, h.device)
         h, tokens = self.scorers(h, where), to_device(x0, h.device)[where]  # (N, C), (N,)
-        if len(tokens) <= NLL_ROWS:
-            return of_chunk(h, tokens)
-        return torch.cat([recomputed(of_chunk, *chunk)
-                          for chunk in zip(h.split(NLL_ROWS), tokens.split(NLL_ROWS))])
+        if len(tokens) <= NLL_CHUNK:
+            return nll_of(h, tokens)
+        chunks = zip(h.split(NLL_CHUNK), tokens.split(NLL_CHUNK))
+        return torch.cat([recomputed(nll_of, *chunk) for chunk in chunks])
 
     def scorers(self, h, where=None):
-        """The states whose logits score the tokens there: h itself, but for Dream's shift."""
-        if self.config.shift:                   # state i-1 scores token i; position 0 has no scorer
+        """Pick the states whose logits predict the tokens at `where`: h itself, or Dream's i-1."""
+        if self.config.shift:                   # nothing predicts the token at position 0
             h = torch.cat([h[:, :1], h[:, :-1]], dim=1)
         return h if where is None else h[index_of(where, h.device)]
 
@@ -291,9 +296,9 @@ class DLLM(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator):
-        """From scratch: std 1/sqrt(fan-in), and 1/sqrt(2 layers) of it on what writes to the
-        residual stream, much as LLaDA. Embedding 0.5 and head 0.02 are ours: wide inits learn
-        arithmetic faster when tiny."""
+        """Initialise from scratch: normal, std 1/sqrt(fan-in), divided by sqrt(2 layers) for the
+        two matrices that write to the residual stream, much as LLaDA. The embedding's 0.5 and the
+        head's 0.02 are ours: tiny models learn arithmetic faster with a wide embedding."""
         def normal_(p, std):
             p.copy_(torch.randn(p.shape, generator=generator) * std)
         normal_(self.embed.weight, 0.5)
@@ -307,61 +312,31 @@ class DLLM(nn.Module):
                         module.bias.zero_()
         return self
 
-    # ------------------------------------------------------------------------------------------
-    # in and out of files
+    # ---- in and out of files: pretrained/weights.py ------------------------------------------
 
-    def save(self, folder, dtype=None):
-        """Writes a folder that exists, as the model's family publishes it; dtype None: as it is.
-
-        When the model is sharded every rank calls it, and all but one with folder None.
-        """
-        family, dtype = self.published["model_type"], dtype or self.embed.weight.dtype
-        named = {weights.published_name(name, family): p.detach()
-                 for name, p in self.named_parameters()}
-        sizes = {name: p.numel() * dtype.itemsize for name, p in named.items()}
-        whole = ((name, p.full_tensor() if hasattr(p, "full_tensor") else p)    # one at a time
-                 for name, p in named.items())
-        try:
-            if folder is not None:
-                weights.write_weights(folder, self.published, self.small_files, sizes, whole, dtype)
-        finally:                # on a full disk too: the other ranks wait for this one to gather
-            for _ in whole:
-                pass
+    @classmethod
+    def from_pretrained(cls, name_or_dir, dtype=torch.float32, revision: str = "", device="cpu"):
+        """Load a folder, or a name on the hub such as GSAI-ML/LLaDA-8B-Base, downloaded once;
+        `revision` pins its branch, tag or commit. Errors as from_checkpoint."""
+        return cls.from_checkpoint(weights.find_weights(name_or_dir, revision), dtype, device)
 
     @classmethod
     def from_checkpoint(cls, folder, dtype=torch.float32, device="cpu"):
-        """The model in a folder of any family, with weights in this dtype and on this device.
-
-        `folder` is a checkpoint, or an out_dir whose newest checkpoint is meant. Raises ValueError
-        or FileNotFoundError, one sentence, when it is foreign, truncated or does not fit.
-        """
-        folder = weights.newest_checkpoint(folder)
+        """Load a folder of any family, or an out_dir's newest checkpoint. Raises ValueError or
+        FileNotFoundError, one sentence, when it is foreign, truncated or does not fit."""
         model = cls.on_meta(folder)
-        for name, tensor in weights.read_model(folder, model, dtype, device):
-            module, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(module), leaf, nn.Parameter(tensor))
-        model.tie()
+        weights.load_model(model, folder, dtype, device)
         return model
 
     @classmethod
     def on_meta(cls, folder):
-        """The model that config.json there describes, as shapes without memory."""
-        folder = weights.newest_checkpoint(folder)
-        published = weights.read_config(folder)
-        known = weights.config_fields(folder, published)
-        try:
-            with torch.device("meta"):
-                model = cls(ModelConfig(**known))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{folder}/config.json does not describe a model: {error}") from None
-        model.published, model.small_files = published, weights.small_files(folder)
-        return model
+        """Build the model that the folder's config.json describes, as shapes without memory."""
+        return weights.describe_model(folder, lambda fields: cls(ModelConfig(**fields)))
 
-    @classmethod
-    def from_pretrained(cls, name_or_dir, dtype=torch.float32, revision: str = "", device="cpu"):
-        """The same from a name on the hub too, such as GSAI-ML/LLaDA-8B-Base, which is downloaded
-        once; `revision` pins its branch, tag or commit."""
-        return cls.from_checkpoint(weights.find_weights(name_or_dir, revision), dtype, device)
+    def save(self, folder, dtype=None):
+        """Write into a folder that exists, as the model's family publishes it; None: own dtype.
+        When the model is sharded every rank calls it, and all but one with folder None."""
+        weights.save_model(self, folder, dtype)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -369,8 +344,8 @@ class DLLM(nn.Module):
 
 
 def row_generators(seed: int, step: int, example_ids, device="cpu") -> list[torch.Generator]:
-    """One generator a row, seeded by (seed, step, example id) and nothing else: a row meets the
-    same masks on one process or on eight, in a batch of 64 or in 4 x 16, and after a restart."""
+    """Make one generator a row, seeded by (seed, step, example id) alone: a row gets the same masks
+    on one process or eight, in a batch of 64 or 4 x 16, and after a restart."""
     def hashed(example_id):
         digest = hashlib.blake2b(f"{seed} {step} {example_id}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little") >> 1        # 63 bits, of which a CPU uses 32
@@ -378,10 +353,9 @@ def row_generators(seed: int, step: int, example_ids, device="cpu") -> list[torc
 
 
 def uniform(shape, generator, device, dtype=torch.float32):
-    """U[0, 1) of the shape, from one generator, or row b from generator[b].
+    """Draw U[0, 1) of the shape, from one generator, or row b from generator[b].
 
-    A row's numbers do not depend on its length or neighbours: the first T of a generator are the
-    same however many are drawn.
+    A row's numbers do not depend on its length: the first T are the same however many are drawn.
     """
     if isinstance(generator, torch.Generator):
         u = torch.rand(shape, generator=generator, device=generator.device, dtype=dtype)
@@ -395,8 +369,8 @@ def forward_process(x0, t, maskable, mask_id: int, generator, at_least_one: bool
     """Replace each maskable token by [MASK] with probability t -> xt (B, T), is_masked (B, T).
 
     x0 (B, T) ids, t (B,) in [0, 1], maskable (B, T) bool. `at_least_one` masks one token in rows
-    where chance masked none: the paper's mean over masked tokens would be 0 / 0 there (it does not
-    say what it does about short answers at t = 0.2).
+    where chance masked none; the paper's mean over masked tokens would be 0 / 0 there, and it does
+    not say what it does about short answers at t = 0.2.
     """
     u = uniform(x0.shape, generator, x0.device)                             # (B, T)
     u = u.masked_fill(~maskable, 2.0)                                       # above any t
@@ -407,24 +381,21 @@ def forward_process(x0, t, maskable, mask_id: int, generator, at_least_one: bool
 
 
 def diffusion_loss(nll, is_masked, maskable, t, form: str = "masked_mean"):
-    """(N,) cross-entropies, in order, at the N places where is_masked (B, T) is True -> ().
+    """Reduce the cross-entropies (N,) of the N masked tokens, in the order of is_masked -> ().
 
-    A row's sum over its masked tokens is divided, before the mean over rows, by
+    Each row's sum over its masked tokens is divided as follows, then rows are averaged.
 
-    masked_mean   their number          the paper (arXiv 2606.00091)
-    llada_sft     t * answer length     what that is on average; over t ~ U(0, 1) it bounds the
-                                        log-likelihood per answer token (arXiv 2502.09992, eq. 5)
-    unweighted    0.5 * answer length   the mean of that over t ~ U(0, 1): every masked token weighs
-                                        the same, so nearly empty rows, where sampling starts, more
+    masked_mean   by their number          the paper (arXiv 2606.00091)
+    llada_sft     by t * answer length     the mean of that number; over t ~ U(0, 1) it bounds the
+                                           log-likelihood per answer token (arXiv 2502.09992, eq. 5)
+    unweighted    by 0.5 * answer length   the mean over t ~ U(0, 1): every masked token weighs the
+                                           same, and so heavily masked rows, where sampling starts,
+                                           weigh more
     """
-    if form == "masked_mean":
-        divisor = is_masked.sum(dim=1)
-    elif form == "llada_sft":
-        divisor = t * maskable.sum(dim=1)
-    elif form == "unweighted":
-        divisor = 0.5 * maskable.sum(dim=1)
-    else:
-        raise ValueError(f"there is no loss form {form!r}; "
-                         f"choose masked_mean, llada_sft or unweighted")
-    weight = (1 / divisor)[:, None].expand(is_masked.shape)[is_masked]      # (N,)
+    n_answer = maskable.sum(dim=1)                                          # (B,)
+    divisors = {"masked_mean": is_masked.sum(dim=1), "llada_sft": t * n_answer,
+                "unweighted": 0.5 * n_answer}
+    if form not in divisors:
+        raise ValueError(f"there is no loss form {form!r}; choose {', '.join(divisors)}")
+    weight = (1 / divisors[form])[:, None].expand(is_masked.shape)[is_masked]      # (N,)
     return nll @ to_device(weight, nll.device) / len(is_masked)

@@ -418,5 +418,49 @@ def write_weights(folder, published: dict, files: dict, sizes: dict, weights, dt
                {key: named.get(key, value) for key, value in published.items()})
 
 
+# ----------------------------------------------------------------------------------------------
+# whole models: what DLLM.from_pretrained and DLLM.save do
+
+
+def describe_model(folder, build):
+    """Build the model that config.json describes on the meta device: shapes without memory.
+
+    build(fields) makes a model of ModelConfig's fields. Raises ValueError, one sentence.
+    """
+    folder = newest_checkpoint(folder)
+    published = read_config(folder)
+    fields = config_fields(folder, published)
+    try:
+        with torch.device("meta"):
+            model = build(fields)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder}/config.json does not describe a model: {error}") from None
+    model.published, model.small_files = published, small_files(folder)
+    return model
+
+
+def load_model(model, folder, dtype, device):
+    """Give a model on the meta device the weights of the folder, in this dtype on this device."""
+    for name, tensor in read_model(newest_checkpoint(folder), model, dtype, device):
+        module, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(module), leaf, torch.nn.Parameter(tensor))
+    model.tie()
+
+
+def save_model(model, folder, dtype=None):
+    """Write the model under its family's names. Sharded: every rank calls it, one with a folder."""
+    family, dtype = model.published["model_type"], dtype or model.embed.weight.dtype
+    named = {published_name(name, family): p.detach() for name, p in model.named_parameters()}
+    sizes = {name: p.numel() * dtype.itemsize for name, p in named.items()}
+    whole = ((name, p.full_tensor() if hasattr(p, "full_tensor") else p)    # one at a time
+             for name, p in named.items())
+    try:
+        if folder is not None:
+            write_weights(folder, model.published, model.small_files, sizes, whole, dtype)
+    finally:                # on a full disk too: the other ranks wait for this one to gather
+        for _ in whole:
+            pass
+
+
 if __name__ == "__main__":
     run(main, ConvertConfig)

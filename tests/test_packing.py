@@ -137,7 +137,7 @@ def test_padding_costs_a_packed_model_nothing():
 @every
 def test_a_step_reads_nothing_back_from_the_device(config, pack, monkeypatch):
     """On the meta device nothing can be read, so whatever would wait for a GPU raises here."""
-    monkeypatch.setattr(model_module, "NLL_ROWS", 4)            # chunks, too
+    monkeypatch.setattr(model_module, "NLL_CHUNK", 4)            # chunks, too
     with torch.device("meta"):
         model = DLLM(config)
     model.pack = pack
@@ -157,7 +157,7 @@ def test_a_step_reads_nothing_back_from_the_device(config, pack, monkeypatch):
 def test_the_loss_in_chunks_is_the_loss_in_one(config, monkeypatch):
     whole = step(DLLMJEPA(make_model(config), t_ctx=0.5))
     shapes = []
-    monkeypatch.setattr(model_module, "NLL_ROWS", 4)
+    monkeypatch.setattr(model_module, "NLL_CHUNK", 4)
     monkeypatch.setattr(F, "cross_entropy", lambda logits, *rest, cross_entropy=F.cross_entropy,
                         **kw: shapes.append(len(logits)) or cross_entropy(logits, *rest, **kw))
     assert_same(whole, step(DLLMJEPA(make_model(config), t_ctx=0.5)))
@@ -182,7 +182,7 @@ def test_chunks_keep_no_logits_for_backward(monkeypatch):
     x0, where = torch.zeros(4, 50, dtype=torch.long), torch.ones(4, 50, dtype=torch.bool)
     logits = 4 * 50 * 4000 * 4
     assert kept_bytes(model, lambda: model.nll(h, x0, where)) >= logits
-    monkeypatch.setattr(model_module, "NLL_ROWS", 20)
+    monkeypatch.setattr(model_module, "NLL_CHUNK", 20)
     assert kept_bytes(model, lambda: model.nll(h, x0, where)) < 0.02 * logits
 
 

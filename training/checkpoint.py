@@ -1,8 +1,8 @@
-"""What survives accidents: what is saved, how it is read again, signals to stop, bad gradients.
+"""Checkpoints: atomic save, and resume on any number of processes, sharded or not.
 
 A checkpoint is a folder out_dir/step_*: the model as its family publishes it, its tokenizer, and
-beside them what only training needs. No random state: batches and masks are functions of (seed,
-step). Nothing is pickled.
+beside them the state that only training needs. There is no random state: batches and masks are
+functions of (seed, step). Nothing is pickled.
 
     config.json, model.safetensors, tokenizer.json ...      DLLM.from_pretrained reads these
     train_state.safetensors                                 predictor, EMA target, optimizer
@@ -13,44 +13,74 @@ import json
 import os
 import re
 import shutil
-import signal
 from contextlib import contextmanager
-from dataclasses import asdict
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from pretrained.weights import (Stored, catalogue, check_names_and_shapes, find_weights,
-                                open_safetensors, read_model, read_safetensors, read_tensors)
+                                newest_checkpoint, open_safetensors, read_model, read_safetensors,
+                                read_tensors)
 from tasks.files import read_json
 from training.lora import add_lora, check_base, merge
-from training.sharding import agree, is_sharded, read_shards, write_shards
+from training.ranks import agree, rank_and_world
+from training.sharding import is_sharded, read_shards, write_shards
 
 STATE = "train_state"
 
 
-def save_checkpoint(cfg, step: int, objective, optimizer, named: dict, tok, rank: int, device):
-    """Every rank calls it. Raises OSError, one sentence, on all of them if one cannot write.
+def find_checkpoint(out_dir: str, resume: bool, overwrite: bool):
+    """Return the folder to resume from, or None for a new run.
 
-    Written aside and renamed when complete, and only then is an older one removed: a process
-    killed at any moment leaves a checkpoint that works.
+    Raises ValueError where a new run would write over another by accident, FileNotFoundError where
+    there is nothing to resume.
     """
-    aside, sharded = os.path.join(cfg.out_dir, "saving"), is_sharded(objective)
-    state = besides_model(objective) | moments(optimizer, named)
+    try:
+        found = newest_checkpoint(out_dir)
+    except FileNotFoundError:
+        if resume:
+            raise
+        return None
+    if not resume and not overwrite:
+        raise ValueError(f"{out_dir} holds a run already; add --resume to go on with it, "
+                         f"--overwrite to start anew, or choose another --out_dir")
+    return found if resume else None
+
+
+def start_out_dir(out_dir: str, is_new: bool):
+    """Make the folder of a run; a new run removes the checkpoints and answers of an older one."""
+    rank, _ = rank_and_world()
+    if rank == 0:
+        os.makedirs(out_dir, exist_ok=True)
+        if is_new:
+            remove_checkpoints(out_dir, keep=0)
+            for name in os.listdir(out_dir):
+                if re.fullmatch(r"test\.jsonl?(\.part\d+)?|summary\.json", name):
+                    os.remove(os.path.join(out_dir, name))
+
+
+def save_checkpoint(out_dir: str, step: int, objective, optimizer, tok, settings: dict, keep: int):
+    """Write out_dir/step_*, then remove all but the `keep` newest. Every rank calls it.
+
+    It is written aside and renamed when complete: a process killed at any moment leaves a
+    checkpoint that works. Raises OSError, one sentence, on all ranks if one cannot write.
+    """
+    rank, _ = rank_and_world()
+    aside, sharded = os.path.join(out_dir, "saving"), is_sharded(objective)
+    state = training_state(objective, optimizer)
 
     @contextmanager
-    def all_or_none():      # ends on every rank at once, so that none waits for one that has failed
+    def all_or_none():      # ends on every rank at once, so that none waits for one that failed
         reason = ""
         try:
             yield
         except (OSError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
-        if agree([int(bool(reason))], device) != [0]:
+        if agree([int(bool(reason))], objective.model.embed.weight.device) != [0]:
             if rank == 0:
                 shutil.rmtree(aside, ignore_errors=True)        # makes room on a full disk
-            raise OSError(f"the checkpoint of step {step} cannot be written to {cfg.out_dir}, "
+            raise OSError(f"the checkpoint of step {step} cannot be written to {out_dir}, "
                           f"older ones are kept: {reason or 'another process failed'}")
 
     with all_or_none():
@@ -59,11 +89,10 @@ def save_checkpoint(cfg, step: int, objective, optimizer, named: dict, tok, rank
             os.makedirs(aside)
             tok.save(aside)
             with open(os.path.join(aside, f"{STATE}.json"), "w") as file:
-                json.dump({"step": step, "settings": asdict(cfg)}, file, indent=1)
+                json.dump({"step": step, "settings": settings}, file, indent=1)
     with all_or_none():
         if rank == 0 or sharded:
-            model = merge(objective.model) if cfg.lora_rank else objective.model
-            model.save(aside if rank == 0 else None)
+            merge(objective.model).save(aside if rank == 0 else None)
     with all_or_none():
         if sharded:
             write_shards(state, os.path.join(aside, STATE))
@@ -73,35 +102,38 @@ def save_checkpoint(cfg, step: int, objective, optimizer, named: dict, tok, rank
     with all_or_none():
         if rank == 0:
             flush(aside)
-            new = os.path.join(cfg.out_dir, f"step_{step:07d}")
+            new = os.path.join(out_dir, f"step_{step:07d}")
             shutil.rmtree(new, ignore_errors=True)
             os.replace(aside, new)
-            flush(cfg.out_dir, deep=False)
-            remove_checkpoints(cfg.out_dir, keep=cfg.keep)
+            flush(out_dir, deep=False)
+            remove_checkpoints(out_dir, keep)
 
 
-def besides_model(objective) -> dict:
-    """Predictor and target; with LoRA predictor and adapters, for their base is init_from's."""
-    state = objective.state_dict()
-    has_lora = any("lora_" in name for name in state)
-    return {name: value for name, value in state.items() if name.startswith("predictor.")
-            or ("lora_" in name if has_lora else name.startswith("target."))}
+def trainable(objective) -> dict:
+    """{name: parameter} of everything that the optimizer moves."""
+    return {name: p for name, p in objective.named_parameters() if p.requires_grad}
 
 
-def moments(optimizer, named: dict) -> dict:
-    """What the optimizer keeps of each parameter; Lean has it from the start, AdamW from a first
-    step on, and until then it is made here."""
-    for p in named.values():
+def training_state(objective, optimizer) -> dict:
+    """{name: tensor} of predictor, target and moments; with LoRA of predictor and adapters, whose
+    base is init_from's. AdamW makes its moments at the first step: until then they are made here.
+    """
+    whole, named = objective.state_dict(), trainable(objective)
+    has_lora = any("lora_" in name for name in whole)
+    state = {name: value for name, value in whole.items() if name.startswith("predictor.")
+             or ("lora_" in name if has_lora else name.startswith("target."))}
+    for name, p in named.items():
         if not optimizer.state[p]:
             optimizer.state[p] = {"step": torch.zeros((), device=p.device),
                                   "exp_avg": torch.zeros_like(p.detach()),
                                   "exp_avg_sq": torch.zeros_like(p.detach())}
-    return {f"adam.{key}.{name}": value.detach()
-            for name, p in named.items() for key, value in optimizer.state[p].items()}
+        for key, value in optimizer.state[p].items():
+            state[f"adam.{key}.{name}"] = value.detach()
+    return state
 
 
 def flush(folder: str, deep: bool = True):
-    """Waits until the disk holds it: a rename may else outlive, in a power cut, what it renamed."""
+    """Wait until the disk holds the folder: a power cut could keep a rename and lose the data."""
     for path, _, names in os.walk(folder) if deep else [(folder, [], [])]:
         for name in [*(os.path.join(path, name) for name in names), path]:
             file = os.open(name, os.O_RDONLY)
@@ -110,7 +142,7 @@ def flush(folder: str, deep: bool = True):
 
 
 def remove_checkpoints(out_dir: str, keep: int):
-    """All but the newest; they are renamed first, so that half of one is never taken for one."""
+    """Remove all but the newest `keep`. Each is renamed first: half of one must not look whole."""
     names = sorted((name for name in os.listdir(out_dir) if re.fullmatch(r"step_\d+", name)
                     and os.path.isfile(os.path.join(out_dir, name, "config.json"))),
                    key=lambda name: int(name[5:]))
@@ -121,10 +153,12 @@ def remove_checkpoints(out_dir: str, keep: int):
         shutil.rmtree(removing)
 
 
-def load_train_state(folder: str, objective, optimizer, named: dict) -> int:
-    """Fills predictor, target and optimizer as they were, on any number of processes, sharded or
-    not; -> the step to go on from. Raises ValueError naming a tensor that does not fit."""
-    state = besides_model(objective) | moments(optimizer, named)
+def load_train_state(folder: str, objective, optimizer) -> int:
+    """Fill predictor, target and optimizer -> the step to go on from.
+
+    Raises ValueError naming a tensor that does not fit.
+    """
+    state = training_state(objective, optimizer)
     shards, whole = os.path.join(folder, STATE), os.path.join(folder, f"{STATE}.safetensors")
     if os.path.isdir(shards):
         read_shards(state, shards)
@@ -139,15 +173,18 @@ def load_train_state(folder: str, objective, optimizer, named: dict) -> int:
     step = read_json(where).get("step")
     if type(step) is not int:
         raise ValueError(f"{where} does not say after which step it was written")
+    if any("lora_" in name for name in state):
+        check_base(objective.model, folder)
     return step
 
 
 @torch.no_grad()
 def load_ema(folder: str, model):
-    """Makes a model that was loaded from folder the EMA target of its training; an untied head has
-    no EMA and stays. With LoRA it is the base, read anew, beside the EMA's adapters.
+    """Turn a model that was loaded from the folder into the EMA target of its training.
 
-    Raises ValueError or FileNotFoundError, one sentence, if there is no EMA or it does not fit.
+    An untied head has no EMA and stays. With LoRA the base is read again, and gets the EMA's
+    adapters. Raises ValueError or FileNotFoundError, one sentence, if there is no EMA or it does
+    not fit.
     """
     shards, stored = os.path.join(folder, STATE), {}
     where = shards if os.path.isdir(shards) else folder
@@ -186,45 +223,3 @@ def load_ema(folder: str, model):
     read("model", "lora_")
     check_base(model, folder)
     read("target", "lora_")
-
-
-@torch.no_grad()
-def not_finite(step: int, batches, objective, inputs, world: int) -> str:
-    """A sentence on which examples, taken alone, have a loss that is not finite; on every rank."""
-    rows = [(row, fill) for batch, fill in batches for row in batch]
-    bad = torch.tensor([-1 if objective(*inputs(step, [row], fill))[0].isfinite()
-                        else row.example_id for row, fill in rows],
-                       device=objective.model.embed.weight.device)
-    if hasattr(objective.model, "reshard"):
-        objective.model.reshard()
-    if world > 1:
-        every = [torch.empty_like(bad) for _ in range(world)]
-        dist.all_gather(every, bad)
-        bad = torch.cat(every)
-    ids = sorted(i for i in bad.tolist() if i >= 0)
-    who = f"because of the examples with id {', '.join(map(str, ids))}"
-    if not ids:
-        who = "though the loss of each example alone is finite"
-    elif len(ids) == len(bad):
-        who = f"and so for each of the {len(bad)} examples alone; a lower lr may help"
-    return f"at step {step + 1} the gradient is not finite, {who}"
-
-
-class StopSignal:
-    """Notes Ctrl-C and SIGTERM, so that the loop can save and end between two steps.
-
-    More of them change nothing (torchrun passes on what its processes have got already); kill -9
-    and Ctrl-\\ end at once. torchrun itself kills after 30 s (newer ones have --shutdown_timeout).
-    """
-
-    def __init__(self):
-        self.number = 0
-        self.before = {number: signal.signal(number, self.note)
-                       for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(self, number, frame):
-        self.number = int(number)
-
-    def close(self):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)

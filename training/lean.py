@@ -1,31 +1,31 @@
 """AdamW at half the memory, with weights that are fp32 to the last bit.
 
-A bf16 weight of size w cannot move by less than w / 256, and a fine-tuning step is smaller than
+A bf16 weight of size w cannot move by less than w / 256, and a step of fine-tuning is smaller than
 that: stored in bf16 alone, most weights never move at all. Here the fp32 weight is kept as two
-halves: the nearest bf16 number, which the network computes with (as it would with fp32 weights,
-rounding them in every pass), and a 16-bit remainder, which only the optimizer and the EMA read.
+halves: the nearest bf16 number, which the network computes with (fp32 weights would be rounded to
+it in every pass), and a 16-bit remainder, which only the optimizer and the EMA read.
 
     bytes a parameter    bf16 half 2, remainder 2, first moment 2, second moment 2    8
                          gradient 2                                                  10
                          EMA target in fp32, without head                            14
     AdamW in fp32        weight 4, moments 8, gradient 4                             16, EMA: 20
 
-LLaDA-8B: 80 GB, with its EMA 110 GB, and 5.4 GB for a predictor of two blocks, which stays fp32.
+LLaDA-8B: 80 GB, 110 GB with its EMA, and 5.4 GB for a predictor of two blocks, which stays fp32.
 
-The first moment changes by a tenth each step: rounding to bf16 is harmless. The second changes by a
-thousandth, which rounding to nearest would lose, and so it is rounded up or down at random, with
-the right mean. The numbers drawn depend on (seed, step) only: a resumed run draws the same.
-Gradients are bf16, and so are their sums over micro-batches and ranks: there the fp32 ends.
+The first moment changes by a tenth each step, so that rounding to bf16 is harmless. The second
+changes by a thousandth, which rounding to nearest would lose: it is rounded up or down at random,
+with the right mean. The random numbers depend on (seed, step) only, so a resumed run draws the
+same. Gradients, and their sums over micro-batches and ranks, are bf16.
 """
 import math
 
 import torch
 
-CHUNK = 1 << 24                 # weights updated at a time: fp32 copies of more need not exist
+CHUNK = 1 << 24                 # weights updated at a time, which bounds the fp32 copies
 
 
 def split(full):
-    """fp32 -> the nearest bf16 (ties away from zero) and what is left of its bits, as int16."""
+    """Split fp32 into the nearest bf16 (ties away from zero) and its remaining bits, as int16."""
     bits = full.view(torch.int32)
     high = (bits + 0x8000) >> 16
     low = bits - (high << 16)                               # -0x8000 .. 0x7fff
@@ -33,20 +33,20 @@ def split(full):
 
 
 def join(high, low):
-    """bf16 and int16 -> the fp32 they were split from, every bit of it."""
+    """Join bf16 and int16 into the fp32 they were split from, bit for bit."""
     bits = high.view(torch.int16).to(torch.int32).bitwise_left_shift_(16).add_(low)
     return bits.view(torch.float32)
 
 
 def round_at_random(x, generator):
-    """fp32 -> bf16 above or below, with odds such that the mean is x."""
+    """Round fp32 to the bf16 above or below, with probabilities such that the mean is x."""
     noise = torch.randint(1 << 16, x.shape, generator=generator, device=x.device,
                           dtype=torch.int32)
     return ((x.view(torch.int32) + noise) >> 16).to(torch.int16).view(torch.bfloat16)
 
 
 class Lean(torch.optim.Optimizer):
-    """AdamW. At once turns the fp32 parameters in `halve` into bf16; others stay fp32 throughout.
+    """AdamW that turns the fp32 parameters in `halve` into bf16 at once; others stay fp32.
 
     State of a parameter: step (), exp_avg and exp_avg_sq in its dtype, and low (int16) if halved.
     """
@@ -60,21 +60,21 @@ class Lean(torch.optim.Optimizer):
                 state = self.state[p]
                 if p in halve:
                     p.data, state["low"] = split(p.data)
-                # the step stays on the CPU: reading it there makes nobody wait
+                # the step stays on the CPU: reading it there needs no synchronisation
                 state.update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(p),
                              exp_avg_sq=torch.zeros_like(p))
 
-    def full(self, p):
-        """The parameter in fp32."""
+    def fp32_of(self, p):
+        """Return the parameter in fp32."""
         return join(p.detach(), self.state[p]["low"]) if "low" in self.state[p] else p.float()
 
     @torch.no_grad()
     def step(self):
-        """One update, or none where `found_inf` (as for torch's fused AdamW) is set: the one place
-        that waits for the device."""
+        """Update once, or not at all if `found_inf` (as for torch's fused AdamW) is set; reading
+        it is the one synchronisation here."""
         if getattr(self, "found_inf", None) is not None and self.found_inf:
             return
-        generators = {}                                     # one a device, seeded anew each step
+        generators = {}                                     # one a device, seeded in each step
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -95,7 +95,7 @@ class Lean(torch.optim.Optimizer):
 
 def update(grad, p, exp_avg, exp_avg_sq, low=None, *, step, generator, lr, betas, eps,
            weight_decay):
-    """One AdamW step in fp32 on flat slices of equal length, written back as they are stored."""
+    """Do one AdamW step in fp32 on flat slices of equal length, and write them back as stored."""
     full, grad = p if low is None else join(p, low), grad.float()
     m = exp_avg.float().lerp_(grad, 1 - betas[0])
     v = exp_avg_sq.float().mul_(betas[1]).addcmul_(grad, grad, value=1 - betas[1])

@@ -1,7 +1,7 @@
-"""What a run says while it trains: a progress bar, lines of text, and numbers in out_dir/log.jsonl.
+"""The log of a run: a progress bar, lines of text, and the same numbers in out_dir/log.jsonl.
 
-What the keys of a line mean is in diagnostics.py; `ms` is the time of a step, `seconds` since the
-start. A line with `held_out` has the held-out losses by task and masking rate.
+The numbers of a line are explained in diagnostics.py; `ms` is the time of a step, `seconds` the
+time since the start. A line with `held_out` has the held-out losses by task and masking rate.
 """
 import json
 import math
@@ -9,58 +9,62 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 from training.diagnostics import collapsed
+from training.ranks import rank_and_world, sum_over_ranks
 
 
 class Log:
-    """A progress bar with the numbers that matter; the same as JSON lines in out_dir/log.jsonl."""
+    """Writes a line every log_every steps. Rank 0 prints; the others take part in the sums.
 
-    def __init__(self, cfg, step: int, n_steps: int, rank: int, world: int):
-        self.cfg, self.n_steps, self.rank, self.world = cfg, n_steps, rank, world
-        self.seconds, self.steps, self.began = 0.0, 0, time.perf_counter()
-        if rank > 0:
+    settings: a dict, for settings.json. warns: whether a collapse of the embeddings is worth a
+    warning, which it is only if the first embeddings are those of a trained base.
+    """
+
+    def __init__(self, out_dir: str, settings: dict, step: int, n_steps: int, warns: bool):
+        self.n_steps, self.warns = n_steps, warns
+        self.log_every, self.save_every = settings["log_every"], settings["save_every"]
+        self.rank, self.world = rank_and_world()
+        self.sums, self.seconds, self.steps, self.started = {}, 0.0, 0, time.perf_counter()
+        if self.rank > 0:
             return
-        path = os.path.join(cfg.out_dir, "log.jsonl")
-        kept = []
-        if step and os.path.exists(path):           # resumed: drop what came after the checkpoint
-            with open(path) as file:                # (this step's held-out loss will come again)
-                kept = [line for line in file if line.endswith("\n")
-                        and json.loads(line)["step"] < step + ('"ms":' in line)]
+        path = os.path.join(out_dir, "log.jsonl")
+        kept = lines_before(path, step) if step else []
         with open(path + ".new", "w") as file:
             file.writelines(kept)
         os.replace(path + ".new", path)
         self.file = open(path, "a", buffering=1)
-        # the first embeddings are the base's: what a collapse is measured by
-        self.first, self.warned = next((json.loads(line) for line in kept if '"rank"' in line),
-                                       None), False
-        with open(os.path.join(cfg.out_dir, "settings.json"), "w") as file:
-            json.dump({**asdict(cfg), "commit": git_commit(), "torch": torch.__version__,
+        # the first embeddings are the base's: a collapse is measured against them
+        self.first = next((json.loads(line) for line in kept if '"rank"' in line), None)
+        with open(os.path.join(out_dir, "settings.json"), "w") as file:
+            json.dump({**settings, "commit": git_commit(), "torch": torch.__version__,
                        "python": sys.version.split()[0]}, file, indent=1)
-        self.bar = tqdm(total=n_steps, initial=step, desc=cfg.out_dir, unit="step",
+        self.bar = tqdm(total=n_steps, initial=step, desc=out_dir, unit="step",
                         mininterval=0.5 if sys.stderr.isatty() else 15)
 
     def is_due(self, step: int) -> bool:
-        """Whether a line is, after so many steps; the first is, for it shows the base."""
-        every = (self.cfg.log_every, self.cfg.save_every, self.n_steps)
+        """Return whether a line is written after this step; after the first, to show the base."""
+        every = (self.log_every, self.save_every, self.n_steps)
         return step == 1 or any(step % n == 0 for n in every)
 
-    def step(self, step: int, numbers: dict, began: float):
-        """After every step; reads tensors, and so waits for the device, only when a line is due."""
+    def add(self, loss, parts: dict, n_micro: int):
+        """Add a micro-batch's share of the step's numbers."""
+        for name, value in {"loss": loss.detach(), **parts}.items():
+            self.sums[name] = self.sums.get(name, 0) + value / n_micro
+
+    def step(self, step: int, numbers: dict, clock: float):
+        """Call after every step. Reads tensors, which synchronises, only when a line is due."""
+        numbers, self.sums = self.sums | numbers, {}
         if self.is_due(step):
             values = torch.stack([torch.as_tensor(v, dtype=torch.float32).cpu()
                                   for v in numbers.values()])
-            if self.world > 1:                      # every rank's share of the batch counts
-                values = values.to(numbers["loss"].device)
-                dist.all_reduce(values)
-                values = values / self.world
+            if self.world > 1:                      # each rank has seen its part of the batch
+                values = sum_over_ranks(values.to(numbers["loss"].device)) / self.world
             numbers = dict(zip(numbers, values.tolist()))
-        self.seconds, self.steps = self.seconds + time.perf_counter() - began, self.steps + 1
+        self.seconds, self.steps = self.seconds + time.perf_counter() - clock, self.steps + 1
         if not self.is_due(step):
             return
         ms, self.seconds, self.steps = 1000 * self.seconds / self.steps, 0.0, 0
@@ -71,17 +75,19 @@ class Log:
             rounded = {name: float(f"{value:.6g}") if math.isfinite(value) else None
                        for name, value in numbers.items()}     # JSON has no NaN
             self.write({"step": step, **rounded, "ms": round(ms, 2),
-                        "seconds": round(time.perf_counter() - self.began, 1)})
-            self.watch(step, rounded)
+                        "seconds": round(time.perf_counter() - self.started, 1)})
+            self.warn_of_collapse(step, rounded)
 
-    def watch(self, step: int, numbers: dict):
-        """Warns of a collapse, once a run; from scratch there is nothing yet that could."""
-        if "rank" in numbers and self.cfg.init_from:
-            self.first = self.first or numbers
-            said = collapsed(numbers, self.first)
-            if said and not self.warned:
-                self.warned = True
-                self.say(f"step {step}: {said}")
+    def warn_of_collapse(self, step: int, numbers: dict):
+        """Warn once. Early in a run embeddings often come together and part again: only the last
+        quarter counts."""
+        if "rank" not in numbers or not self.warns:
+            return
+        self.first = self.first or numbers
+        sentence = collapsed(numbers, self.first)
+        if sentence and step >= 0.75 * self.n_steps:
+            self.warns = False
+            self.say(f"step {step}: {sentence}")
 
     def held_out(self, step: int, losses: dict):
         if self.rank == 0:
@@ -94,13 +100,23 @@ class Log:
         self.file.write(json.dumps(line) + "\n")
 
     def say(self, text: str):
-        if self.rank == 0:
+        """Print a line above the progress bar, unless it is empty."""
+        if text and self.rank == 0:
             tqdm.write(text)
 
     def close(self):
         if self.rank == 0:
             self.bar.close()
             self.file.close()
+
+
+def lines_before(path: str, step: int) -> list[str]:
+    """The lines of a log up to a checkpoint; the held-out losses of its step will come again."""
+    if not os.path.exists(path):
+        return []
+    with open(path) as file:
+        return [line for line in file if line.endswith("\n")
+                and json.loads(line)["step"] < step + ('"ms":' in line)]
 
 
 def git_commit() -> str:

@@ -1,16 +1,15 @@
-"""LoRA (arXiv 2106.09685): the base stays as it is, small adapters beside its matrices are trained.
+"""LoRA (arXiv 2106.09685): the base is frozen, and small adapters beside its matrices are trained.
 
     y = W x + (alpha / r) * b a x       W frozen;  a (r, in) random,  b (out, r) zero at the start
 
-An 8B base in bf16 is 16 GB and needs neither gradients nor moments; adapters, in fp32, are about
-1 % of it. JEPA's target is then nearly free: it shares the base, and its adapters are an EMA of the
-online ones. That is not the EMA of the merged weights, since a product of means is no mean of
-products. With the EMA's own weights, which sum to 1, the two differ by exactly
+An 8B base in bf16 is 16 GB and needs neither gradients nor moments; the adapters, in fp32, are
+about 1 % of it. JEPA's target then costs little memory: it shares the base, and its adapters are an
+EMA of the online ones. That is not the EMA of the merged weights, because the mean of products is
+not the product of means. The two differ by the covariance of b and a within the EMA's memory,
 
     EMA(b a) - EMA(b) EMA(a) = EMA((b - EMA(b)) (a - EMA(a)))
 
-the covariance of b and a within the EMA's memory: of second order in how far they moved there,
-while the lag that an EMA is made for is of first order.
+which is of second order in how far they moved; the lag that an EMA is made for is of first order.
 """
 import copy
 
@@ -23,12 +22,12 @@ from pretrained.weights import catalogue, published_name, read_tensors
 
 
 class LoRALinear(Linear):
-    """A Linear that keeps its weight and bias, under their names, and learns lora_b @ lora_a."""
+    """A Linear with its weight and bias frozen under their old names, plus lora_b @ lora_a."""
 
     def __init__(self, base, rank: int, scale: float, generator):
         super().__init__(base.in_features, base.out_features, bias=False, device="meta")
         self.weight, self.bias, self.scale = base.weight, base.bias, scale
-        # as the paper's code has it, so that learning rates found elsewhere mean the same here
+        # the init of the LoRA paper's code, so that learning rates found elsewhere carry over
         a = torch.rand(rank, self.in_features, generator=generator) * 2 - 1
         device = base.weight.device
         self.lora_a = nn.Parameter((a * self.in_features ** -0.5).to(device))
@@ -40,7 +39,7 @@ class LoRALinear(Linear):
 
     @torch.no_grad()
     def merged(self):
-        """One Linear that computes the same; summed in fp32, then rounded to the base's dtype."""
+        """Return one Linear that computes the same: summed in fp32, rounded to the base's dtype."""
         linear = Linear(self.in_features, self.out_features, bias=False, device="meta")
         weight = self.weight.float() + self.scale * (self.lora_b @ self.lora_a)
         linear.weight = nn.Parameter(weight.to(self.weight.dtype), requires_grad=False)
@@ -49,9 +48,10 @@ class LoRALinear(Linear):
 
 
 def add_lora(model, rank: int, alpha: float, targets, seed: int):
-    """Freezes the model and puts an adapter beside each target, a Linear of Block, in each layer.
+    """Freeze the model and put an adapter beside each target, a Linear of Block, in each layer.
 
-    It computes the same to the bit until the first step. ValueError for a target that is none.
+    Until the first step the model computes the same to the bit. Raises ValueError for an unknown
+    target.
     """
     known = [name for name, module in model.blocks[0].named_children()
              if isinstance(module, Linear)]
@@ -66,10 +66,13 @@ def add_lora(model, rank: int, alpha: float, targets, seed: int):
 
 
 def merge(model):
-    """-> the model without adapters, on the CPU, frozen; it computes the same to round-off.
+    """Return the model without adapters, on the CPU, frozen; it computes the same to round-off.
 
-    What has no adapter is shared with a model that is on the CPU.
+    Parameters without an adapter are shared if the model is on the CPU already. A model that has
+    no adapter is returned as it is.
     """
+    if not any(isinstance(module, LoRALinear) for module in model.modules()):
+        return model
     on_cpu = {id(p): nn.Parameter(p.detach().cpu(), requires_grad=False)
               for p in model.parameters()}
     plain = copy.deepcopy(model, memo=on_cpu)
@@ -81,14 +84,14 @@ def merge(model):
 
 
 def check_base(model, folder):
-    """ValueError unless base and adapters, merged, give the checkpoint in folder, told by one
-    matrix: adapters resumed on another base would mean nothing, and nothing else would say so."""
+    """Raise ValueError unless base and adapters, merged, give the checkpoint in the folder; one
+    matrix is compared. Adapters resumed on another base would be wrong without any sign of it."""
     name, linear = next((name, module) for name, module in model.named_modules()
                         if isinstance(module, LoRALinear))
     name = published_name(f"{name}.weight", model.published["model_type"])
     [(_, stored)] = read_tensors({name: catalogue(folder)[name]}, device=linear.weight.device)
     ours = linear.merged().weight.to(stored.dtype)
-    rtol = 2 * torch.finfo(stored.dtype).eps                # another device may round otherwise
+    rtol = 2 * torch.finfo(stored.dtype).eps                # other devices may round differently
     if not torch.allclose(ours, stored, rtol, atol=1e-6):
         raise ValueError(f"{folder} is not this base with its adapters; to resume, init_from and "
                          f"lora_alpha must be what they were")

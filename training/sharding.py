@@ -1,9 +1,9 @@
-"""Training spread over processes that each keep a part: FSDP2 for the modules, DCP for their state.
+"""Sharded training: FSDP2 for the modules, DCP for their state.
 
 Each of n ranks keeps 1/n of the rows of every tensor: online model, EMA target, predictor,
 gradients and moments, all in fp32. A block's weights are gathered, in the dtype of the activations,
-when the block is due, and dropped again behind it. So a parameter costs 20 bytes over n GPUs; each
-also holds embedding and head (2 GB at 8 B, in bf16) and the block that is due.
+just before it runs, and dropped afterwards. So a parameter costs 20 bytes over n GPUs; each also
+holds embedding and head (2 GB at 8 B, in bf16) and the block that is running.
 """
 import torch
 import torch.distributed as dist
@@ -15,18 +15,18 @@ from pretrained.weights import Stored, check_names_and_shapes, read_model
 
 
 def shard(objective, device, folder=None):
-    """Shards the modules of the objective; weights on the meta device then come from the folder."""
+    """Shard the modules of the objective, and read weights on the meta device from the folder."""
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     model, target = objective.model, getattr(objective, "target", None)
-    # the rope tables are fp32 inputs of a block, and stay so: its inputs are not cast
+    # a block's inputs are not cast: the rope tables among them must stay fp32
     policy = MixedPrecisionPolicy(param_dtype=model.compute_dtype, reduce_dtype=torch.float32,
                                   cast_forward_inputs=False)
     for encoder in filter(None, (model, target)):
         for block in encoder.blocks:
             fully_shard(block, mesh=mesh, mp_policy=policy)
-        # Embedding, norm and head are one group, which may be tied. The model's stays gathered from
-        # encode to the end of the backward pass, so that unembed, in chunks or not, finds the head.
-        # unembed itself gets no hooks: they would reduce the group before the embedding's gradient.
+        # Embedding, norm and head are one group, because they may be tied. The model's group stays
+        # gathered from encode to the end of backward, so that unembed finds the head.
+        # unembed gets no hooks: they would reduce the group before the embedding's gradient.
         fully_shard(encoder, mesh=mesh, mp_policy=policy, reshard_after_forward=encoder is target)
         register_fsdp_forward_method(encoder, "encode")
     if hasattr(objective, "predictor"):
@@ -46,7 +46,7 @@ def shard(objective, device, folder=None):
 
 
 def rows_here(p) -> slice:
-    """The rows of a sharded tensor that this rank keeps: FSDP2 cuts as torch.chunk does."""
+    """Return the rows of a sharded tensor that this rank keeps: FSDP2 cuts as torch.chunk does."""
     start = min(dist.get_rank() * -(-len(p) // dist.get_world_size()), len(p))
     return slice(start, start + len(p.to_local()))
 
@@ -55,24 +55,21 @@ def is_sharded(module) -> bool:
     return any(hasattr(p, "full_tensor") for p in module.parameters())
 
 
-def agree(numbers: list[int], device) -> list[int]:
-    """The largest of each number over the ranks, which all wait for each other here."""
-    if not dist.is_initialized():
-        return numbers
-    largest = torch.tensor(numbers, device=device)
-    dist.all_reduce(largest, dist.ReduceOp.MAX)
-    return largest.tolist()
+def release(model):
+    """Drop the weights that `encode` has left gathered for `nll`; nothing if it is not sharded."""
+    if hasattr(model, "reshard"):
+        model.reshard()
 
 
 # ----------------------------------------------------------------------------------------------
-# Tensors in and out of files, each rank its own rows. Of DCP's formats the one of safetensors: its
-# other one is pickle. DCP takes a second to import, which runs without shards need not wait for.
+# Tensors in and out of files, each rank its own rows, in DCP's safetensors format (its other one is
+# pickle). DCP takes a second to import, so only sharded runs import it.
 
 
 def write_shards(state: dict, folder):
-    """{name: tensor} into files of every rank, to be read on any number of ranks."""
+    """Write {name: tensor} into files of every rank, to be read on any number of ranks."""
     import torch.distributed.checkpoint as dcp
-    # several files a rank, because DCP holds a file in memory, twice, as it writes it
+    # several files a rank, because DCP holds a file in memory, twice, while it writes it
     file_of = {name: 1 + 8 * i // len(state) for i, name in enumerate(state)}
     try:
         dcp.save(state, storage_writer=dcp.HuggingFaceStorageWriter(
@@ -82,10 +79,8 @@ def write_shards(state: dict, folder):
 
 
 def read_shards(state: dict, folder, besides=()):
-    """Fills the tensors, sharded or whole, in place. Raises ValueError, one sentence.
-
-    The files hold exactly these, besides names to ignore.
-    """
+    """Fill the tensors, sharded or whole, in place. Raises ValueError, one sentence, unless the
+    files hold exactly these, apart from the names in `besides`."""
     import torch.distributed.checkpoint as dcp
     reader = dcp.HuggingFaceStorageReader(str(folder))
     try:
@@ -102,6 +97,6 @@ def read_shards(state: dict, folder, besides=()):
 
 
 def first_line(failed) -> str:
-    """What went wrong on the first of the ranks where DCP met an error."""
+    """Return the first line of the error on the first rank where DCP met one."""
     error = next(iter(failed.failures.values()))[0]
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,202 @@
+"""Set-up: how train.py gets its model, objective, optimizer and rows, by what the settings say.
+
+    load              weights or a fresh model, and the tokenizer; with LoRA, if asked for
+    make_objective    the paper's (jepa.py) or a control's; on its device, compiled, sharded
+    make_optimizer    AdamW or lean.py; every trainable parameter in exactly one group
+    wrap              data parallelism
+    export            the model as its family publishes it
+"""
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+from jepa import DLLMJEPA
+from model import DLLM, PRESETS, ModelConfig
+from pretrained.device import pick_dtype
+from pretrained.tokenizer import load_tokenizer
+from pretrained.weights import find_weights
+from tasks.common import load_task, tokenize
+from training.checkpoint import trainable
+from training.controls import ControlConfig, check_controls, has_control, make_control
+from training.lean import Lean
+from training.lora import add_lora, merge
+from training.sharding import is_sharded, shard
+
+
+@dataclass
+class ScaleConfig(ControlConfig):
+    """Settings for models that are large for their machine."""
+    # LoRA: see training/lora.py
+    lora_rank: int = 0                  # width of the adapters; 0: all weights are trained
+    lora_alpha: float = 64.0            # the adapters' output is scaled by alpha / rank
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj",
+                                     "up_proj", "down_proj")  # which matrices of a block get one
+    optimizer: Literal["adamw", "lean"] = "adamw"  # lean: exact fp32 weights at half the memory
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of activations; auto: bf16 on GPUs
+    shard: bool = False                 # each process keeps a part of all state (FSDP2)
+    compile: bool = False               # torch.compile each block; pays on long runs
+    pack: bool = False                  # no computation on padding; the same loss
+    checkpoint_activations: Literal["none", "selective", "full"] = "none"  # recompute every 2nd/all
+    on_nan: Literal["stop", "skip"] = "stop"  # at a gradient that is not finite
+
+    def check_scale(self):
+        """Raise ValueError, one sentence, where settings exclude each other."""
+        if self.lora_rank and not self.lora_targets:
+            raise ValueError("lora_targets is empty; name what gets an adapter, such as q_proj")
+        if self.lora_rank and not self.init_from:
+            raise ValueError(f"lora_rank={self.lora_rank} adapts weights that exist; name them "
+                             f"with init_from, or leave it at 0 to train all")
+        if self.lora_rank and self.optimizer == "lean":
+            raise ValueError("optimizer='lean' splits what is fine-tuned in full; LoRA's few "
+                             "weights need optimizer='adamw'")
+        if self.shard and (self.lora_rank or self.optimizer == "lean"):
+            raise ValueError("shard=True spreads a full fine-tuning with optimizer='adamw'; LoRA "
+                             "and lean are for one GPU: leave out one of the two")
+        check_controls(self)
+
+
+def check_values(cfg, table):
+    """Raise ValueError for the first setting that does not fit. table: (names, fits, words)."""
+    for names, fits, words in table:
+        for name in names.split():
+            if not fits(getattr(cfg, name)):
+                raise ValueError(f"{name}={getattr(cfg, name)} {words}")
+
+
+def load(cfg, resume_dir, device):
+    """Load or initialise the model -> model, tokenizer, the folder of the weights or None.
+
+    A sharded model comes as shapes only: each rank will read the rows that it keeps. Raises
+    ValueError or FileNotFoundError, one sentence.
+    """
+    dtype, folder = pick_dtype(cfg.dtype, device), None
+    if cfg.init_from or resume_dir:
+        # a checkpoint of LoRA has merged weights, for use; its training goes on from the base
+        folder = resume_dir
+        if cfg.lora_rank or not resume_dir:
+            folder = find_weights(cfg.init_from, cfg.revision)
+        if not resume_dir and Path(cfg.out_dir).resolve() in Path(folder).resolve().parents:
+            raise ValueError(f"init_from={cfg.init_from!r} lies in out_dir, which a new run "
+                             f"clears; choose another --out_dir")
+        tok = load_tokenizer(folder, cfg.chat)
+        if cfg.shard:
+            model = DLLM.on_meta(folder)
+        else:
+            stored_dtype = dtype if cfg.lora_rank else torch.float32
+            model = DLLM.from_pretrained(folder, stored_dtype, device=device)
+        if cfg.tokenizer and named_tokenizer(cfg) != tok:
+            raise ValueError(f"tokenizer={cfg.tokenizer!r} is not the vocabulary that {folder} was "
+                             f"trained with ({tok.name!r}, {tok.n_vocab} tokens); leave it out")
+        tok.check_fits(model.config)
+    else:
+        tok = named_tokenizer(cfg)
+        of_tokenizer = dict(vocab_size=tok.n_vocab, mask_id=tok.mask_id, eos_id=tok.eos_id)
+        config = ModelConfig(**of_tokenizer | PRESETS[cfg.preset])
+        tok.check_fits(config)
+        model = DLLM(config).init_weights(torch.Generator().manual_seed(cfg.seed))
+    model.compute_dtype = dtype
+    model.pack, model.checkpoint_activations = cfg.pack, cfg.checkpoint_activations
+    if cfg.lora_rank:
+        add_lora(model, cfg.lora_rank, cfg.lora_alpha, cfg.lora_targets, cfg.seed)
+    return model, tok, folder
+
+
+def named_tokenizer(cfg):
+    """Make the tokenizer that the settings name; `words` are those of the task's training rows."""
+    if not cfg.tokenizer:
+        raise ValueError("a model from scratch needs a vocabulary: add --tokenizer=bytes, toy or "
+                         "words, or name weights with --init_from")
+    is_words = cfg.tokenizer == "words"
+    rows = load_task(cfg.task).load("train", cfg.data_dir, cfg.variant) if is_words else ()
+    return load_tokenizer(cfg.tokenizer, cfg.chat, rows)
+
+
+def load_rows(task: str, split: str, cfg, tok, max_length: int, rank: int) -> list:
+    """Tokenize a split of a task -> [Row]; rows that are too long are left out. Rank 0 counts."""
+    examples = load_task(task).load(split, cfg.data_dir, cfg.variant)
+    rows = tokenize(examples, tok, max_length, f"{task} {split}")
+    if rank == 0:
+        lengths = sorted(len(row.prompt) + len(row.answer) + 1 for row in rows)
+        print(f"{task} {split}: {len(rows):,} rows of {lengths[0]} to {lengths[-1]} tokens, half "
+              f"of them up to {lengths[len(rows) // 2]}, 95 % up to "
+              f"{lengths[len(rows) * 95 // 100]}")
+        if len(rows) < len(examples):
+            print(f"{task} {split}: {len(examples) - len(rows)} of {len(examples)} rows are "
+                  f"longer than max_length={max_length} tokens and are left out")
+    return rows
+
+
+def make_objective(model, cfg, folder, device):
+    """Make the joint objective around the model, where and how it will run."""
+    paper = dict(lambda_jepa=cfg.lambda_jepa, t_ctx=cfg.t_ctx, t_tgt=cfg.t_tgt,
+                 n_pred_layer=cfg.n_pred_layer, ema_decay=cfg.ema_decay, mask_scope=cfg.mask_scope,
+                 diffusion_t=cfg.diffusion_t, loss_form=cfg.loss_form, seed=cfg.seed)
+    objective = make_control(model, cfg, paper) if has_control(cfg) else DLLMJEPA(model, **paper)
+    if not cfg.shard:
+        objective.to(device)
+    if cfg.compile:
+        target = getattr(objective, "target", None)
+        for block in [*model.blocks, *getattr(target, "blocks", ())]:
+            block.compile(dynamic=True)
+    if cfg.shard:
+        shard(objective, device, folder)
+    return objective
+
+
+def make_optimizer(objective, cfg):
+    """AdamW with weight decay on matrices only, and the predictor's own learning rate."""
+    named = trainable(objective)
+    groups = []
+    for is_predictor in (False, True):
+        for is_matrix in (True, False):
+            params = [p for name, p in named.items() if (p.ndim > 1) == is_matrix
+                      and name.startswith("predictor.") == is_predictor]
+            groups.append({"params": params, "weight_decay": cfg.weight_decay * is_matrix,
+                           "lr_scale": cfg.pred_lr if is_predictor else 1.0})
+    assert sum(len(group["params"]) for group in groups) == len(named)      # each in exactly one
+    settings = dict(lr=cfg.lr, betas=(0.9, cfg.beta2))
+    if cfg.optimizer == "adamw":
+        return torch.optim.AdamW(groups, **settings, fused=True)
+    # the model becomes bf16 with remainders; the predictor stays fp32
+    optimizer = Lean(groups, halve=objective.model.parameters(), seed=cfg.seed, **settings)
+    objective.fp32_of = optimizer.fp32_of
+    return optimizer
+
+
+def wrap(objective, world: int):
+    """Return what the loop calls: the objective, in DDP if there are ranks and no shards."""
+    if world == 1 or is_sharded(objective):
+        return objective
+    return DDP(objective)       # without device_ids, which would copy the batch and synchronise
+
+
+def clip_gradients(objective, max_norm: float):
+    """Scale the gradients to a norm of at most max_norm; 0: leave them -> the norm before ()."""
+    params = trainable(objective).values()
+    norm = torch.nn.utils.clip_grad_norm_(params, max_norm or math.inf)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+def opening_line(cfg, objective, n_steps: int, n_rows: int, world: int) -> str:
+    """Describe the run in a line."""
+    params = list(objective.model.parameters())
+    n_trained = sum(p.numel() for p in params if p.requires_grad)
+    method = f"JEPA with lambda {cfg.lambda_jepa:g}" if cfg.lambda_jepa else "plain diffusion"
+    if hasattr(objective, "target"):
+        left = objective.ema_decay ** n_steps
+        method += f"; at the end the EMA is still {left:.0%} the start"
+    return (f"{cfg.out_dir}: {n_trained:,} of {sum(p.numel() for p in params):,} parameters in "
+            f"{objective.model.compute_dtype} on {world} x {params[0].device.type}, {n_steps} "
+            f"steps of {cfg.batch_size} out of {n_rows:,} rows, {method}")
+
+
+def export(model, tok, folder: str, rank: int):
+    """Write the model in bf16, adapters merged, as its family publishes it. All ranks call it."""
+    if rank == 0 or is_sharded(model):
+        merge(model).save(folder if rank == 0 else None, torch.bfloat16)
+    if rank == 0:
+        tok.save(folder)
