@@ -37,8 +37,7 @@ class DLLMJEPA(nn.Module):
                  n_pred_layer: int = 2, ema_decay: float = 0.996, mask_scope: str = "response",
                  diffusion_t: str = "context", loss_form: str = "masked_mean", seed: int = 0):
         super().__init__()
-        self.model = model
-        self.lambda_jepa, self.ema_decay = lambda_jepa, ema_decay
+        self.model, self.lambda_jepa, self.ema_decay = model, lambda_jepa, ema_decay
         self.t_ctx, self.t_tgt, self.mask_scope = t_ctx, t_tgt, mask_scope
         self.diffusion_t, self.loss_form = diffusion_t, loss_form
         self.fp32_of = torch.Tensor.float       # reads an online weight; another one in lean.py
@@ -51,9 +50,8 @@ class DLLMJEPA(nn.Module):
         """(B, T) ids and bool masks -> loss (), parts {name: ()}.
 
         maskable: the answer. is_real: all but padding. generator: one for all rows, or a list of
-        one a row (`row_generators`). z_tgt (B, C): from `embed_targets`; None: computed here.
-        Keep the batch on the CPU: masks are drawn there without a GPU synchronisation, and the
-        model copies what it needs.
+        one a row (`row_generators`). z_tgt (B, C): from `embed_targets`; None: computed here. Keep
+        the batch on the CPU: masks are drawn without a GPU synchronisation, the model copies it.
         """
         maskable, is_content = self.scope(x0, maskable, is_real)
         t_ctx, xt_ctx, is_masked_ctx = self.context_view(x0, maskable, generator)
@@ -73,11 +71,10 @@ class DLLMJEPA(nn.Module):
         return loss, {"diffusion": diffusion.detach(), "jepa": jepa.detach()}
 
     def scope(self, x0, maskable, is_real):
-        """Return (B, T) bools: what may be masked, and what may be pooled into an embedding."""
+        """Return (B, T) bools: what may be masked, and what may be pooled: not end-of-text."""
         if self.mask_scope == "all":            # all but the first token: Dream cannot predict it,
             maskable = is_real.clone()          # and one token must stay visible to be pooled
             maskable[:, 0] = False
-        # end-of-text that fills short answers is trained, but not pooled
         return maskable, is_real & (x0 != self.model.config.eos_id)
 
     def context_view(self, x0, maskable, generator):
@@ -95,7 +92,7 @@ class DLLMJEPA(nn.Module):
         return 1e-3 + (1 - 1e-3) * u            # LLaDA's floor: 1 / t stays below 1000
 
     def diffusion_term(self, h, x0, is_masked, maskable, t):
-        """The diffusion loss of a view (): the cross-entropy of its masked tokens."""
+        """Return the diffusion loss of a view (): the cross-entropy of its masked tokens."""
         nll = self.model.nll(h, x0, is_masked)                              # (N,)
         self.trace = {"t": t, "is_masked": is_masked, "nll": nll.detach()}
         return diffusion_loss(nll, is_masked, maskable, t, self.loss_form)
@@ -104,10 +101,9 @@ class DLLMJEPA(nn.Module):
         """Average a view's states over its visible content: (B, T, C) -> (B, C)."""
         return average(h, is_content & ~is_masked)
 
-    @torch.no_grad()
     def embed_targets(self, batches):
-        """Inputs of `forward`, one for each micro-batch of a step -> [z_tgt (B, C)], or [None]
-        without a JEPA term. The target stays the same until the optimizer's step."""
+        """Inputs of `forward`, for each micro-batch of a step -> [z_tgt (B, C)], or [None] each
+        without a JEPA term. The target does not move between micro-batches."""
         return [self.embed_target(*batch) if self.lambda_jepa else None for batch in batches]
 
     @torch.no_grad()
@@ -120,9 +116,9 @@ class DLLMJEPA(nn.Module):
 
     def target_view(self, x0, maskable, generator):
         """Mask at t_tgt, independently of the context view -> xt_tgt, is_masked_tgt (B, T)."""
-        if isinstance(generator, list):     # new ones: how many numbers the context view drew from
+        if isinstance(generator, list):     # the old ones have drawn more in longer rows
             generator = [torch.Generator(g.device).manual_seed(g.initial_seed() ^ 1)
-                         for g in generator]            # these depends on padding
+                         for g in generator]
         t_tgt = torch.full((len(x0),), self.t_tgt, device=x0.device)
         return forward_process(x0, t_tgt, maskable, self.model.config.mask_id, generator)
 
@@ -134,7 +130,7 @@ class DLLMJEPA(nn.Module):
 
 
 def pool(h, where):
-    """h (B, T, C) -> z (B, C): LayerNorm of the mean state at `where` (B, T); if none, zeros."""
+    """h (B, T, C) -> z (B, C): LayerNorm of the mean state at `where` (B, T); zeros if none."""
     return layer_norm(average(h, where))
 
 

@@ -112,10 +112,8 @@ def rotate(x, cos, sin):
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
-# A layout says how a batch of rows lies in memory, and so who attends to whom. The network is the
-# same for Padded, Packed and sampling/cache.py's Cache.
-
-
+# A layout says how the rows of a batch lie in memory, and so which tokens attend to each other:
+# Padded, Packed, or sampling/cache.py's Cache.
 class Padded:
     """The layout of rows padded to one length: a token attends to the real tokens of its row.
 

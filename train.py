@@ -25,13 +25,12 @@ from model import diffusion_loss, forward_process, row_generators
 from pretrained.weights import new_folder
 from tasks.common import batch_at, collate
 from tasks.files import write_json
-from training.checkpoint import (find_checkpoint, load_train_state, save_checkpoint,
-                                 start_out_dir)
+from training.checkpoint import find_checkpoint, load_train_state, save_checkpoint, start_out_dir
 from training.guard import Guard
 from training.log import Log
 from training.ranks import as_rank, start_ranks, sum_over_ranks
-from training.setup import (ScaleConfig, check_values, clip_gradients, export, load, load_rows,
-                            make_objective, make_optimizer, opening_line, wrap)
+from training.setup import (ScaleConfig, check_values, clip_gradients, count_micro_batches, export,
+                            load, load_rows, make_objective, make_optimizer, opening_line, wrap)
 from training.sharding import release
 from training.study import Study
 
@@ -105,14 +104,7 @@ def main(cfg: TrainConfig):
     # ---- device ----------------------------------------------------------------------------
     started = time.perf_counter()
     rank, world, device = start_ranks(cfg.device)       # 0 of 1, unless torchrun started several
-    if cfg.shard and world == 1:
-        raise ValueError("shard=True needs two processes or more: torchrun --nproc_per_node=8 "
-                         "train.py ...")
-    micro_batch_size = cfg.micro_batch_size or max(1, cfg.batch_size // world)
-    n_micro, remainder = divmod(cfg.batch_size, micro_batch_size * world)   # micro-steps per rank
-    if remainder:
-        raise ValueError(f"batch_size={cfg.batch_size} must be a multiple of "
-                         f"micro_batch_size={micro_batch_size} x {world} processes")
+    n_micro = count_micro_batches(cfg, world)           # in a step, on each rank
     resume_dir = find_checkpoint(cfg.out_dir, cfg.resume, cfg.overwrite)    # None: a new run
     if cfg.export_dir:
         new_folder(cfg.export_dir)      # a folder that is in use is an error now, not after hours
@@ -130,15 +122,15 @@ def main(cfg: TrainConfig):
     n_steps = cfg.max_steps or max(1, round(cfg.epochs * len(rows) / cfg.batch_size))
 
     def parts_of(step):
-        """This rank's micro-batches: [(rows, length to which answers are filled; 0: one eos)]."""
+        """This rank's micro-batches: [(rows, the length that answers are filled to; 0: none)]."""
         parts = [batch_at(step, rows, cfg.batch_size, cfg.seed, part=rank * n_micro + i,
                           n_parts=world * n_micro) for i in range(n_micro)]
-        return [(some, fill if cfg.eos_fill else 0) for some, fill in parts]
+        return [(part, fill if cfg.eos_fill else 0) for part, fill in parts]
 
-    def inputs(step, some, fill):
-        """Rows -> what the objective takes: x0, maskable, is_real (B, T) and generators."""
-        generators = row_generators(cfg.seed, step, [row.example_id for row in some])
-        return (*collate(some, fill, max_length, tok.eos_id), generators)
+    def inputs(step, part, fill):
+        """Rows -> what the objective takes: x0, maskable, is_real (B, T), and generators."""
+        generators = row_generators(cfg.seed, step, [row.example_id for row in part])
+        return (*collate(part, fill, max_length, tok.eos_id), generators)
 
     # ---- optimizer -------------------------------------------------------------------------
     optimizer = make_optimizer(objective, cfg)
@@ -162,7 +154,7 @@ def main(cfg: TrainConfig):
 
         # 1 forward, and the backward pass of each micro-batch, which frees its activations
         clock, is_due = time.perf_counter(), log.is_due(step + 1)
-        batches = [inputs(step, some, fill) for some, fill in parts_of(step)]
+        batches = [inputs(step, part, fill) for part, fill in parts_of(step)]
         targets = objective.embed_targets(batches)      # without gradient, before any activations
         for i, (batch, z_tgt) in enumerate(zip(batches, targets)):
             wrapped.require_backward_grad_sync = i == n_micro - 1   # DDP sums over ranks once

@@ -21,7 +21,7 @@ import train
 from model import DLLM, row_generators
 from pretrained.weights import newest_checkpoint
 from train import main
-from training import checkpoint
+from training import checkpoint, setup
 
 
 @pytest.fixture(autouse=True)
@@ -63,13 +63,14 @@ def patched(tmp_path, cfg, patch="", n=1):
     script.write_text(f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
-import torch, checkpoint, train
+import torch, train
+from training import checkpoint, setup
 torch.set_num_threads({torch.get_num_threads()})    # sums are added in the same order
 {patch}
 def main(cfg):
     train.main(train.TrainConfig(**{vars(cfg)!r}))
 sys.argv[1:] = []
-train.run(main, train.TrainConfig)
+train.run(train.as_rank(main), train.TrainConfig)
 """)
     return launched(script, n)
 
@@ -158,11 +159,11 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on_as_if_nothing_had_been(
 
 
 POISON = """
-def poisoned(self, x0, maskable, is_real, generator, *rest, forward=train.DLLMJEPA.forward):
+def poisoned(self, x0, maskable, is_real, generator, *rest, forward=setup.DLLMJEPA.forward):
     loss, parts = forward(self, x0, maskable, is_real, generator, *rest)
     seeds = {g.initial_seed() for g in generator}
     return (loss * torch.nan if BAD & seeds else loss), parts
-train.DLLMJEPA.forward = poisoned
+setup.DLLMJEPA.forward = poisoned
 """
 
 
@@ -179,8 +180,8 @@ def poison(cfg, data_dir, step=1):
 
 def test_a_nan_stops_the_run_and_names_the_examples(cfg, monkeypatch, data_dir):
     ids, code = poison(cfg, data_dir)
-    monkeypatch.setattr(train.DLLMJEPA, "forward", train.DLLMJEPA.forward)      # undone at the end
-    exec(code, {"train": train, "torch": torch})
+    monkeypatch.setattr(setup.DLLMJEPA, "forward", setup.DLLMJEPA.forward)      # undone at the end
+    exec(code, {"setup": setup, "torch": torch})
     said = sentence_of(monkeypatch, cfg, "--save_every=1", "--micro_batch_size=2")
     assert "at step 2 the gradient is not finite" in said and f"id {ids[0]}, {ids[1]};" in said
     assert Path(newest_checkpoint(cfg.out_dir)).name == "step_0000001"
@@ -188,8 +189,8 @@ def test_a_nan_stops_the_run_and_names_the_examples(cfg, monkeypatch, data_dir):
 
 def test_a_nan_may_be_skipped_and_changes_nothing(cfg, monkeypatch, data_dir, capsys):
     ids, code = poison(cfg, data_dir)
-    monkeypatch.setattr(train.DLLMJEPA, "forward", train.DLLMJEPA.forward)
-    exec(code, {"train": train, "torch": torch})
+    monkeypatch.setattr(setup.DLLMJEPA, "forward", setup.DLLMJEPA.forward)
+    exec(code, {"setup": setup, "torch": torch})
     main(replace(cfg, max_steps=2, lr=0.0, on_nan="skip", log_every=1))
     assert f"id {ids[0]}, {ids[1]}; that update is left out" in capsys.readouterr().out
     found = tensors(cfg.out_dir)
@@ -205,8 +206,8 @@ def test_a_nan_between_two_log_lines_is_found_at_the_next_and_has_changed_nothin
     cfg = replace(cfg, max_steps=4, log_every=4, on_nan="skip", optimizer=optimizer, lr=1e-3,
                   save_every=1, keep=9)
     ids, code = poison(cfg, data_dir)
-    monkeypatch.setattr(train.DLLMJEPA, "forward", train.DLLMJEPA.forward)
-    exec(code, {"train": train, "torch": torch})
+    monkeypatch.setattr(setup.DLLMJEPA, "forward", setup.DLLMJEPA.forward)
+    exec(code, {"setup": setup, "torch": torch})
     monkeypatch.setattr(train.Log, "is_due", lambda self, step: step == 4)
     main(cfg)
     assert f"at step 2 the gradient is not finite, because of the examples with id {ids[0]}" in (
@@ -238,13 +239,14 @@ def test_thirty_kills_at_random_moments(cfg, tmp_path):
     script.write_text(f"""
 import os, random, signal, sys, time
 sys.path.insert(0, {str(ROOT)!r})
-import torch, torch._dynamo, train          # the latter, which AdamW loads, here and not in forks
+import torch, torch._dynamo, train          # AdamW loads the second, here and not in forks
+from training import setup
 from dataclasses import replace
 from pathlib import Path
 from model import DLLM
 from tasks.files import read_json
 from pretrained.weights import newest_checkpoint, read_safetensors
-train.PRESETS["tiny"] = dict(n_layer=1, n_head=2, n_kv_head=2, n_embd=32, n_hidden=64)
+setup.PRESETS["tiny"] = dict(n_layer=1, n_head=2, n_kv_head=2, n_embd=32, n_hidden=64)
 cfg = train.TrainConfig(**{vars(replace(cfg, max_steps=9999, save_every=1, eval_every=9999))!r})
 cfg = replace(cfg, warmup_ratio=0.0, min_lr_ratio=1.0)  # the same rates, wherever it is to end
 
@@ -309,10 +311,10 @@ def objectives(monkeypatch):
     """What the runs of this test have trained, as it was at their end."""
     found = []
 
-    def kept(*args, make=train.DLLMJEPA, **kwargs):
+    def kept(*args, make=setup.DLLMJEPA, **kwargs):
         found.append(make(*args, **kwargs))
         return found[-1]
-    monkeypatch.setattr(train, "DLLMJEPA", kept)
+    monkeypatch.setattr(setup, "DLLMJEPA", kept)
     return found
 
 
@@ -326,7 +328,7 @@ def with_ema(out_dir):
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_ema_is_the_target_of_the_training_under_the_online_head(cfg, objectives, monkeypatch,
                                                                     tied):
-    monkeypatch.setitem(train.PRESETS, "tiny", {**train.PRESETS["tiny"], "tied_head": tied})
+    monkeypatch.setitem(setup.PRESETS, "tiny", {**setup.PRESETS["tiny"], "tied_head": tied})
     main(replace(cfg, ema_decay=0.5))
     model, [objective] = with_ema(cfg.out_dir), objectives
     x = torch.randint(60, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -405,12 +407,12 @@ train.Log.step = killed
 
 
 COUNT = """
-encode = train.DLLM.encode
+encode = setup.DLLM.encode
 def counted(self, xt, is_real=None):
     if self.head is None:                   # it has none
         print(f"a pass of the target over {len(xt)} rows\\n", end="", flush=True)
     return encode(self, xt, is_real)
-train.DLLM.encode = counted
+setup.DLLM.encode = counted
 """
 
 

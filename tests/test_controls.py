@@ -10,16 +10,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from test_jepa import (CONFIG, IDS, as_batch, eight_rows, flops_of, make_model, seeded, step,
                        wide_batch)
-from test_train import (  # noqa: F401
-    assert_same_step,
-    cfg,
-    data_dir,
-    lines,
-    sentence_of,
-    tensors,
-    torchrun,
-    without_clock,
-)
+from test_train import (assert_same_step, cfg, data_dir, lines, sentence_of,  # noqa: F401
+                        tensors, torchrun, without_clock)
 from torch.utils.flop_counter import FlopCounterMode
 
 from jepa import DLLMJEPA, cosine_distance, ema_update, pool
@@ -28,7 +20,8 @@ from pretrained.tokenizer import load_tokenizer
 from tasks import gsm8k
 from tasks.common import batch_at, collate, tokenize
 from train import TrainConfig, main
-from training.controls import PAPER, Anchor, Control, base_weights, has_control, make_control
+from training.controls import PAPER, Anchor, Control, has_control, make_control
+from training.study import base_weights
 
 torch.set_num_threads(1)
 
@@ -43,10 +36,10 @@ NAMES = ["-".join(f"{k}={v}" for k, v in arm.items()) for arm in ARMS]
 def make_arm(model=None, lambda_jepa=1.0, t_ctx=0.2, t_tgt=0.7, n_pred_layer=2, seed=0, **settings):
     """The objective that train.py would make of a TrainConfig with these settings."""
     paper = {name: settings.pop(name) for name in ("diffusion_t", "mask_scope", "loss_form",
-                                                   "jepa_rate", "ema_decay") if name in settings}
+                                                   "ema_decay") if name in settings}
     cfg = TrainConfig(**settings)
     paper = dict(lambda_jepa=lambda_jepa, t_ctx=t_ctx, t_tgt=t_tgt, n_pred_layer=n_pred_layer,
-                 seed=seed, **paper)
+                 seed=seed, **{"ema_decay": cfg.ema_decay, **paper})
     return make_control(model or make_model(), cfg, paper)
 
 
@@ -73,7 +66,7 @@ def tensors_of(folder):
 
 
 def inputs(rows=slice(0, 8), number=0):
-    return (*as_batch(eight_rows()[rows]), row_generators(0, number, IDS[rows]), number)
+    return (*as_batch(eight_rows()[rows]), row_generators(0, number, IDS[rows]))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -199,8 +192,7 @@ def test_every_arm_trains_resumes_and_its_log_has_its_numbers(cfg, tmp_path, arm
 @pytest.mark.parametrize("arm", [dict(target="shuffled"), dict(target="mean"),
                                  dict(target="random"), dict(masks="nested"),
                                  dict(pool_layer=1), dict(objective="two_gradients"),
-                                 dict(target="shuffled", jepa_rate=0.5),
-                                 dict(objective="consistency", jepa_rate=0.5)], ids=str)
+                                 dict(objective="consistency")], ids=str)
 def test_accumulation_changes_no_arm(cfg, tmp_path, arm):
     """The row before a row is that of the batch, whatever micro-batch it lies in."""
     cfg = replace(cfg, max_steps=1, lambda_jepa=2.0, mask_scope="all", t_ctx=0.5, **arm)
@@ -209,12 +201,11 @@ def test_accumulation_changes_no_arm(cfg, tmp_path, arm):
     main(small)
     if cfg.objective == "consistency":          # a mean over the tokens of a micro-batch
         return
-    if cfg.jepa_rate == 1:
-        assert_same_step(cfg, small)
+    assert_same_step(cfg, small)
 
 
 @pytest.mark.parametrize("tuning", [dict(lora_rank=2), dict(optimizer="lean"),
-                                    dict(pack=True, eos_fill=False, jepa_rate=0.6)], ids=str)
+                                    dict(pack=True, eos_fill=False)], ids=str)
 @pytest.mark.parametrize("arm", [dict(target="shuffled"), dict(pool_layer=1),
                                  dict(ema_dtype="bfloat16"), dict(objective="consistency"),
                                  dict(objective="two_gradients")], ids=str)
@@ -263,7 +254,7 @@ def test_online_is_the_models_own_embedding_without_gradient_and_the_ema_with_de
         for p in one.model.parameters():
             p.data += 0.01 * torch.randn(p.shape, generator=seeded(p.numel()))
         one.update_target()
-    xt_tgt, is_masked = objective.mask_target(*as_batch(eight_rows())[:2],
+    xt_tgt, is_masked = objective.target_view(*as_batch(eight_rows())[:2],
                                               row_generators(0, 0, IDS))
     x0, maskable, is_real = as_batch(eight_rows())
     own = pool(objective.model.encode(xt_tgt, is_real), is_real & (x0 != 30) & ~is_masked)
@@ -288,7 +279,7 @@ def test_shuffled_gives_each_row_the_target_of_the_row_before_it():
     assert torch.equal(shuffled, own[[7, 0, 1, 2, 3, 4, 5, 6]])
     # row i of the batch is dealt to micro-batch i % 4
     dealt = moved_target(make_arm(target="shuffled")).embed_targets(
-        [inputs(slice(i, None, 4)) for i in range(4)], n_at_once=1)
+        [inputs(slice(i, None, 4)) for i in range(4)])
     for i in range(4):
         torch.testing.assert_close(dealt[i], shuffled[i::4])
 
@@ -327,16 +318,16 @@ def test_nested_masks_are_subsets_and_at_equal_rates_the_same(t_ctx, t_tgt, loss
                          diffusion_t=diffusion_t)
     generators = row_generators(0, 0, range(60))
     again = row_generators(0, 0, range(60))
-    t, _, context = objective.mask_context(x0, maskable, generators)
-    _, target = objective.mask_target(x0, maskable, generators)
+    t, _, context = objective.context_view(x0, maskable, generators)
+    _, target = objective.target_view(x0, maskable, generators)
     assert torch.equal(context, DLLMJEPA(make_model(), t_ctx=t_ctx, diffusion_t=diffusion_t,
-                                         loss_form=loss_form).mask_context(x0, maskable, again)[2])
+                                         loss_form=loss_form).context_view(x0, maskable, again)[2])
     lighter, heavier = torch.where((t <= t_tgt)[:, None], context, target), torch.where(
         (t <= t_tgt)[:, None], target, context)
     assert not (lighter & ~heavier).any()
     same = torch.equal(lighter, heavier)
     assert same == (t_ctx == t_tgt and diffusion_t == "context" or (heavier.sum(1) == 1).all())
-    independent = make_arm(t_ctx=t_ctx, t_tgt=t_tgt).mask_target(x0, maskable, generators)[1]
+    independent = make_arm(t_ctx=t_ctx, t_tgt=t_tgt).target_view(x0, maskable, generators)[1]
     assert t_tgt < 0.1 or not torch.equal(independent, target)
 
 
@@ -345,8 +336,8 @@ def test_rates_may_be_the_same_or_reversed():
     for t_ctx, t_tgt in ((0.7, 0.2), (0.4, 0.4)):
         objective = DLLMJEPA(make_model(), t_ctx=t_ctx, t_tgt=t_tgt)
         generators = row_generators(0, 0, range(200))
-        for t, is_masked in ((t_ctx, objective.mask_context(x0, maskable, generators)[2]),
-                             (t_tgt, objective.mask_target(x0, maskable, generators)[1])):
+        for t, is_masked in ((t_ctx, objective.context_view(x0, maskable, generators)[2]),
+                             (t_tgt, objective.target_view(x0, maskable, generators)[1])):
             n = maskable.sum()
             assert (is_masked.sum() / n - t).abs() < 4 * (t * (1 - t) / n) ** 0.5
 
@@ -360,20 +351,21 @@ def test_the_pool_sets_are_what_they_are_called():
                            "answer_visible": [0, 0, 0, 0, 1, 0, 0, 0, 0],
                            "masked": [0, 0, 0, 1, 0, 1, 0, 0, 0],
                            "all_real": [1, 1, 1, 1, 1, 1, 0, 0, 0]}.items():
-        where = make_arm(pool=kind).embedded(is_masked, maskable, is_content)
-        assert where.tolist() == [[bool(x) for x in expected]], kind
+        one_hot = torch.eye(9)[None]                            # (B, T, C): their mean shows which
+        mean = make_arm(pool=kind).summary(one_hot, is_masked, maskable, is_content)
+        assert (mean > 0).tolist() == [[bool(x) for x in expected]], kind
 
 
 @pytest.mark.parametrize("kind", ["answer_visible", "masked", "all_real"])
 def test_both_views_are_pooled_over_the_set(kind):
     x0, maskable, is_real = as_batch(eight_rows())
     objective = moved_target(make_arm(pool=kind))
-    _, xt_ctx, masked_ctx = objective.mask_context(x0, maskable, row_generators(0, 0, IDS))
-    xt_tgt, masked_tgt = objective.mask_target(x0, maskable, row_generators(0, 0, IDS))
+    _, xt_ctx, masked_ctx = objective.context_view(x0, maskable, row_generators(0, 0, IDS))
+    xt_tgt, masked_tgt = objective.target_view(x0, maskable, row_generators(0, 0, IDS))
     objective(*inputs())
     for network, xt, is_masked, found in (
-            (objective.model, xt_ctx, masked_ctx, F.layer_norm(objective.seen["mean"], (32,))),
-            (objective.target, xt_tgt, masked_tgt, objective.seen["z_tgt"])):
+            (objective.model, xt_ctx, masked_ctx, F.layer_norm(objective.trace["mean"], (32,))),
+            (objective.target, xt_tgt, masked_tgt, objective.trace["z_tgt"])):
         where = is_real & (x0 != 30) & {"answer_visible": maskable & ~is_masked,
                                         "masked": is_masked, "all_real": is_real}[kind]
         torch.testing.assert_close(found, pool(network.encode(xt, is_real), where).detach())
@@ -389,15 +381,15 @@ def test_pool_layer_l_embeds_what_a_model_of_l_blocks_would_give(pack, recompute
         moved_target(objective)
         short.blocks = short.blocks[:layer]
         x0, maskable, is_real = as_batch(eight_rows())
-        _, xt_ctx, masked_ctx = objective.mask_context(x0, maskable, row_generators(0, 0, IDS))
+        _, xt_ctx, masked_ctx = objective.context_view(x0, maskable, row_generators(0, 0, IDS))
         loss, parts, grads = step(objective, as_batch(eight_rows()))
         expected = pool(short.encode(xt_ctx, is_real), is_real & (x0 != 30) & ~masked_ctx)
-        torch.testing.assert_close(F.layer_norm(objective.seen["mean"], (32,)), expected.detach())
+        torch.testing.assert_close(F.layer_norm(objective.trace["mean"], (32,)), expected.detach())
         assert len(objective.target.blocks) == layer
-        own = pool(objective.target.encode(*(objective.mask_target(
+        own = pool(objective.target.encode(*(objective.target_view(
             x0, maskable, row_generators(0, 0, IDS))[0], is_real)), is_real & (x0 != 30)
-            & ~objective.mask_target(x0, maskable, row_generators(0, 0, IDS))[1])
-        torch.testing.assert_close(objective.seen["z_tgt"], own)
+            & ~objective.target_view(x0, maskable, row_generators(0, 0, IDS))[1])
+        torch.testing.assert_close(objective.trace["z_tgt"], own)
         # and it is the gradient of that: a direct computation without hooks agrees
         direct = make_model()
         direct.blocks, every = direct.blocks[:layer], direct.blocks
@@ -484,8 +476,8 @@ def test_consistency_is_the_divergence_of_two_predictions_and_has_no_predictor()
     objective = moved_target(make_arm(objective="consistency", lambda_jepa=0.7, t_ctx=0.5))
     assert not list(objective.predictor.parameters())
     x0, maskable, is_real = as_batch(eight_rows())
-    t, xt_ctx, masked_ctx = objective.mask_context(x0, maskable, row_generators(0, 0, IDS))
-    xt_tgt, masked_tgt = objective.mask_target(x0, maskable, row_generators(0, 0, IDS))
+    t, xt_ctx, masked_ctx = objective.context_view(x0, maskable, row_generators(0, 0, IDS))
+    xt_tgt, masked_tgt = objective.target_view(x0, maskable, row_generators(0, 0, IDS))
     loss, parts, grads = step(objective, as_batch(eight_rows()))
     model, target = make_model(), objective.target
     h = model.encode(xt_ctx, is_real)
@@ -515,7 +507,7 @@ def test_two_gradients_are_those_of_prompt_and_answer_each_seen_alone(n_pred_lay
     objective = make_arm(objective="two_gradients", lambda_jepa=0.7, n_pred_layer=n_pred_layer)
     assert not hasattr(objective, "target")
     x0, maskable, is_real = as_batch(eight_rows())
-    t, xt_ctx, masked_ctx = objective.mask_context(x0, maskable, row_generators(0, 0, IDS))
+    t, xt_ctx, masked_ctx = objective.context_view(x0, maskable, row_generators(0, 0, IDS))
     loss, parts, grads = step(objective, as_batch(eight_rows()))
     model, is_content = make_model(), is_real & (x0 != 30)
     h = model.encode(xt_ctx, is_real)
@@ -629,12 +621,12 @@ def test_a_sharded_anchor_is_the_anchor(base, cfg, tmp_path):
 def test_the_base_is_had_anew_where_the_model_has_gone_on(tmp_path):
     model = make_model(seed=3)
     cfg = TrainConfig(seed=3)
-    now = dict(base_weights(model, cfg, anew=False))
+    now = dict(base_weights(model, cfg, again=False))
     for p in model.parameters():
         p.data += 1                             # a resumed one
-    drawn = dict(base_weights(model, cfg, anew=True))
+    drawn = dict(base_weights(model, cfg, again=True))
     model.save(tmp_path)
-    from_file = dict(base_weights(model, replace(cfg, init_from=str(tmp_path)), anew=True))
+    from_file = dict(base_weights(model, replace(cfg, init_from=str(tmp_path)), again=True))
     for name, p in make_model(seed=3).named_parameters():
         assert torch.equal(now[name], p) and torch.equal(drawn[name], p)
         assert torch.equal(from_file[name], p + 1)
@@ -649,11 +641,11 @@ def test_the_base_is_had_anew_where_the_model_has_gone_on(tmp_path):
     (["--pool_layer=-1"], "must not be negative"),
     (["--pool_layer=9"], "more than the model's 4 blocks"),
     (["--pred_lr=nan"], "must not be negative"),
-    (["--pred_width=8", "--n_pred_layer=0"], "n_pred_layer=0 is none"),
-    (["--pred_lr=0", "--n_pred_layer=0"], "pred_lr=0 is of a predictor"),
-    (["--target=random", "--masks=nested"], "makes no use of masks='nested'"),
-    (["--objective=two_gradients", "--target=mean"], "makes no use of target"),
-    (["--objective=consistency", "--pool=masked"], "makes no use of pool"),
+    (["--pred_width=8", "--n_pred_layer=0"], "n_pred_layer=0 builds none"),
+    (["--pred_lr=0", "--n_pred_layer=0"], "pred_lr=0 needs a predictor"),
+    (["--target=random", "--masks=nested"], "does not use masks='nested'"),
+    (["--objective=two_gradients", "--target=mean"], "does not use target"),
+    (["--objective=consistency", "--pool=masked"], "does not use pool"),
     (["--objective=consistency", "--target=shuffled"], "compares tokens"),
     (["--target=shuffled", "--batch_size=1"], "at least 2"),
     (["--anchor=1e-4"], "init_from"),

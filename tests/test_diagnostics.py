@@ -14,7 +14,8 @@ from train import main
 from training import diagnostics
 from training.diagnostics import (bucket_numbers, collapsed, constant_floor, cosines,
                                   effective_rank, embedding_numbers, movement_numbers, off_diagonal,
-                                  same_rate_number, sample, this_ranks, whole_batch)
+                                  same_rate_number, sample)
+from training.ranks import gather_batch, scatter_batch
 
 torch.set_num_threads(1)
 
@@ -99,25 +100,25 @@ def test_the_numbers_are_of_the_whole_batch_in_its_order_however_it_is_split():
     z, hat, tgt = (random_z(12, 16, seed) for seed in range(3))
     whole = embedding_numbers([seen_of(z, hat, tgt)])
     parts = [seen_of(z[i::4], hat[i::4], tgt[i::4]) for i in range(4)]      # as batch_at deals
-    assert torch.equal(whole_batch([z[i::4] for i in range(4)]), z)
-    assert all(torch.equal(a, z[i::4]) for i, a in enumerate(this_ranks(z, 4)))
+    assert torch.equal(gather_batch([z[i::4] for i in range(4)]), z)
+    assert all(torch.equal(a, z[i::4]) for i, a in enumerate(scatter_batch(z, 4)))
     for name, value in embedding_numbers(parts).items():
         torch.testing.assert_close(value, whole[name], msg=name)
 
 
-def test_a_step_without_the_term_and_plain_diffusion_have_the_loss_by_t_alone():
+def test_plain_diffusion_has_the_loss_by_t_alone():
     objective = DLLMJEPA(make_model(), lambda_jepa=0.0)
     step(objective, as_batch(eight_rows()))
-    assert embedding_numbers([objective.seen]) == {}
-    assert bucket_numbers([objective.seen]).keys() == {"nll_t0.25"}         # t_ctx = 0.2
+    assert embedding_numbers([objective.trace]) == {}
+    assert bucket_numbers([objective.trace]).keys() == {"nll_t0.25"}         # t_ctx = 0.2
 
 
 def test_the_loss_by_t_is_that_of_the_rows_of_a_bucket():
     objective = DLLMJEPA(make_model(), diffusion_t="uniform")
     batch = as_batch(eight_rows())
     step(objective, batch)
-    t, is_masked, nll = (objective.seen[name] for name in ("t", "is_masked", "nll"))
-    numbers = bucket_numbers([objective.seen])
+    t, is_masked, nll = (objective.trace[name] for name in ("t", "is_masked", "nll"))
+    numbers = bucket_numbers([objective.trace])
     assert len(numbers) > 2
     rows = is_masked.nonzero()[:, 0]
     for a, b in ((0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1)):
@@ -127,12 +128,12 @@ def test_the_loss_by_t_is_that_of_the_rows_of_a_bucket():
     assert not numbers
     parts = [{"t": t[i:i + 4], "is_masked": is_masked[i:i + 4],
               "nll": nll[(rows >= i) & (rows < i + 4)]} for i in (0, 4)]
-    assert bucket_numbers(parts) == pytest.approx(bucket_numbers([objective.seen]))
+    assert bucket_numbers(parts) == pytest.approx(bucket_numbers([objective.trace]))
 
 
 def test_the_same_rate_pair_is_two_masks_of_a_row_and_changes_nothing():
     objective = DLLMJEPA(make_model())
-    batch = (*as_batch(eight_rows()), row_generators(0, 0, IDS), 0)
+    batch = (*as_batch(eight_rows()), row_generators(0, 0, IDS))
     before = [g.get_state() for g in batch[3]]
     [number] = same_rate_number(objective, batch).values()
     assert 0.3 < number < 0.9999                # of a row with itself it would be 1
@@ -177,8 +178,8 @@ def test_a_sample_takes_no_column_for_the_whole():
     assert sample(p)[0].unique().numel() == 64
 
 
-def test_a_collapse_is_named_once_below_half_of_the_first_line_that_has_numbers(cfg, capsys,
-                                                                               monkeypatch):
+def test_a_collapse_in_the_last_quarter_is_named_once_below_half_of_the_first_line(cfg, capsys,
+                                                                                  monkeypatch):
     first = {"rank": 10.0, "diversity": 0.4}
     assert collapsed(first, first) == "" == collapsed({"rank": 5.1, "diversity": 0.21}, first)
     assert "rank 4.9 of 10" in collapsed({"rank": 4.9, "diversity": 0.4}, first)
@@ -187,15 +188,16 @@ def test_a_collapse_is_named_once_below_half_of_the_first_line_that_has_numbers(
     base = cfg.out_dir + "_base"
     main(replace(cfg, max_steps=1, out_dir=base))
     cfg = replace(cfg, init_from=base, tokenizer="")
-    made_up = iter([9.0, 9.0, 3.0, 2.0, 1.0])
-    monkeypatch.setattr("train.embedding_numbers", lambda seen: {
+    made_up = iter([9.0, 3.0, 2.0, 1.0, 9.0, 1.0])
+    monkeypatch.setattr("training.study.embedding_numbers", lambda seen: {
         "rank": torch.tensor(next(made_up)), "diversity": torch.tensor(1.0)})
     main(replace(cfg, max_steps=4, save_every=2, keep=9))
     said = [line for line in capsys.readouterr().out.splitlines()
             if "embeddings collapse" in line]
-    assert len(said) == 1 and said[0].startswith("step 3:") and "rank 3 of 9" in said[0]
-    main(replace(cfg, max_steps=5, resume=True))        # the first line is still the measure
-    assert "step 5:" in capsys.readouterr().out
+    assert len(said) == 1 and said[0].startswith("step 3:") and "rank 2 of 9" in said[0]
+    main(replace(cfg, max_steps=6, resume=True))        # the first line is still the measure
+    found = capsys.readouterr().out
+    assert "step 6:" in found and "rank 1 of 9" in found and "step 5:" not in found
 
 
 def test_the_first_line_is_of_the_base_and_the_rest_come_every_log_every_steps(cfg):
@@ -213,7 +215,7 @@ def test_no_diagnostic_is_computed_between_two_lines(cfg, monkeypatch):
     calls = []
     for name in ("embedding_numbers", "bucket_numbers", "movement_numbers", "same_rate_number"):
         real = getattr(diagnostics, name)
-        monkeypatch.setattr(f"train.{name}",
+        monkeypatch.setattr(f"training.study.{name}",
                             lambda *a, real=real, name=name: calls.append(name) or real(*a))
     main(replace(cfg, max_steps=7, log_every=5, save_every=100))
     assert len(calls) == 4 * 3                  # steps 1, 5 and 7

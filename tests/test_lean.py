@@ -89,12 +89,12 @@ def test_with_halves_its_weights_are_adamws_to_the_error_of_the_moments():
     start = two_parameters()
     optimizer = Lean(ours, halve=ours, lr=1e-6, weight_decay=0.1)
     for p, q in zip(ours, start):
-        assert p.dtype == torch.bfloat16 and torch.equal(optimizer.full(p), q)
+        assert p.dtype == torch.bfloat16 and torch.equal(optimizer.fp32_of(p), q)
     steps(optimizer, ours)
     steps(torch.optim.AdamW(theirs, lr=1e-6, weight_decay=0.1), theirs)
     for p, q, s in zip(ours, theirs, start):
-        assert (optimizer.full(p) - q).norm() < 0.02 * (q - s).norm()
-        assert torch.equal(p, split(optimizer.full(p))[0])
+        assert (optimizer.fp32_of(p) - q).norm() < 0.02 * (q - s).norm()
+        assert torch.equal(p, split(optimizer.fp32_of(p))[0])
 
 
 def test_the_second_moment_forgets_where_rounding_to_nearest_would_not():
@@ -121,7 +121,7 @@ def test_the_size_of_a_slice_changes_no_weight(monkeypatch):
         params = two_parameters()
         optimizer = Lean(params, halve=params, lr=1e-3)
         steps(optimizer, params, n=1)               # later ones see other random second moments
-        results.append([optimizer.full(p) for p in params])
+        results.append([optimizer.fp32_of(p) for p in params])
     assert all(torch.equal(one, two) for one, two in zip(*results))
 
 
@@ -133,7 +133,7 @@ def test_a_gradient_that_does_not_lie_in_order_is_used_in_order():
         grad = torch.randn(40, 30, generator=seeded(4)).bfloat16()
         params[0].grad = grad.T.contiguous().T if transposed else grad
         optimizer.step()
-        results.append(optimizer.full(params[0]))
+        results.append(optimizer.fp32_of(params[0]))
     assert torch.equal(*results)
 
 
@@ -188,14 +188,15 @@ def distance_travelled(kind, lr, n=100, decay=0.996):
         optimizer = Lean(params, halve=model.parameters(), lr=lr)
     else:
         optimizer = torch.optim.AdamW(params, lr=lr, weight_decay=0.0)
-    full = optimizer.full if kind == "lean" else torch.Tensor.float
+    full = optimizer.fp32_of if kind == "lean" else torch.Tensor.float
     batch = as_batch(eight_rows())
     for step in range(n):
         objective(*batch, row_generators(0, step, IDS))[0].backward()
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        objective.update_target(full)
+        objective.fp32_of = full
+        objective.update_target()
         ema_update(bf16_ema, model, decay, lambda p: full(p).bfloat16())
 
     def from_start(named, full):

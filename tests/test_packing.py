@@ -37,13 +37,13 @@ def rows_of_unequal_length(n=6):
     return [Row(100 + b, ids[b][:3 + b], ids[b][10:10 + 3 * (n - b)]) for b in range(n)]
 
 
-def step(objective, fill=0, generator=None, number=0):
+def step(objective, fill=0, generator=None):
     """One forward and backward -> loss, parts, gradients by name."""
     objective.zero_grad()
     rows = rows_of_unequal_length()
     batch = collate(rows, fill, 64, 38)
     generator = generator or row_generators(0, 0, [row.example_id for row in rows])
-    loss, parts = objective(*batch, generator, number)
+    loss, parts = objective(*batch, generator)
     loss.backward()
     return loss.detach(), parts, {name: p.grad.clone() for name, p in objective.named_parameters()
                                   if p.grad is not None}
@@ -202,7 +202,7 @@ def test_recomputed_blocks_change_no_gradient_and_keep_less(pack):
     assert 0.4 * kept["none"] < kept["selective"] < 0.7 * kept["none"]
 
 
-# ---- the EMA, and the steps that skip the target ----
+# ---- the EMA ----
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -217,34 +217,6 @@ def test_the_ema_is_the_loop_over_parameters(dtype):
     assert len(expected) > 32 and target.head is None and other.head is not None
     for name, p in target.named_parameters():
         torch.testing.assert_close(p.data, expected[name].data)
-
-
-def test_at_jepa_rate_the_expected_gradient_is_that_of_every_step():
-    always = step(DLLMJEPA(make_model(LLADA), 0.7, t_ctx=0.5))
-    rarely = DLLMJEPA(make_model(LLADA), 0.7, t_ctx=0.5, jepa_rate=0.25, seed=3)
-    rarely.predictor.load_state_dict(DLLMJEPA(make_model(LLADA)).predictor.state_dict())
-    has = [rarely.has_jepa(i) for i in range(2000)]
-    assert abs(sum(has) / 2000 - 0.25) < 4 * (0.25 * 0.75 / 2000) ** 0.5
-    assert has == [rarely.has_jepa(i) for i in range(2000)]     # pure in (seed, step)
-    other = DLLMJEPA(make_model(LLADA), jepa_rate=0.25, seed=4)
-    assert has != [other.has_jepa(i) for i in range(2000)]
-    # there are two kinds of steps only, as the masks are the same in all: average over both
-    with_it, without = step(rarely, number=has.index(True)), step(rarely, number=has.index(False))
-    assert without[1].keys() == {"diffusion"} and without[2].keys() == with_it[2].keys()
-    assert all(not grad.any() for name, grad in without[2].items() if "predictor" in name)
-    mean = [0.25 * with_it[0] + 0.75 * without[0], always[1],
-            {name: 0.25 * with_it[2][name] + 0.75 * without[2][name] for name in with_it[2]}]
-    assert_same(always, mean)
-
-
-def test_a_step_without_the_jepa_term_costs_three_quarters():
-    objective = DLLMJEPA(make_model(replace(LLADA, n_layer=8, n_hidden=176)), n_pred_layer=1,
-                         jepa_rate=0.5)
-    has = [objective.has_jepa(i) for i in range(20)]
-    with_it, without = (flops_of(lambda: step(objective, number=has.index(kind)))
-                        for kind in (True, False))
-    plain = flops_of(lambda: step(DLLMJEPA(objective.model, 0.0)))
-    assert without < 1.005 * plain and with_it / without == pytest.approx(4 / 3, rel=0.03)
 
 
 # ---- compiled blocks ----

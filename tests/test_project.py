@@ -1,91 +1,147 @@
-"""Laws of the whole project: all configs load, all README commands parse, imports point down."""
+"""Laws of the whole project: where files stand, that imports point down, what configs say."""
 import ast
 import importlib
-import re
-import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
-from analysis.grid import GridConfig
-from analysis.plot import PlotConfig
-from analysis.preserve import PreserveConfig
-from analysis.probe import ProbeConfig
-from analysis.report import ReportConfig
-from analysis.tables import TablesConfig
 from configurator import configure
-from eval_gsm8k import GSM8KConfig
-from evaluate import EvalConfig
-from pretrained.weights import ConvertConfig
-from sample import SampleConfig
-from sampling.chat import ChatConfig
 from tasks.common import load_task
 from train import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
-SETTINGS = {"train.py": TrainConfig, "analysis/compare.py": TrainConfig, "sample.py": SampleConfig,
-            "evaluate.py": EvalConfig, "eval_gsm8k.py": GSM8KConfig, "weights.py": ConvertConfig,
-            "chat.py": ChatConfig, "analysis/preserve.py": PreserveConfig,
-            "analysis/grid.py": GridConfig, "analysis/tables.py": TablesConfig,
-            "analysis/probe.py": ProbeConfig, "analysis/plot.py": PlotConfig,
-            "analysis/report.py": ReportConfig}
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("config/*.py"))
 
-# what a file may import of the project; the arrows all point down
-LEVELS = {
-    "configurator.py": set(), "weights.py": {"configurator"}, "model.py": {"weights"},
-    "jepa.py": {"model"}, "diagnostics.py": set(), "log.py": {"diagnostics"},
-    "controls.py": {"jepa", "model", "diagnostics", "sharding", "weights"},
-    "lora.py": {"model", "weights"}, "lean.py": set(),
-    "sharding.py": {"weights"}, "checkpoint.py": {"weights", "sharding", "lora"},
-    "cache.py": {"model"}, "reveal.py": {"model"}, "likelihood.py": {"model"},
-    "sample.py": {"model", "weights", "tasks", "configurator", "cache", "reveal", "view"},
-    "train.py": {"model", "weights", "jepa", "controls", "diagnostics", "log", "lora", "lean",
-                 "sharding", "checkpoint", "tasks", "configurator"},
-    "stats.py": set(), "answers.py": set(),
-    "evaluate.py": {"stats", "answers", "sample", "reveal", "checkpoint", "weights", "tasks",
-                    "configurator"},
-    "eval_gsm8k.py": {"evaluate", "configurator"},
-    "view.py": set(), "chat.py": {"sample", "view", "tasks", "configurator"},
-    "tasks/*.py": {"tasks"},
-    "analysis/*.py": {"model", "weights", "jepa", "reveal", "sample", "likelihood", "train",
-                      "stats", "answers", "evaluate", "view", "log", "tasks", "configurator",
-                      "analysis"},      # report.py shows what plot.py draws
-}
+# From the ground to the roof. A file imports, or starts, what lies below it, or in its own folder.
+FLOORS = ["configurator", "tasks", "pretrained", "model", "sampling", "sample", "jepa", "training",
+          "eval_gsm8k", "train", "analysis"]
+FOLDERS = {"tasks", "pretrained", "sampling", "training", "analysis"}
+TOP = {"README.md", "LICENSE", "requirements.txt", "requirements-plots.txt", ".gitignore",
+       *(f"{name}.py" for name in FLOORS if name not in FOLDERS)}
+LINES = {"configurator.py": 140, "model.py": 400, "jepa.py": 200, "train.py": 250,
+         "sample.py": 250, "eval_gsm8k.py": 300}
+SOURCES = sorted(path for folder in ("", *FOLDERS) for path in (ROOT / folder).glob("*.py"))
+STARTS = ("subprocess.", "os.exec", "os.spawn", "os.system", "os.popen", "runpy.", "torchrun")
 
 
-def imports_of(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+def room_of(path) -> str:
+    """The file itself on the top level, else its folder."""
+    return path.parent.name if path.parent != ROOT else path.stem
+
+
+def modules_in(tree):
+    """The dotted names of all modules that the code imports, at its top or within functions."""
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         if isinstance(node, ast.ImportFrom):
-            yield node.module.split(".")[0]
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            yield from (arg.value for arg in node.args if isinstance(arg, ast.Constant))
 
 
-def test_imports_point_down():
-    ours = {path.stem for path in ROOT.glob("*.py")} | {"tasks", "analysis"}
-    seen = set()
-    for pattern, allowed in LEVELS.items():
-        for path in ROOT.glob(pattern):
-            seen.add(path)
-            assert set(imports_of(path)) & ours <= allowed, path.name
-    every = {path for folder in ("", "tasks/", "analysis/") for path in ROOT.glob(f"{folder}*.py")}
-    assert seen == every, "a file without a level"
+def scripts_in(tree):
+    """The scripts of the project that code which starts processes names, docstrings left out."""
+    calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    if not any(call.startswith(STARTS) for call in calls):
+        return
+    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)
+             and isinstance(node.value, str)}
+    docs = {ast.get_docstring(node, clean=False) for node in ast.walk(tree)
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))}
+    for path in SOURCES:
+        names = {str(path.relative_to(ROOT)), path.name}
+        if any(word in names for text in texts - docs for word in text.split()):
+            yield path
+
+
+def arrows_of(tree) -> set:
+    """The rooms of the project that the code imports or starts."""
+    imported = {name.split(".")[0] for name in modules_in(tree)} & set(FLOORS)
+    return imported | {room_of(path) for path in scripts_in(tree)}
+
+
+# ----------------------------------------------------------------------------------------------
+# the house
+
+
+def test_the_top_level_holds_the_seven_files_and_nothing_more():
+    folders = FOLDERS | {"config", "tests", "docs", "results", ".ci"}
+    kept_out = {line.rstrip("/") for line in (ROOT / ".gitignore").read_text().splitlines()}
+    found = {path.name for path in ROOT.iterdir()} - kept_out - {".git"}
+    assert {name for name in found if (ROOT / name).is_file()} == TOP
+    assert {name for name in found if (ROOT / name).is_dir()} == folders
+    assert {room_of(path) for path in SOURCES} == set(FLOORS)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_and_started_scripts_point_down(path):
+    room = room_of(path)
+    allowed = set(FLOORS[:FLOORS.index(room)]) | {room}
+    assert arrows_of(ast.parse(path.read_text())) <= allowed
+
+
+def test_no_two_files_of_a_folder_import_each_other_in_a_circle():
+    imports = {}
+    for path in SOURCES:
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        imports[name] = set(modules_in(ast.parse(path.read_text())))
+    ours, left = set(imports), dict(imports)
+    while left:                                 # take away what needs nothing that is left
+        free = [name for name in left if not left[name] & (left.keys() - {name})]
+        assert free, f"a circle among {', '.join(sorted(left))}"
+        for name in free:
+            del left[name]
+    assert {"train", "tasks.toy", "training.setup"} <= ours
+
+
+@pytest.mark.parametrize("code, room", [
+    ("import subprocess\nsubprocess.run(['python', 'train.py'])", "train"),
+    ("import os\nos.execv('python', ['python', 'analysis/compare.py'])", "analysis"),
+    ("import os\ndef f():\n    os.execv('x', [f'{ROOT}', 'compare.py'])", "analysis"),
+    ("import runpy\nrunpy.run_path('sample.py')", "sample"),
+    ("def f():\n    from eval_gsm8k import main", "eval_gsm8k"),
+    ("import importlib\nimportlib.import_module('training.log')", "training"),
+])
+def test_the_law_of_arrows_sees_what_is_started_and_what_is_imported_late(code, room):
+    assert arrows_of(ast.parse(code)) == {room}
+
+
+def test_the_core_stays_short_enough_for_an_evening():
+    for name, most in LINES.items():
+        n = len((ROOT / name).read_text().splitlines())
+        assert n <= most, f"{name} has {n} lines, {most} are planned"
+
+
+def test_train_knows_nothing_of_what_a_first_reading_skips():
+    text = (ROOT / "train.py").read_text().lower()
+    for word in ("lora", "lean", "anchor", "control", "diagnostic", "dtensor", "full_tensor"):
+        assert word not in text.replace("lora_rank", ""), word
+
+
+def test_lines_have_at_most_100_columns():
+    for path in [*SOURCES, *ROOT.glob("tests/**/*.py"), *ROOT.glob("config/*.py")]:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            assert len(line) <= 100, f"{path.relative_to(ROOT)}, line {number}"
+
+
+# ----------------------------------------------------------------------------------------------
+# the code
 
 
 def test_only_the_stated_packages_are_imported():
     stated = {line.split("==")[0] for line in (ROOT / "requirements.txt").read_text().split()}
     stated = {{"automata-lib": "automata"}.get(name, name) for name in stated}
-    import sys
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("tasks/*.py"), *ROOT.glob("analysis/*.py")]:
-        ours = {path.stem for path in ROOT.glob("*.py")} | {"tasks", "analysis"}
-        extra = {"matplotlib"} if path.name == "plot.py" else set()     # requirements-plots.txt
-        assert set(imports_of(path)) - set(sys.stdlib_module_names) - ours <= stated | extra, \
-            path.name
+    for path in SOURCES:
+        extra = {"matplotlib"} if path.name in ("plot.py", "report.py") else set()
+        used = {name.split(".")[0] for name in modules_in(ast.parse(path.read_text()))}
+        assert used - set(sys.stdlib_module_names) - set(FLOORS) <= stated | extra, path.name
 
 
-def test_nothing_runs_at_import():
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("tasks/*.py"), *ROOT.glob("analysis/*.py")]:
+def test_nothing_works_at_import():
+    for path in SOURCES:
         for node in ast.parse(path.read_text()).body:
             works = isinstance(node, (ast.For, ast.While, ast.With, ast.Try)) or (
                 isinstance(node, ast.If) and "__name__" not in ast.unparse(node.test))
@@ -93,42 +149,48 @@ def test_nothing_runs_at_import():
 
 
 def test_nothing_is_unpickled_or_executed():
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("tasks/*.py"), *ROOT.glob("analysis/*.py")]:
+    for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
             called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
             assert called not in ("exec", "eval", "torch.load", "torch.save", "pickle.load",
                                   "pickle.loads"), path.name
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_module_imports(path):
+    importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+
+
+def test_collectives_have_one_home():
+    """torch.distributed is joined, asked and left in training/ranks.py; FSDP and DCP in sharding."""
+    for path in SOURCES:
+        names = set(modules_in(ast.parse(path.read_text())))
+        if path.name not in ("ranks.py", "sharding.py"):
+            assert not any(name.startswith("torch.distributed") for name in names), path.name
+
+
+# ----------------------------------------------------------------------------------------------
+# the configs
+
+
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_config_loads_and_says_what_it_is(config):
     cfg = configure(TrainConfig, [config])
-    assert cfg.out_dir != TrainConfig.out_dir
+    assert cfg.out_dir != TrainConfig.out_dir and ".." not in cfg.data_dir
     load_task(cfg.task)
     assert ast.get_docstring(ast.parse((ROOT / config).read_text()))
 
 
-def test_every_setting_is_used_by_some_config_or_is_about_the_run():
-    """An option that no config uses goes. These are for the command line of the day."""
-    about_the_run = {"seed", "resume", "device", "dtype", "compile", "variant", "mask_scope",
-                     "micro_batch_size", "grad_clip", "ema_decay", "eval_t", "revision",
-                     "export_dir", "eos_fill", "jepa_rate", "pack", "checkpoint_activations",
-                     "keep", "on_nan"}
-    # each control has its command in README's table
-    about_the_run |= {"objective", "target", "masks", "pool", "pool_layer", "pred_width", "pred_lr",
-                      "ema_dtype"}
-    used = {node.targets[0].id for config in CONFIGS
-            for node in ast.parse((ROOT / config).read_text()).body if isinstance(node, ast.Assign)}
-    assert set(TrainConfig.__dataclass_fields__) - used <= about_the_run
+def differing(*configs) -> dict:
+    one, other = (vars(configure(TrainConfig, [f"config/{name}.py"])) for name in configs)
+    return {key: other[key] for key in one if one[key] != other[key]}
 
 
-def test_tiny_paper_is_tiny_but_for_the_papers_single_pass():
-    tiny = configure(TrainConfig, ["config/tiny.py"])
-    paper = configure(TrainConfig, ["config/tiny_paper.py"])
-    differ = {key: getattr(paper, key) for key in vars(tiny)
-              if getattr(tiny, key) != getattr(paper, key)}
-    assert differ == {"out_dir": "out/tiny_paper", "diffusion_t": "context",
-                      "loss_form": "masked_mean"}
+def test_the_tiny_configs_differ_where_they_say_so():
+    assert differing("tiny_tune", "tiny_paper") == {
+        "out_dir": "out/tiny_paper", "diffusion_t": "context", "loss_form": "masked_mean"}
+    assert differing("tiny", "tiny_tune").keys() == {
+        "out_dir", "overwrite", "init_from", "tokenizer", "forget_task", "test_questions"}
 
 
 def test_the_papers_two_configurations_are_the_papers():
@@ -140,38 +202,3 @@ def test_the_papers_two_configurations_are_the_papers():
         assert (cfg.epochs, cfg.ema_decay, cfg.max_steps) == (2, 0.996, 0)
         assert (cfg.diffusion_t, cfg.loss_form) == ("context", "masked_mean")
         assert cfg.task == "gsm8k" and cfg.lambda_jepa in (0.5, 1, 2)
-
-
-def readme_commands():
-    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
-    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.S)
-    return [command.strip() for block in blocks for line in block.splitlines()
-            for command in line.split("#")[0].split("&&") if command.strip()]
-
-
-def test_the_readme_has_its_two_commands_at_the_top():
-    lines = [line for line in (ROOT / "README.md").read_text().splitlines()[:60] if "venv" in line]
-    assert any(line.rstrip().endswith("python train.py") for line in lines)
-    assert any("python -m pytest" in line for line in lines)
-
-
-@pytest.mark.parametrize("command", readme_commands())
-def test_every_readme_command_parses(command):
-    words = shlex.split(command)
-    scripts = [i for i, word in enumerate(words) if word.endswith(".py") and word in SETTINGS]
-    if scripts and "--help" in words:
-        with pytest.raises(SystemExit):
-            configure(SETTINGS[words[scripts[0]]], words[scripts[0] + 1:])
-    elif scripts:
-        configure(SETTINGS[words[scripts[0]]], words[scripts[0] + 1:])
-    else:                                   # installing, testing: only what is really there
-        assert words[0] in ("git", "cd", "python", "python3", "head") or ".venv/bin/" in words[0]
-        for word in words:
-            if word.endswith(".txt"):
-                assert (ROOT / word).is_file(), word
-            assert not word.endswith(".py"), f"{word} is no script of this project"
-
-
-def test_the_modules_import():
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("tasks/*.py")]:
-        importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))

@@ -67,6 +67,20 @@ def check_values(cfg, table):
                 raise ValueError(f"{name}={getattr(cfg, name)} {words}")
 
 
+def count_micro_batches(cfg, world: int) -> int:
+    """Return how many micro-batches each rank runs in a step. Raises ValueError if the batch or
+    the shards do not fit the number of processes."""
+    if cfg.shard and world == 1:
+        raise ValueError("shard=True needs two processes or more: torchrun --nproc_per_node=8 "
+                         "train.py ...")
+    size = cfg.micro_batch_size or max(1, cfg.batch_size // world)
+    n_micro, remainder = divmod(cfg.batch_size, size * world)
+    if remainder:
+        raise ValueError(f"batch_size={cfg.batch_size} must be a multiple of "
+                         f"micro_batch_size={size} x {world} processes")
+    return n_micro
+
+
 def load(cfg, resume_dir, device):
     """Load or initialise the model -> model, tokenizer, the folder of the weights or None.
 
