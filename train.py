@@ -93,7 +93,7 @@ class TrainConfig(ScaleConfig):
             ("batch_size max_length log_every eval_every eval_rows save_every keep",
              lambda n: n >= 1, "must be at least 1"),
             ("lambda_jepa n_pred_layer micro_batch_size max_steps epochs lr min_lr_ratio "
-             "warmup_ratio weight_decay grad_clip seed lora_rank test_questions",
+             "warmup_ratio weight_decay grad_clip seed test_questions",
              lambda x: x >= 0, "must not be negative"),                     # NaN is refused as well
             ("seed", lambda n: n < 2 ** 63, "must lie below 2**63"),
         ])

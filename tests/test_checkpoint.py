@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -475,7 +476,7 @@ def test_one_process_two_and_two_sharded_are_one_run_which_any_number_resumes(cf
     # four steps sharded, in two micro-batches; then two more on one process, or on three
     out, _ = finished(patched(tmp_path, replace(sharded, max_steps=4, micro_batch_size=3,
                                                 export_dir=str(tmp_path / "export")), COUNT, n=2))
-    assert out.count("a pass of the target over 6 rows") == 8   # else two rows, for the log line
+    assert out.count("a pass of the target over 3 rows") == 16  # of each micro-batch, step and rank
     shutil.copytree(sharded.out_dir, three.out_dir)
     main(replace(sharded, shard=False, resume=True))
     assert_same(alone, sharded, exactly=False)
@@ -504,15 +505,8 @@ def test_sharded_weights_come_row_by_row_from_the_file_and_go_back(cfg, tmp_path
                          n_embd=32, n_hidden=50, qk_norm=True, tied_head=True, block_size=64)
     DLLM(config).init_weights(torch.Generator().manual_seed(1)).save(make(tmp_path / "a"))
     make(tmp_path / "b")
-    script = tmp_path / "rows.py"
-    script.write_text(f"""
-import sys, torch
-sys.path.insert(0, {str(ROOT)!r})
-import torch.distributed as dist, weights
-from jepa import DLLMJEPA
-from model import DLLM
-from training.sharding import shard
-dist.init_process_group("gloo")
+    body = f"""
+start_ranks("cpu")
 read, tensors = [], weights.read_tensors
 def counted(*args):
     for name, tensor in tensors(*args):
@@ -554,7 +548,20 @@ dist.barrier()
 again = DLLM.from_pretrained({str(tmp_path / "b")!r})
 for p, q in zip(again.parameters(), model.parameters()):
     assert torch.equal(p, q.full_tensor())
-dist.destroy_process_group()
+"""
+    script = tmp_path / "rows.py"
+    script.write_text(f"""
+import sys, torch
+sys.path.insert(0, {str(ROOT)!r})
+import torch.distributed as dist
+from jepa import DLLMJEPA
+from model import DLLM
+from pretrained import weights
+from training.ranks import as_rank, start_ranks
+from training.sharding import shard
+def main(cfg):
+{textwrap.indent(body, "    ")}
+as_rank(main)(None)
 """)
     finished(launched(script, 3))
 

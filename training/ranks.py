@@ -5,6 +5,7 @@ Every collective of the project is in this file. All ranks have to call it, in t
 """
 import functools
 import os
+import signal
 import sys
 import time
 import traceback
@@ -61,8 +62,10 @@ def as_rank(main):
         except BaseException:
             traceback.print_exc()
             code = 1
-        if isinstance(code, str):           # all ranks may say the same: torchrun ends the others
-            time.sleep(10 if rank else 0)   # when the first has ended
+        if isinstance(code, str):
+            if rank:                # all ranks may have the same to say: when rank 0 has said it
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)   # and left, torchrun ends the others
+                time.sleep(10)
             print(code, file=sys.stderr)
             code = 1
         sys.stdout.flush()

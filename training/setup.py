@@ -45,6 +45,8 @@ class ScaleConfig(ControlConfig):
 
     def check_scale(self):
         """Raise ValueError, one sentence, where settings exclude each other."""
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank={self.lora_rank} must not be negative")
         if self.lora_rank and not self.lora_targets:
             raise ValueError("lora_targets is empty; name what gets an adapter, such as q_proj")
         if self.lora_rank and not self.init_from:
