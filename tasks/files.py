@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import urllib.request
+import uuid
 import zlib
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def fetch(url: str, path: Path, check=lambda path: None):
     if path.is_file():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
         with urllib.request.urlopen(url, timeout=30) as reply, open(part, "wb") as file:
             size = int(reply.headers.get("Content-Length") or 0)
