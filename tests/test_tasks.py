@@ -47,10 +47,10 @@ def base():
     return [example for split in SPLITS for example in toy_base.load(split)]
 
 
-def sentence(call, *args, kind=(ValueError, FileNotFoundError)) -> str:
-    """What call(*args) raises, which must be one line."""
+def sentence(call, *args, kind=(ValueError, FileNotFoundError), **kwargs) -> str:
+    """What this call raises, which must be one line."""
     with pytest.raises(kind) as error:
-        call(*args)
+        call(*args, **kwargs)
     assert len(str(error.value).splitlines()) == 1
     return str(error.value)
 
