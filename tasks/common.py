@@ -1,4 +1,4 @@
-"""What all tasks share: the contract, prompts, rows of tokens, and batches by step.
+"""Tasks in common: the contract of a task, prompts, rows of tokens, batches by step.
 
 A task is a module tasks/NAME.py. There is no base class and no registry: put a file there, and
 `--task=NAME` finds it. It has

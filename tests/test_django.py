@@ -104,7 +104,7 @@ def test_no_text_breaks_the_metric(text):
 @given(gold=st.text(alphabet="xyz.()='\"", min_size=1),
        blanks=st.lists(st.sampled_from(["", " ", "\t", "\n", "\u2003"]), min_size=1),
        more=st.text(alphabet="xyz "))
-def test_blanks_anywhere_and_more_behind_leave_the_verdict_as_it_is(gold, blanks, more):
+def test_blanks_anywhere_and_more_text_after_it_leave_the_verdict_as_it_is(gold, blanks, more):
     spread = "".join(char + blanks[i % len(blanks)] for i, char in enumerate(gold))
     if "\n" not in blanks:                               # a blank line would end the prediction
         assert django.exact(spread, example_of(gold))

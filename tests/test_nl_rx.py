@@ -37,7 +37,7 @@ LETTERS = [chr(i) for i in range(32, 127)] + ["\n", "\u00e9"]
 
 
 class Reader:
-    """The grammar of tasks/nl_rx.py in its own words; a ValueError for what is no regex."""
+    """The grammar of tasks/nl_rx.py, read a second way. ValueError for an invalid regex."""
     def __init__(self, text):
         self.text, self.at = text, 0
 
@@ -191,7 +191,7 @@ def nullable(a):
 
 @lru_cache(maxsize=None)
 def derivative(a, char):
-    """What may follow `char` in the strings of a that begin with it."""
+    """The rests of those strings of a that begin with `char`."""
     if not a:
         return None
     if a[0] == "set":
@@ -215,7 +215,7 @@ def sets_of(a):
 
 
 def equal(a, b):
-    """Whether two terms derive, letter by letter, into pairs that agree on the empty string."""
+    """True if two terms derive, letter by letter, into pairs that agree on the empty string."""
     sets = set(sets_of(a)) | set(sets_of(b))
     letters = {tuple(char in chars for chars in sets): char for char in LETTERS}.values()
     leader, todo = {}, [(a, b)]

@@ -48,7 +48,7 @@ def base():
 
 
 def sentence(call, *args, kind=(ValueError, FileNotFoundError), **kwargs) -> str:
-    """What this call raises, which must be one line."""
+    """The message of the error that this call raises, which must be one line."""
     with pytest.raises(kind) as error:
         call(*args, **kwargs)
     assert len(str(error.value).splitlines()) == 1
@@ -288,7 +288,7 @@ def test_two_people_of_a_toy_story_have_different_names(problems):
         assert len(set(names)) == len(names) in (1, 2), example
 
 
-def test_the_base_corpus_has_no_question_no_answer_line_and_no_result_behind_a_story(base):
+def test_the_base_corpus_has_no_question_no_answer_line_and_no_result_after_a_story(base):
     kinds = Counter(example.prompt.split(":")[0] for example in base)
     assert set(kinds) == {"Story", "Sums"}
     assert 0.35 < kinds["Story"] / len(base) < 0.6

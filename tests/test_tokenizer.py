@@ -284,7 +284,7 @@ def merges_of(rng):
 
 
 def test_merges_that_nobody_learnt_are_the_librarys_or_are_refused(folders, tmp_path):
-    """Pairs that never meet do no harm; one that waits for a later merge makes no tokenizer."""
+    """Pairs that never meet do no harm; a pair that needs a later merge is refused."""
     spec, rng, outcomes = spec_of(folders), random.Random(0), Counter()
     letters = {char: i for i, char in enumerate(bpe.BYTE_OF)}
     for _ in range(300):
@@ -568,7 +568,7 @@ def test_prompt_and_answer_tokenized_apart_are_the_whole_chat(answer, chatting, 
 
 
 @each_family
-def test_a_plain_prompt_is_its_text_behind_what_has_to_come_first(family, tok):
+def test_a_plain_prompt_is_its_text_after_what_has_to_come_first(family, tok):
     one = tok[family]
     assert one.prompt_ids("How many?") == one.bos + one.encode("How many?")
     assert one.answer_ids(" 12\n") == one.encode(" 12\n")

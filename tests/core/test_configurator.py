@@ -74,7 +74,7 @@ def mistake(argv, cls=Settings, kind=ValueError):
 
 
 def help_of(argv, capsys, cls=Settings, default=None):
-    """What is printed before these arguments end the program without complaint."""
+    """The text that these arguments print before they end the program with exit code 0."""
     with pytest.raises(SystemExit) as caught:
         configure(cls, argv, default)
     assert not caught.value.code  # 0, or None which means 0
