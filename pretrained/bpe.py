@@ -1,81 +1,87 @@
-"""Byte-pair vocabularies as LLaDA, Dream and Qwen publish them, in terms of tiktoken.
+"""Byte-pair vocabularies: read what LLaDA, Dream and Qwen publish, for tiktoken to use.
 
-A folder holds HuggingFace's tokenizer.json, or vocab.json and merges.txt with the added tokens
-beside them. What is read here encodes as the `tokenizers` library does, token for token. What a
-file asks for and we do not do is an error: with a vocabulary that is almost right a model is
-almost right, and nothing would tell.
+A folder has HuggingFace's tokenizer.json, or vocab.json and merges.txt with files of added tokens.
+A vocabulary that is read here gives the same ids as the `tokenizers` library. A file that asks for
+something else than we implement is an error: an almost right vocabulary would make an almost right
+model, and nobody would notice.
 """
 import json
 from typing import NamedTuple
 
-# tokenizer.json alone says everything; where it is missing, the next four do
+# tokenizer.json is enough; without it the next four are needed
 FILES = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json",
          "special_tokens_map.json", "chat_template.jinja")
 
-# how Qwen2Tokenizer splits text, and Dream's with it (transformers, models/qwen2)
+# how Qwen2's tokenizer, which Dream uses too, splits text (transformers, models/qwen2)
 QWEN_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
                 r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 QWEN_CLASSES = (None, "Qwen2Tokenizer", "Qwen2TokenizerFast", "DreamTokenizer")
 
-# GPT-2 writes each byte as a character: a printable one of Latin-1 as itself, the other 68, in
-# order, as the characters from 256 on
+# GPT-2 writes each byte as one character: the printable ones of Latin-1 as themselves, the other 68
+# in their order as the characters from 256 on.
 PRINTABLE = {*range(33, 127), *range(161, 173), *range(174, 256)}
 BYTE_OF = {chr(i): i for i in PRINTABLE}
 BYTE_OF |= {chr(256 + n): i for n, i in enumerate(sorted(set(range(256)) - PRINTABLE))}
 
 
 class BPE(NamedTuple):
-    pattern: str            # splits a text into words; pairs are merged within each
-    nfc: bool               # whether text is brought to Unicode's composed form before that
-    pieces: list[bytes]     # what an id decodes to; empty for added tokens and for gaps
-    ranked: list[int]       # the ids that text can become: the bytes, then what each merge makes
-    added: dict[str, int]   # tokens beside the merges, such as the mask
+    pattern: str            # splits a text into words; merges happen within a word
+    nfc: bool               # text is brought to Unicode's composed form first
+    pieces: list[bytes]     # the bytes of each id; empty for added tokens and for gaps
+    ranked: list[int]       # the ids that text can become, in the order of tiktoken's ranks
+    added: dict[str, int]   # tokens that no merge makes, such as the mask
 
 
 def read_tokenizer_json(spec: dict) -> BPE:
-    """Raises ValueError for a file that is damaged or asks for what we do not do."""
+    """Return the vocabulary of a tokenizer.json.
+
+    Raises ValueError (or KeyError, TypeError, AttributeError for damage that no check foresees) if
+    the file asks for something that is not implemented here.
+    """
     normalizer = steps_of(spec["normalizer"], "normalizers")
     refuse_if([step["type"] for step in normalizer] not in ([], ["NFC"]),
-              f"its normalizer is {normalizer}, and we do NFC or nothing")
+              f"its normalizer is {normalizer}; only NFC or none is implemented")
     splits = steps_of(spec["pre_tokenizer"], "pretokenizers")
     refuse_if([step["type"] for step in splits] != ["Split", "ByteLevel"]
               or splits[0]["behavior"] != "Isolated" or splits[0]["invert"]
               or "Regex" not in splits[0]["pattern"]
               or splits[1]["add_prefix_space"] or splits[1]["use_regex"],
-              f"its pre_tokenizer is {splits}, and we do a Split by regex, then plain ByteLevel")
+              f"its pre_tokenizer is {splits}; only a Split by regex, then plain ByteLevel, is "
+              f"implemented")
     for step in steps_of(spec["post_processor"], "processors"):
         adds_nothing = step["type"] == "ByteLevel" or (
             step["type"] == "TemplateProcessing"
             and [list(part) for part in step["single"]] == [["Sequence"]])
         refuse_if(not adds_nothing, f"its post_processor {step['type']} adds tokens")
     decoder = [step["type"] for step in steps_of(spec["decoder"], "decoders")]
-    refuse_if(decoder != ["ByteLevel"], f"its decoder is {decoder}, and we do ByteLevel")
+    refuse_if(decoder != ["ByteLevel"], f"its decoder is {decoder}; only ByteLevel is implemented")
 
     model = dict(spec["model"])
     vocab, merges, kind = model.pop("vocab"), model.pop("merges"), model.pop("type")
-    refuse_if(kind != "BPE", f"its model is {kind}, and we do BPE")
-    for option, value in model.items():     # no byte is unknown, so what those say never matters
-        refuse_if(value and option not in ("unk_token", "fuse_unk"), f"it asks for {option}")
+    refuse_if(kind != "BPE", f"its model is {kind}; only BPE is implemented")
+    for option, value in model.items():     # unk: every byte is a token, so none is ever unknown
+        refuse_if(value and option not in ("unk_token", "fuse_unk"),
+                  f"it asks for {option}, which is not implemented")
     merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
     regex = splits[0]["pattern"]["Regex"]
-    # what lies between two matches is a word as well; tiktoken would drop it
+    # the text between two matches is a word as well; tiktoken alone would drop it
     pattern = rf"(?:{regex})|(?:(?!{regex})[\s\S])+"
     return assemble(pattern, bool(normalizer), vocab, merges, spec["added_tokens"])
 
 
 def steps_of(component, plural: str) -> list[dict]:
-    """A part of the pipeline as the list of its steps."""
+    """Return a part of the pipeline as the list of its steps."""
     if component is None:
         return []
     return component[plural] if component["type"] == "Sequence" else [component]
 
 
 def read_vocab_and_merges(files: dict[str, bytes]) -> BPE:
-    """The same, from the files of Qwen2's slow tokenizer: {name: content}."""
+    """Return the vocabulary in the files of Qwen2's slow tokenizer: {name: content}."""
     config = json.loads(files.get("tokenizer_config.json", b"{}"))
     kind = config.get("tokenizer_class")
-    refuse_if(kind not in QWEN_CLASSES, f"tokenizer_config.json says {kind}, and we know how Qwen2 "
-                                        f"and Dream split text")
+    refuse_if(kind not in QWEN_CLASSES, f"tokenizer_config.json says {kind}; only those of Qwen2 "
+                                        f"and Dream are implemented")
     lines = files["merges.txt"].decode().replace("\r\n", "\n").split("\n")
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     added = json.loads(files.get("added_tokens.json", b"{}"))
@@ -86,6 +92,7 @@ def read_vocab_and_merges(files: dict[str, bytes]) -> BPE:
 
 
 def assemble(pattern: str, nfc: bool, vocab: dict, merges: list, tokens: list[dict]) -> BPE:
+    """Check that vocabulary, merges and added tokens fit together, and return them as a BPE."""
     added = {}
     for token in tokens:
         text, i = token["content"], token["id"]
@@ -100,21 +107,30 @@ def assemble(pattern: str, nfc: bool, vocab: dict, merges: list, tokens: list[di
     refuse_if(len(set(every.values())) < len(every), "two of its tokens share an id")
     ranked = ranked_ids(vocab, merges)
     overlap = set(ranked) & set(added.values())
-    refuse_if(overlap, f"its added tokens {sorted(overlap)} are made by merges too")
+    refuse_if(overlap, f"its added tokens {sorted(overlap)} are also made by merges")
     pieces = [b""] * (1 + max(vocab.values()))
     for text, i in vocab.items():
         if text not in added:
-            pieces[i] = to_bytes(text) or text.encode()     # the second: never made by a merge
+            # the second is a token that no merge makes: decoded, but never encoded
+            pieces[i] = to_bytes(text) or text.encode()
     return BPE(pattern, nfc, pieces, ranked, added)
 
 
 def ranked_ids(vocab: dict, merges: list) -> list[int]:
-    """The ids of the 256 bytes and of what the merges make, in that order.
+    """Return the ids of the 256 bytes, then of the tokens that merges make, in tiktoken's order.
 
-    The library merges listed pairs; tiktoken takes any neighbours that spell a token, lowest rank
-    first, and a word that is a token at once. Both do the same if a token's rank is that of the
-    pair which its own bytes end as, merged by the merges before. No other pair that spells it ever
-    stands side by side; files made from tiktoken's list such pairs too, and lose nothing by it.
+    The `tokenizers` library has an ordered list of pairs: of all neighbours in a word it merges the
+    pair that is listed first, and again until no listed pair is left. tiktoken has an ordered list
+    of tokens: it merges the neighbours whose joined bytes are the token of lowest rank.
+
+    The two agree if a token's rank is the index of the merge that BPE really uses last to build it.
+    To find that merge we run BPE on the token's own bytes with the merges before. If the parts that
+    are left are this very pair, the merge fires and the token gets this rank. If not, the two parts
+    never become neighbours, so the merge never fires and is left out. Files that were converted
+    from tiktoken's own format list many merges that never fire.
+
+    A merge also never fires (`idle`) if one of its parts is never built. If a later merge does
+    build that part, the order of the list is not one that tiktoken can follow: an error.
     """
     missing = [byte for char, byte in BYTE_OF.items() if char not in vocab]
     refuse_if(missing, f"it has no token for the bytes {missing}")
@@ -124,7 +140,7 @@ def ranked_ids(vocab: dict, merges: list) -> list[int]:
         refuse_if(len(pair) != 2, f"its merge {n} is {pair}, not two tokens")
         parts = [to_bytes(token) for token in pair]
         refuse_if(not all(part in listed for part in parts),
-                  f"its merge {n} joins {pair}, of which no earlier merge makes both")
+                  f"its merge {n} joins {pair}, and no earlier merges make both")
         made, token = b"".join(parts), "".join(pair)
         refuse_if(token not in vocab, f"its merge {n} makes {token!r}, which its vocabulary lacks")
         listed.add(made)
@@ -135,12 +151,12 @@ def ranked_ids(vocab: dict, merges: list) -> list[int]:
             ids.append(vocab[token])
     for n, pair, parts in idle:
         refuse_if(all(part in ranks for part in parts),
-                  f"its merge {n} joins {pair}, of which a later merge makes one")
+                  f"its merge {n} joins {pair}, and a later merge makes one of them")
     return ids
 
 
 def merged(word: bytes, ranks: dict[bytes, int]) -> list[bytes]:
-    """Byte-pair encoding in full: join the neighbours of lowest rank, leftmost first, and again."""
+    """Return the parts of a word after BPE: merge the leftmost pair of lowest rank, and again."""
     parts = [word[i:i + 1] for i in range(len(word))]
     while True:
         found = [(ranks[left + right], i) for i, (left, right) in enumerate(zip(parts, parts[1:]))
@@ -152,7 +168,7 @@ def merged(word: bytes, ranks: dict[bytes, int]) -> list[bytes]:
 
 
 def to_bytes(token: str) -> bytes | None:
-    """The bytes that a token's characters write; None if one of them writes none."""
+    """Return the bytes that a token's characters stand for; None if one stands for none."""
     try:
         return bytes([BYTE_OF[char] for char in token])
     except KeyError:

@@ -1,23 +1,26 @@
-"""Where tensors live: the device and dtype that a run uses, and copies that do not wait for it."""
+"""Devices: which device and dtype a run uses, and copies to a GPU without a synchronisation."""
 import torch
 
 
 def to_device(x, device):
-    """x on the device. From the CPU to a GPU it travels behind the host, which does not wait."""
+    """Return x on the device. From the CPU to a GPU the copy is asynchronous (pinned memory)."""
     if x.is_cpu and device.type == "cuda":
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
 
 
 def index_of(where, device):
-    """(B, T) bool, or indices (rows, columns) -> such indices on the device; a bool there waits."""
+    """(B, T) bool, or indices (rows, columns) -> indices on the device.
+
+    A bool mask that is on the GPU already forces a synchronisation, for its number of True.
+    """
     if isinstance(where, torch.Tensor):
         where = where.nonzero(as_tuple=True)
     return tuple(to_device(i, device) for i in where)
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` takes CUDA, then Apple's MPS, then the CPU. Raises ValueError if there is none."""
+    """Return the device; `auto` is CUDA, else Apple's MPS, else the CPU. Raises ValueError."""
     if name == "auto":
         has_mps = torch.backends.mps.is_available()
         name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
@@ -29,7 +32,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bf16 on a GPU that computes in it, else fp32: on CPUs bf16 is rarely faster."""
+    """Return the dtype; `auto` is bf16 on a GPU that computes in it, else fp32.
+
+    bf16 is rarely faster on a CPU.
+    """
     if name == "auto":
         has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         name = "bfloat16" if has_bf16 else "float32"

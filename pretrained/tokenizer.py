@@ -1,8 +1,7 @@
-"""Tokenizers on tiktoken: `bytes` (any text), `toy` and `words` (a token a word), LLaDA's, Dream's,
-Qwen's.
+"""Tokenizers, all on tiktoken: `bytes`, `toy` and `words` (one token a word), LLaDA, Dream, Qwen.
 
-Text is always text: whatever a user writes, `<|endoftext|>` included, is encoded as ordinary
-characters, so that the mask id and the end-of-text id can only come from us.
+Text is always text. Whatever a user writes, `<|endoftext|>` included, is encoded as ordinary
+characters, so the ids of mask and end-of-text can only come from our code.
 """
 import base64
 import json
@@ -20,23 +19,28 @@ from tasks import toy
 FILE_NAME = "tokenizer.json"
 BYTES = [bytes([i]) for i in range(256)]
 
-# A word keeps the blank before it, and the one behind it if a number follows: numbers are then
-# always the same token, wherever they stand. What fits nothing falls through to single bytes.
+# A word includes the blank before it, and also the one after it if a number follows. So a number is
+# always the same token, wherever it stands. Everything else becomes single bytes.
 TOY_PATTERN = r"\n?[A-Z][a-z]+:|\n#### | ?[A-Za-z]+(?: (?=[0-9]))?|[0-9]{1,2}|[^A-Za-z0-9]"
 
-WORD_PATTERN = r"\n?[A-Z][a-z]+:|\[[^\]\s]{1,20}\]| ?[A-Za-z]+|[^A-Za-z]"   # [a-z] is one, too
+# `[a-z]`, in brackets, is one word too.
+WORD_PATTERN = r"\n?[A-Z][a-z]+:|\[[^\]\s]{1,20}\]| ?[A-Za-z]+|[^A-Za-z]"
 
 
 class Tokenizer:
-    """Text to ids and back. Attributes, besides those of a vocabulary (bpe.BPE):
+    """Text to ids and back. Attributes, besides those of its vocabulary (bpe.BPE):
 
-    eos_id, which also fills short answers; mask_id; eot_id, the end of a turn of a chat, or None;
-    bos, the ids that go before a plain prompt; never, the ids that no text is made of and that
-    must not be sampled; n_vocab, the highest id + 1; chat, whether prompts are turns of a chat.
+    eos_id      end-of-text, which also fills short answers
+    mask_id
+    eot_id      the end of a turn of a chat, or None
+    bos         the ids that go before a plain prompt
+    never       the ids that must not be sampled, because no text has them
+    n_vocab     the highest id + 1
+    chat        whether prompts are turns of a chat
     """
 
     def __init__(self, name: str, vocabulary: bpe.BPE, files: dict[str, bytes] | None = None):
-        """files: {name: content} of a published tokenizer, to be saved as they are."""
+        """files: {name: content} of a published tokenizer, which `save` writes unchanged."""
         self.name, self.files, self.chat = name, files, False
         self.vocabulary = vocabulary
         self.pattern, self.nfc, self.pieces, self.ranked, self.added = vocabulary
@@ -52,67 +56,68 @@ class Tokenizer:
         self.eot_id = first("<|eot_id|>", "<|im_end|>")
         if self.eos_id is None or self.mask_id is None:
             raise ValueError("it has no <|endoftext|>, or no mask: <|mdm_mask|> or <|mask|>")
-        # Dream's state i scores token i+1, so that nothing scores the first: it must be given
+        # Dream's state i scores token i+1, so nothing scores the first token: it must be given
         self.bos = [self.added["<|beginoftext|>"]] if "<|beginoftext|>" in self.added else []
         self.n_vocab = max(len(self.pieces), 1 + max(self.added.values()))
         sampled = {i for i, piece in enumerate(self.pieces) if piece} | {self.eos_id, self.eot_id}
         self.never = [i for i in range(self.n_vocab) if i not in sampled]
-        # longest first: where two added tokens begin, the longer is meant, as in the library
+        # longest first: where two added tokens match, the longer one counts, as in the library
         texts = sorted(self.added, key=len, reverse=True)
         self.finder = re.compile("(" + "|".join(map(re.escape, texts)) + ")")
 
     def encode(self, text: str, specials: bool = False) -> list[int]:
-        """Text -> ids; with specials, the names of added tokens in it stand for those tokens.
+        """Text -> ids. With specials, the names of added tokens in the text become those tokens.
 
-        As in the `tokenizers` library, but that it takes names not flagged special, like Qwen's
-        <think>, for tokens always; and that its NFC is Unicode 9's: a few newer combining marks,
-        where they stand next to others, come in another order.
+        The ids are those of the `tokenizers` library, with two exceptions. The library always turns
+        names that are not flagged special, such as Qwen's <think>, into tokens. And its NFC is that
+        of Unicode 9, which orders a few newer combining marks in another way.
         """
-        if specials:                    # found on the text as it is; each part between is a text
-            parts = self.finder.split(text)                                 # text, name, text, ...
-            return [i for n, part in enumerate(parts)
-                    for i in ([self.added[part]] if n % 2 else self.encode(part))]
+        if specials:                    # names are found before NFC, in the text as it is
+            ids = []
+            for n, part in enumerate(self.finder.split(text)):              # text, name, text, ...
+                ids += [self.added[part]] if n % 2 else self.encode(part)
+            return ids
         if self.nfc:
             text = unicodedata.normalize("NFC", text)
         ranks = self.encoding.encode_ordinary(text)
         return ranks if self.ids_are_ranks else [self.ranked[rank] for rank in ranks]
 
     def decode(self, ids) -> str:
-        """Text before the first end of text or turn; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text before the first end of text or turn; invalid UTF-8 becomes U+FFFD."""
         ids, added = [int(i) for i in ids], set(self.added.values())
         end = next((n for n, i in enumerate(ids) if i in (self.eos_id, self.eot_id)), None)
         data = b"".join(self.pieces[i] for i in ids[:end] if i not in added)
         return data.decode(errors="replace")
 
     def show(self, ids) -> str:
-        """Text in which masks are visible, for people to watch; end-of-text is a middle dot."""
+        """Return the text for people to read: masks are drawn, end-of-text is a middle dot."""
         drawn = {i: text.encode() for text, i in self.added.items()}
         drawn |= {self.mask_id: "\u2591".encode(), self.eos_id: "\u00b7".encode()}
         return b"".join(drawn.get(i) or self.pieces[i] for i in ids).decode(errors="replace")
 
     def prompt_ids(self, text: str) -> list[int]:
-        """What goes before an answer to text: the chat so far, or the text itself."""
+        """Return the ids before an answer: a chat with the text as user's message, or the text."""
         if self.chat:
             return chat_ids(self, [{"role": "user", "content": text}])
         return self.bos + self.encode(text)
 
     def answer_ids(self, text: str) -> list[int]:
-        """An answer, up to where end-of-text fills the row."""
+        """Return the ids of an answer, without the end-of-text that fills the row."""
         return answer_ids(self, text) if self.chat else self.encode(text)
 
     def check_fits(self, config):
-        """Raises ValueError if a model of this config cannot have learnt this vocabulary."""
+        """Raise ValueError unless a model of this config can have learnt this vocabulary."""
         ids, wanted = (config.mask_id, config.eos_id), (self.mask_id, self.eos_id)
         if ids != wanted or config.vocab_size < self.n_vocab:
             raise ValueError(f"the tokenizer {self.name!r} has {self.n_vocab} tokens with mask and "
                              f"end-of-text at {wanted}; the model has room for {config.vocab_size} "
-                             f"and looks for them at {ids}")
+                             f"and expects these two at {ids}")
 
     def __eq__(self, other):
         return self.vocabulary == other.vocabulary
 
     def save(self, folder):
-        """All it takes: a checkpoint keeps its vocabulary whatever becomes of the code."""
+        """Write all that loading needs: a checkpoint keeps its vocabulary if the code changes."""
         pieces = [base64.b64encode(piece).decode() for piece in self.pieces]
         ours = {"name": self.name, "pattern": self.pattern, "pieces": pieces}
         for name, content in (self.files or {FILE_NAME: json.dumps(ours).encode()}).items():
@@ -120,7 +125,7 @@ class Tokenizer:
 
 
 def our_tokenizer(name: str, pattern: str, pieces: list[bytes]) -> Tokenizer:
-    """Token n is pieces[n]; then come end-of-text and mask."""
+    """Return a tokenizer in which token n is pieces[n]; then come end-of-text and mask."""
     n = len(pieces)
     added = {"<|endoftext|>": n, "<|mask|>": n + 1}
     return Tokenizer(name, bpe.BPE(pattern, False, pieces, list(range(n)), added))
@@ -131,7 +136,7 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def toy_tokenizer() -> Tokenizer:
-    """The 256 bytes, the numbers 0..99, every word of the toy problems and base corpus."""
+    """Return the toy's: 256 bytes, the numbers 0..99, every word of its problems and corpus."""
     texts = toy.all_texts() + ["Question:", "\nAnswer:", "Story:", "\nSum:", "Sums:", "\n#### "]
     words = {piece.encode() for text in texts for piece in re.findall(TOY_PATTERN, text)}
     numbers = {str(n).encode() for n in range(100)}
@@ -139,7 +144,7 @@ def toy_tokenizer() -> Tokenizer:
 
 
 def word_tokenizer(examples, n_words: int = 2000) -> Tokenizer:
-    """The 256 bytes and the commonest words of a task's rows, to train from scratch on it."""
+    """Return 256 bytes and a task's commonest words, to train on the task from scratch."""
     texts = (text for example in examples for text in (example.prompt, example.answer))
     counts = Counter(piece.encode() for text in texts for piece in re.findall(WORD_PATTERN, text))
     words = [word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
@@ -148,9 +153,9 @@ def word_tokenizer(examples, n_words: int = 2000) -> Tokenizer:
 
 
 def load_tokenizer(name_or_dir: str, chat: bool = False, rows=()) -> Tokenizer:
-    """`bytes`, `toy`, `words` (of the rows), or the folder of a checkpoint or published model.
+    """Return `bytes`, `toy`, `words` (of the rows), or that of a checkpoint's or model's folder.
 
-    chat: prompts are turns of a chat (see Tokenizer). Raises one sentence on what would fit.
+    chat: prompts are turns of a chat. Raises ValueError or FileNotFoundError in one sentence.
     """
     known = {"bytes": byte_tokenizer, "toy": toy_tokenizer, "words": lambda: word_tokenizer(rows)}
     tok = known[name_or_dir]() if name_or_dir in known else read_folder(Path(name_or_dir), chat)
@@ -160,12 +165,13 @@ def load_tokenizer(name_or_dir: str, chat: bool = False, rows=()) -> Tokenizer:
 
 
 def read_folder(folder: Path, chat: bool) -> Tokenizer:
+    """Return the tokenizer in a folder, in our format or a published one."""
     files = {name: (folder / name).read_bytes()
              for name in bpe.FILES if (folder / name).is_file()}
     one_file = FILE_NAME in files
     if folder == Path() or not one_file and not {"vocab.json", "merges.txt"} <= set(files):
-        raise FileNotFoundError(f"there is no tokenizer in {str(folder)!r}; use bytes, toy or the "
-                                f"folder of a checkpoint")
+        wrong = "--tokenizer is empty" if folder == Path() else f"there is no tokenizer in {folder}"
+        raise FileNotFoundError(f"{wrong}; choose bytes, toy, words or the folder of a checkpoint")
     try:
         spec = json.loads(files[FILE_NAME]) if one_file else {}
         if "pieces" in spec:
@@ -180,4 +186,4 @@ def read_folder(folder: Path, chat: bool) -> Tokenizer:
     except (ValueError, TypeError, AttributeError) as error:
         problem = " ".join(str(error).split())
     path = folder / (FILE_NAME if one_file else "vocab.json")
-    raise ValueError(f"{path} is no tokenizer that we can read: {problem}")
+    raise ValueError(f"{path} is not a tokenizer that can be read here: {problem}")

@@ -1,14 +1,14 @@
-"""Weights in and out of files, for every family by its own names: what a folder holds, and where.
+"""Weights: read and write the folders in which LLaDA, Dream and Qwen3-diffusion are published.
 
-A folder of weights is a config.json, one model.safetensors or numbered parts with an index, and the
-small files of its tokenizer. LLaDA, Dream and Qwen3-diffusion call the same tensors and sizes by
-different names; the tables below are the only place that knows them. Ours is one more family, whose
-names need no change. Nothing here is unpickled, and no code that comes with weights is run.
+Such a folder has a config.json, one model.safetensors or numbered parts with an index, and the
+small files of its tokenizer. The families call the same tensors and sizes by different names, and
+the tables below are the only place that knows these names. Our own checkpoints are one more family,
+whose names need no change. Nothing is unpickled, and no code that comes with weights is run.
 
-    python weights.py --init_from=out/llada8b_gsm8k --out_dir=export --dtype=bfloat16
+    python pretrained/weights.py --init_from=out/llada8b_gsm8k --out_dir=export --dtype=bfloat16
 
-writes a checkpoint as its family publishes it, for transformers, dllm or llama.cpp. One part at a
-time is in memory.
+converts a checkpoint to the form that its family publishes, for transformers, dllm or llama.cpp.
+Memory holds one part at a time.
 """
 import json
 import math
@@ -20,24 +20,25 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))    # a script in a folder
+
+from configurator import run    # before torch, see there
+
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))    # a script in a folder
-
-from configurator import run
 from tasks.files import read_json, write_json
 
 MODEL_TYPE = "dllm-jepa"
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-PART_BYTES = 5_000_000_000      # of one file; what is smaller is not split, as on the hub
+PART_BYTES = 5_000_000_000      # at most in one file, as on the hub
 DOWNLOADED = ("*.safetensors", "*.json", "*.txt", "*.py", "*.jinja", "*.md", "LICENSE*")
 SMALL_FILES = ("tokenizer*", "vocab*", "added_tokens.json", "special_tokens_map.json", "*.txt",
                "generation_config.json", "*.py", "*.jinja", "*.md", "LICENSE*")
 
-# Published names -> ours; {} is the layer, and .weight or .bias follows.
+# Published names -> ours. {} is the layer's number; .weight or .bias follows.
 QWEN = {
     "model.embed_tokens": "embed",
     "model.layers.{}.input_layernorm": "blocks.{}.attn_norm",
@@ -73,11 +74,11 @@ RENAME = {
     "a2d-qwen3": QWEN,
     MODEL_TYPE: {ours: ours for ours in QWEN.values()},
 }
-IGNORED = r".*\.rotary_emb\.inv_freq"   # old versions of transformers stored it; rope_theta says it
+IGNORED = r".*\.rotary_emb\.inv_freq"   # old versions of transformers stored it beside rope_theta
 
-# Fields of ModelConfig <- entries of config.json, or the id of a token that the tokenizer adds: the
-# first that is there counts. No text: always so in this family. eos_id is the token that pads,
-# which need not be what a config calls eos: Qwen's may be its end of turn.
+# Fields of ModelConfig <- entries of config.json, or <|tokens|> of the tokenizer, for their id. The
+# first that exists counts. A value that is not a text holds for the whole family. eos_id is the
+# token that pads, which may differ from a config's eos: Qwen's may be its end of turn.
 QWEN_KEYS = dict(
     vocab_size="vocab_size", block_size="max_position_embeddings", n_layer="num_hidden_layers",
     n_head="num_attention_heads", n_kv_head="num_key_value_heads", head_dim="head_dim",
@@ -91,14 +92,14 @@ KEYS = {
         n_hidden="mlp_hidden_size", norm_eps="rms_norm_eps", rope_theta="rope_theta",
         tied_head="weight_tying", mask_id="mask_token_id <|mdm_mask|>",
         eos_id="<|endoftext|> pad_token_id eos_token_id"),
-    # Dream's config has inherited 131072 positions; its authors say 2048 work
+    # Dream's config states 131072 positions, inherited from Qwen; its authors say that 2048 work
     "Dream": dict(QWEN_KEYS, block_size=2048, qkv_bias=True, shift=True,
                   eos_id="<|endoftext|> pad_token_id eos_token_id"),
     "a2d-qwen3": dict(QWEN_KEYS, qk_norm=True),
 }
-OPTIONAL = {"head_dim", "tied_head"}    # where absent, these families' default is ModelConfig's
+OPTIONAL = {"head_dim", "tied_head"}    # if absent, ModelConfig's default is also the family's
 
-# Entries of config.json that could ask for another network: the only value implemented here.
+# Entries of config.json that could ask for another network, with the one value implemented here.
 IMPLEMENTED = {
     "llada": dict(
         activation_type="silu", block_type="llama", block_group_size=1, layer_norm_type="rms",
@@ -107,7 +108,7 @@ IMPLEMENTED = {
         rope_full_precision=True, multi_query_attention=False, scale_logits=False,
         quantization_config=None),
     "Dream": dict(hidden_act="silu", use_sliding_window=False, use_mrope=False,
-                  quantization_config=None, block_size=None),   # this would be block diffusion
+                  quantization_config=None, block_size=None),   # block_size: block diffusion
     "a2d-qwen3": dict(hidden_act="silu", use_sliding_window=False, attention_bias=False,
                       quantization_config=None),
 }
@@ -117,16 +118,16 @@ IMPLEMENTED = {
 class ConvertConfig:
     init_from: str = ""                 # a checkpoint, an out_dir, or a name on the hub
     revision: str = ""                  # of a name on the hub: branch, tag or commit
-    out_dir: str = ""                   # a folder that is new or empty
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"  # of the weights written
+    out_dir: str = ""                   # a new or empty folder to write to
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"  # of the written weights
 
 
 def main(cfg: ConvertConfig):
     if not cfg.init_from or not cfg.out_dir:
-        raise ValueError("it takes --init_from=... to read and --out_dir=... to write")
+        raise ValueError("give --init_from=... to read and --out_dir=... to write")
     source, dtype = find_weights(cfg.init_from, cfg.revision), getattr(torch, cfg.dtype)
     published, stored = read_config(source), catalogue(source)
-    config_fields(source, published)                            # stops at a family unknown here
+    config_fields(source, published)                            # raises for an unknown family
     new_folder(cfg.out_dir)
     sizes = {name: math.prod(tensor.shape) * dtype.itemsize for name, tensor in stored.items()}
     write_weights(cfg.out_dir, published, small_files(source), sizes, read_tensors(stored, dtype),
@@ -140,9 +141,9 @@ def main(cfg: ConvertConfig):
 
 
 def find_weights(name_or_dir, revision: str = "") -> str:
-    """The folder of a checkpoint, of the newest one in an out_dir, or of a hub name, downloaded.
+    """Return a checkpoint's folder: given, the newest in an out_dir, or downloaded from the hub.
 
-    Raises FileNotFoundError or ValueError, one sentence. HF_HOME and HF_HUB_OFFLINE are honoured.
+    Raises FileNotFoundError or ValueError in one sentence. HF_HOME and HF_HUB_OFFLINE are obeyed.
     """
     name = str(name_or_dir)
     if os.path.isdir(name):
@@ -150,45 +151,45 @@ def find_weights(name_or_dir, revision: str = "") -> str:
             raise ValueError(f"revision={revision!r} is for names on the hub; {name} is a folder")
         return newest_checkpoint(name)
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
-        raise FileNotFoundError(f"there are no weights at {name!r}: it is no folder here, and no "
-                                f"name on the hub, such as GSAI-ML/LLaDA-8B-Base")
-    import huggingface_hub  # half a second that local folders need not wait for
+        raise FileNotFoundError(f"there are no weights at {name!r}: it is neither a folder here "
+                                f"nor a name on the hub such as GSAI-ML/LLaDA-8B-Base")
+    import huggingface_hub  # takes half a second, and is needed only here
     try:
         folder = huggingface_hub.snapshot_download(name, revision=revision or None,
                                                    allow_patterns=list(DOWNLOADED),    # no pickles
                                                    ignore_patterns=["*/*"])
-    except Exception as error:  # of the hub, of httpx, of the disk: all end as one sentence
+    except Exception as error:  # from the hub, httpx or the disk: many classes, one sentence
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         at = f" at revision {revision!r}" if revision else ""
-        raise FileNotFoundError(f"there are no weights at {name!r}: it is no folder here, and the "
-                                f"hub did not give it{at}: {reason}") from None
+        raise FileNotFoundError(f"there are no weights at {name!r}: it is not a folder here, and "
+                                f"the hub does not give it{at}: {reason}") from None
     return newest_checkpoint(folder)
 
 
 def newest_checkpoint(folder) -> str:
-    """The folder itself if it is a checkpoint, else its `step_*` with the highest number."""
-    is_checkpoint = lambda path: os.path.isfile(os.path.join(path, CONFIG))
+    """Return the folder itself if it is a checkpoint, else its `step_*` with the highest number."""
     folder = str(folder)
-    if is_checkpoint(folder):
+    if os.path.isfile(os.path.join(folder, CONFIG)):
         return folder
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    steps = {int(name[5:]): os.path.join(folder, name)
-             for name in names if re.fullmatch(r"step_\d+", name)}
-    steps = {step: path for step, path in steps.items() if is_checkpoint(path)}
+    steps = {}
+    for name in os.listdir(folder) if os.path.isdir(folder) else []:
+        path = os.path.join(folder, name)
+        if re.fullmatch(r"step_\d+", name) and os.path.isfile(os.path.join(path, CONFIG)):
+            steps[int(name[5:])] = path
     if not steps:
         raise FileNotFoundError(f"there is no checkpoint in {folder}")
     return steps[max(steps)]
 
 
 def new_folder(path: str):
-    """Makes the folder. Raises ValueError if something is in it already."""
+    """Make the folder. Raises ValueError if it has something in it already."""
     os.makedirs(path, exist_ok=True)
     if os.listdir(path):
         raise ValueError(f"{path} is not empty; a model is written to a new folder")
 
 
 def small_files(folder) -> dict:
-    """{name: bytes} of tokenizer, licence, code (to go along, not to run) and the like."""
+    """Return {name: bytes} of the tokenizer, licence, code (copied, never run) and the like."""
     return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())
             if path.is_file() and any(path.match(pattern) for pattern in SMALL_FILES)}
 
@@ -198,12 +199,16 @@ def small_files(folder) -> dict:
 
 
 def read_config(folder) -> dict:
+    """Return the content of config.json."""
     return read_json(os.path.join(folder, CONFIG))
 
 
 def config_fields(folder, published: dict) -> dict:
-    """The fields of ModelConfig that config.json states. Raises ValueError naming an entry that is
-    missing, or that asks for a network which is not implemented here."""
+    """Return the fields of ModelConfig that config.json states.
+
+    Raises ValueError that names an entry that is missing, or that asks for another network than
+    the one implemented here.
+    """
     where, family = os.path.join(folder, CONFIG), published.get("model_type")
     if family not in RENAME:
         raise ValueError(f"{folder} holds a model of type {family!r}; known are "
@@ -215,7 +220,7 @@ def config_fields(folder, published: dict) -> dict:
             raise ValueError(f"{where} has {key} = {json.dumps(published[key])}; only "
                              f"{json.dumps(value)} is implemented")
     given = {**added_tokens(folder), **published}
-    for key in ("rope_scaling", "rope_parameters"):     # the second holds rope_theta since 2025
+    for key in ("rope_scaling", "rope_parameters"):     # since 2025 the second has rope_theta
         rope = published.get(key) or {}
         if not isinstance(rope, dict) or any(
                 rope[name] != "default" for name in rope if name != "rope_theta"):
@@ -234,15 +239,16 @@ def config_fields(folder, published: dict) -> dict:
 
 
 def added_tokens(folder) -> dict:
-    """{text: id} of the tokens that the tokenizer's files add to the learnt vocabulary."""
-    paths = (os.path.join(folder, name)
-             for name in ("tokenizer.json", "added_tokens.json", "tokenizer_config.json"))
+    """Return {text: id} of the tokens that the tokenizer's files add to the learnt vocabulary."""
+    paths = [os.path.join(folder, name)
+             for name in ("tokenizer.json", "added_tokens.json", "tokenizer_config.json")]
     whole, added, config = (read_json(path) if os.path.isfile(path) else {} for path in paths)
     try:
-        return {**{token["content"]: token["id"] for token in whole.get("added_tokens", [])},
-                **added,
-                **{token["content"]: int(i)
-                   for i, token in config.get("added_tokens_decoder", {}).items()}}
+        found = {token["content"]: token["id"] for token in whole.get("added_tokens", [])}
+        found.update(added)
+        for i, token in config.get("added_tokens_decoder", {}).items():
+            found[token["content"]] = int(i)
+        return found
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ValueError(f"the tokenizer's files in {folder} do not list their added tokens as "
                          f"transformers writes them") from None
@@ -253,23 +259,24 @@ def added_tokens(folder) -> dict:
 
 
 class Stored(NamedTuple):
-    file: str                   # its path
+    file: str                   # path of the file that holds the tensor
     shape: tuple
 
 
 def rename(key: str, table: dict) -> str:
-    """The name that a table gives to this one; KeyError if the table does not know it."""
+    """Return a tensor's name in another family by a table. Raises KeyError for an unknown name."""
     module, _, leaf = key.rpartition(".")
     layer = re.search(r"\d+", module)
     return table[re.sub(r"\d+", "{}", module, count=1)].format(layer and layer[0]) + "." + leaf
 
 
 def published_name(ours: str, family: str) -> str:
+    """Return a family's name for our tensor."""
     return rename(ours, {ours: theirs for theirs, ours in RENAME[family].items()})
 
 
 def weights_file(folder) -> str:
-    """The path of the one file with weights, or of the index of several."""
+    """Return the path of the one file with weights, or of the index of several."""
     paths = [os.path.join(folder, name) for name in (SINGLE, INDEX)]
     found = [path for path in paths if os.path.isfile(path)]
     if not found:
@@ -278,6 +285,7 @@ def weights_file(folder) -> str:
 
 
 def open_safetensors(path):
+    """Open a file of tensors. Raises FileNotFoundError or ValueError in one sentence."""
     try:
         return safe_open(path, "pt")
     except FileNotFoundError:
@@ -287,15 +295,16 @@ def open_safetensors(path):
 
 
 def read_safetensors(path) -> dict:
+    """Return {name: tensor} of a whole file."""
     with open_safetensors(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}
 
 
 def catalogue(folder) -> dict:
-    """{published name: Stored}, file by file, from the headers alone: no weight is read yet.
+    """Return {published name: Stored}, file by file, from the headers alone: no weight is read.
 
-    Raises ValueError or FileNotFoundError when files are missing, cut short or not what the index
-    says, or hold anything but floating-point numbers.
+    Raises ValueError or FileNotFoundError if a file is missing, cut short, not as the index says,
+    or holds anything but floating-point numbers.
     """
     where = weights_file(folder)
     files = {SINGLE: None}
@@ -305,8 +314,8 @@ def catalogue(folder) -> dict:
             raise ValueError(f"{where} has no weight_map")
         for name, file in weight_map.items():
             if not isinstance(file, str) or not re.fullmatch(r"[\w.-]+\.safetensors", file):
-                raise ValueError(f"{where} places {name} in {file!r}, which is no safetensors "
-                                 f"file of this folder")
+                raise ValueError(f"{where} places {name} in {file!r}, which is not the name of a "
+                                 f"safetensors file in this folder")
         files = {file: {name for name in weight_map if weight_map[name] == file}
                  for file in sorted(set(weight_map.values()))}
     stored = {}
@@ -316,7 +325,7 @@ def catalogue(folder) -> dict:
             held = {name: tensors.get_slice(name) for name in tensors.keys()}
             for name in sorted(held.keys() ^ (held.keys() if expected is None else expected)):
                 verb = "also holds" if name in held else "lacks"
-                raise ValueError(f"{path} {verb} the tensor {name}, unlike {where} says")
+                raise ValueError(f"{path} {verb} the tensor {name}, contrary to {where}")
             for name, header in held.items():
                 if header.get_dtype() not in ("F32", "F16", "BF16"):
                     raise ValueError(f"{path}: {name} is stored as {header.get_dtype()}; F32, F16 "
@@ -326,11 +335,11 @@ def catalogue(folder) -> dict:
     return stored
 
 
-def read_model(folder, model, dtype, device, rows=None):
-    """Yields (our name, tensor) for every parameter of a model that may be on the meta device.
+def read_model(folder, model, dtype, device, slices=None):
+    """Yield (our name, tensor) for every parameter of a model, which may be on the meta device.
 
-    rows: {our name: slice}, the part of each tensor to read; None: all.
-    Raises ValueError naming a tensor that is missing, unknown, of another shape or not finite.
+    slices: {our name: slice of its first dimension} to read parts only; None reads everything.
+    Raises ValueError that names a tensor that is missing, unknown, of another shape or not finite.
     """
     stored, family = catalogue(folder), model.published["model_type"]
     params = {published_name(name, family): (name, p) for name, p in model.named_parameters()}
@@ -339,13 +348,14 @@ def read_model(folder, model, dtype, device, rows=None):
                   published_name("embed.weight", family))
     check_names_and_shapes(stored, {name: p for name, (_, p) in params.items()},
                            weights_file(folder))
-    rows = rows and {name: rows[ours] for name, (ours, _) in params.items()}
-    for name, tensor in read_tensors(stored, dtype, device, rows):
+    if slices:
+        slices = {name: slices[ours] for name, (ours, _) in params.items()}
+    for name, tensor in read_tensors(stored, dtype, device, slices):
         yield params[name][0], tensor
 
 
 def drop_copy(stored: dict, head: str, embed: str):
-    """Forgets a tied head that is stored all the same. ValueError if it is not the embedding."""
+    """Drop a tied head that is stored nonetheless. Raises ValueError if it differs from embed."""
     if head in stored and embed in stored:
         (_, one), (_, other) = read_tensors({name: stored[name] for name in (head, embed)})
         if not torch.equal(one, other):
@@ -355,7 +365,7 @@ def drop_copy(stored: dict, head: str, embed: str):
 
 
 def check_names_and_shapes(given: dict, wanted: dict, where: str):
-    """Raises ValueError naming the first tensor that is missing, unknown or of another shape."""
+    """Raise ValueError for the first tensor that is missing, unknown or of another shape."""
     for name in sorted(wanted.keys() - given.keys()):
         raise ValueError(f"{where} lacks the tensor {name}")
     for name in sorted(given.keys() - wanted.keys()):
@@ -366,31 +376,31 @@ def check_names_and_shapes(given: dict, wanted: dict, where: str):
                              f"{tuple(tensor.shape)} would fit")
 
 
-def read_tensors(stored: dict, dtype=None, device="cpu", rows=None):
-    """Yields (published name, tensor) file by file; a file is closed before the next is opened.
+def read_tensors(stored: dict, dtype=None, device="cpu", slices=None):
+    """Yield (published name, tensor) file by file; a file is closed before the next is opened.
 
-    dtype None: as stored. rows {name: slice}: only these.
-    Raises ValueError naming a tensor with NaN or infinite values.
+    dtype: None is as stored. slices: {published name: slice of its first dimension}; None reads
+    everything. Raises ValueError that names a tensor with NaN or infinite values.
     """
     items = tqdm(stored.items(), "weights", unit="tensor", delay=2, leave=False,
                  disable=os.environ.get("RANK", "0") != "0")
     for path, group in groupby(items, key=lambda item: item[1].file):
         with open_safetensors(path) as file:
             for name, _ in group:
-                # the file is mapped, not read: without a copy the weights would change with it
-                tensor = file.get_slice(name)[rows[name]] if rows else file.get_tensor(name)
+                tensor = file.get_slice(name)[slices[name]] if slices else file.get_tensor(name)
+                # a copy, because the file is memory-mapped: its changes would be the weights'
                 tensor = tensor.to(device, dtype, copy=True)
                 low, high = tensor.aminmax() if tensor.numel() else 2 * [torch.zeros(())]
-                if not (low.isfinite() and high.isfinite()):    # one pass, NaN goes through
+                if not (low.isfinite() and high.isfinite()):    # NaN passes through aminmax
                     raise ValueError(f"{path}: {name} has NaN or infinite values")
                 yield name, tensor
 
 
 def write_weights(folder, published: dict, files: dict, sizes: dict, weights, dtype):
-    """Writes weights, small files and config.json, in this order: a folder with config is complete.
+    """Write weights, small files, then config.json: a folder with a config.json is complete.
 
-    sizes: {published name: bytes}. weights yields (published name, tensor) in the same order. dtype
-    is what config.json is to say, if it speaks of it.
+    sizes: {published name: bytes}. weights yields (published name, tensor) in the same order.
+    dtype: of the files; an entry of config.json that names a dtype is set to it.
     """
     parts, room = [], 0
     for name, size in sizes.items():
@@ -402,10 +412,11 @@ def write_weights(folder, published: dict, files: dict, sizes: dict, weights, dt
     for k, names in enumerate(parts, 1):
         file = f"model-{k:05}-of-{len(parts):05}.safetensors" if len(parts) > 1 else SINGLE
         try:
-            save_file({name: tensor.to("cpu", dtype).contiguous()   # no name: freed before the next
+            # no variable holds the dict, so a part is freed before the next is read
+            save_file({name: tensor.to("cpu", dtype).contiguous()
                        for name, tensor in islice(weights, len(names))},
                       os.path.join(folder, file), metadata={"format": "pt"})
-        except SafetensorError as error:                            # a full disk, say
+        except SafetensorError as error:                            # for example a full disk
             raise OSError(f"{file} cannot be written to {folder}: {error}") from None
         weight_map |= dict.fromkeys(names, file)
     if len(parts) > 1:

@@ -1,4 +1,1 @@
-"""Text in, score out.
-
-A task is a module with load(split) -> list[Example] and score(completion, example).
-"""
+"""Tasks: text in, score out. What a task is stands in tasks/common.py."""

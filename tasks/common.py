@@ -1,17 +1,32 @@
-"""What all tasks share: an Example, its prompt, token rows, batches as a pure function of the step.
+"""Tasks in common: the contract of a task, prompts, rows of tokens, batches by step.
 
-A row is a prompt and an answer, tokenized apart and joined. Only answers are masked and scored.
-Short answers are filled with end-of-text up to the longest of the (global) batch; the fill is
-seen, masked and trained like any token, as in LLaDA's SFT, because sampling starts from a whole
-region of masks and the model has to know how to end. What then still differs in length is
-padding, and padding is invisible.
+A task is a module tasks/NAME.py. There is no base class and no registry: put a file there, and
+`--task=NAME` finds it. It has
 
-A task is a module with load(split, data_dir, variant) -> [Example], extract(completion) -> what
-counts as the answer in it, or None, and score(completion, example) -> whether that is right. If its
-answers end in a format of their own it also has has_format(completion): the strict accuracy counts
-what is right *and* in format, the other one (flexible) what is right.
+    load(split, data_dir, variant) -> list[Example]     train and test, mostly validation too
+    extract(completion) -> the answer in a text that a model wrote, or None
+    score(completion, example) -> bool                  whether that answer is right
+
+and may have
+
+    has_format(completion) -> bool      whether the answer ends in the task's own format. The strict
+                                        accuracy counts answers that are right and in format, the
+                                        flexible one (the headline) all that are right
+    extra_scores(examples, completions) -> {name: share}    printed beside the accuracy
+    PROTOCOL = dict(n_shot, gen_length, block_length, steps)    how it is asked by default
+
+Every Example has meta["id"], which no other example of its split has, and meta["gold"], the right
+answer. `load_task` refuses a module that lacks one of the three functions.
+
+A row is a prompt and an answer, tokenized apart and joined. Only the answer is masked and scored.
+Short answers are filled with end-of-text up to the longest answer of the (global) batch. The fill
+is visible, masked and trained like any token, as in LLaDA's SFT: sampling starts from a whole
+region of masks, and the model has to learn where to end. The difference in length that is left is
+padding, which no token attends to.
 """
+import hashlib
 import random
+from collections import Counter
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -21,11 +36,14 @@ import torch
 
 from tasks.files import read_jsonl
 
+SPLITS = ("train", "validation", "test")
+N_VALIDATION = 256      # train rows held out where a dataset has no validation split of its own
+
 
 class Example(NamedTuple):
     prompt: str
     answer: str
-    meta: dict          # at least "id", unique within the task
+    meta: dict          # "id", "gold", and what the task's score needs
 
 
 class Row(NamedTuple):
@@ -35,12 +53,75 @@ class Row(NamedTuple):
 
 
 def load_task(name: str):
-    """The module tasks/{name}.py. Raises ValueError naming the tasks there are."""
-    here = Path(__file__).parent
-    names = sorted(path.stem for path in here.glob("*.py") if "\ndef load(" in path.read_text())
-    if name not in names:
+    """Return the module tasks/{name}.py. Raises ValueError if it is missing or is not a task."""
+    texts = {path.stem: path.read_text("utf-8") for path in Path(__file__).parent.glob("*.py")}
+    if name not in texts:
+        names = sorted(stem for stem, text in texts.items() if "\ndef load(" in text)
         raise ValueError(f"there is no task {name!r}; choose from {', '.join(names)}")
-    return import_module(f"tasks.{name}")
+    module = import_module(f"tasks.{name}")
+    needed = ("load", "extract", "score")
+    missing = [function for function in needed if not callable(getattr(module, function, None))]
+    if missing:
+        raise ValueError(f"tasks/{name}.py lacks {' and '.join(missing)}; a task has load, extract "
+                         f"and score, see tasks/common.py")
+    return module
+
+
+# ----------------------------------------------------------------------------------------------
+# loading: what the modules of tasks use
+
+
+def check_choice(task: str, split: str, variant: str = "", splits=SPLITS, variants=None):
+    """Raise ValueError if the task lacks the split or the variant. variants: {name: its effect}."""
+    if split not in splits:
+        raise ValueError(f"{task} has no split {split!r}; choose from {', '.join(splits)}")
+    if variant and variant not in (variants or {}):
+        known = ", ".join(f"{name!r} {effect}" for name, effect in (variants or {}).items())
+        raise ValueError(f"{task} has no variant {variant!r}; {known or 'leave it empty'}")
+
+
+def load_rows(split: str, data_dir: str, hub_name: str,
+              hub_config: str | None = None) -> list[dict]:
+    """Return the rows of {data_dir}/{split}.jsonl[.gz]; without a folder, the hub dataset's.
+
+    Raises FileNotFoundError or ValueError in one sentence.
+    """
+    if data_dir:
+        paths = [Path(data_dir) / f"{split}.jsonl{end}" for end in ("", ".gz")]
+        return read_jsonl(next((path for path in paths if path.is_file()), paths[1]))
+    import datasets  # takes seconds, and is needed only here
+    try:
+        return list(datasets.load_dataset(hub_name, hub_config, split=split))
+    except Exception as error:  # no network, no such file, a proxy: many classes, one meaning
+        raise ValueError(f"{hub_name} cannot be loaded from the hub ({type(error).__name__}); give "
+                         f"a folder with {split}.jsonl.gz as --data_dir") from error
+
+
+def hold_out(task: str, rows: list, split: str) -> list:
+    """Return the rows of train, or of validation: the file's last 256, never trained on."""
+    if len(rows) <= N_VALIDATION:
+        raise ValueError(f"{task} train has {len(rows)} rows; more than {N_VALIDATION} are needed, "
+                         f"because that many are held out")
+    return rows[-N_VALIDATION:] if split == "validation" else rows[:-N_VALIDATION]
+
+
+def hash_of(text: str) -> str:
+    """Return 12 hex digits that identify a text, the same in every copy of the data."""
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def ids_of(texts: list[str]) -> list[str]:
+    """Return the hash of each text; where a text occurs again, with its count: `5f0c...-2`."""
+    ids, seen = [], Counter()
+    for text in texts:
+        key = hash_of(text)
+        seen[key] += 1
+        ids.append(f"{key}-{seen[key]}" if seen[key] > 1 else key)
+    return ids
+
+
+# ----------------------------------------------------------------------------------------------
+# prompts
 
 
 def question_prompt(question: str) -> str:
@@ -48,32 +129,19 @@ def question_prompt(question: str) -> str:
 
 
 def few_shot(examples: list[Example], shots: list[Example]) -> list[Example]:
-    """Each prompt preceded by the shots with their answers, separated by blank lines."""
+    """Put the shots with their answers before each prompt, separated by blank lines."""
     head = "".join(f"{shot.prompt}{shot.answer}\n\n" for shot in shots)
     return [example._replace(prompt=head + example.prompt) for example in examples]
 
 
-def load_rows(split: str, data_dir: str, hub_name: str,
-              hub_config: str | None = None) -> list[dict]:
-    """The rows of {data_dir}/{split}.jsonl[.gz], or without a folder those of the hub's dataset.
-
-    Raises FileNotFoundError or ValueError, one sentence, if they cannot be had.
-    """
-    if data_dir:
-        paths = [Path(data_dir) / f"{split}.jsonl{end}" for end in ("", ".gz")]
-        return read_jsonl(next((path for path in paths if path.is_file()), paths[1]))
-    import datasets  # takes seconds, and is needed here only
-    try:
-        return list(datasets.load_dataset(hub_name, hub_config, split=split))
-    except Exception as error:      # no network, no such file, a proxy: many classes, one meaning
-        raise ValueError(f"{hub_name} could not be had from the hub ({type(error).__name__}); give "
-                         f"a folder with {split}.jsonl.gz as --data_dir") from error
+# ----------------------------------------------------------------------------------------------
+# rows and batches
 
 
 def tokenize(examples: list[Example], tok, max_length: int, name: str = "") -> list[Row]:
-    """Rows that fit max_length with one end-of-text; others are dropped, for the caller to count.
+    """Return the rows that fit max_length with one end-of-text; the caller counts the dropped ones.
 
-    Never cut: a row without its end has lost its final answer. Raises ValueError if none is left.
+    A row is never cut, for its end is the final answer. Raises ValueError if no row is left.
     """
     rows = [Row(i, tok.prompt_ids(example.prompt), tok.answer_ids(example.answer))
             for i, example in enumerate(examples)]
@@ -88,11 +156,11 @@ def tokenize(examples: list[Example], tok, max_length: int, name: str = "") -> l
 
 def batch_at(step: int, rows: list[Row], batch_size: int, seed: int,
              part: int = 0, n_parts: int = 1):
-    """The batch of a step, or the part of it that one rank sees in one micro-step -> rows, fill.
+    """Return the batch of a step, or the part that one rank sees in one micro-step -> rows, fill.
 
-    Pure in (seed, step): epochs are shuffled one after the other and cut into batches, so that
-    neither the world size, nor accumulation, nor a restart changes what a step sees. `fill` is the
-    length of the longest answer of the whole batch, for `collate`.
+    It is pure in (seed, step). Each epoch is shuffled, the epochs are joined and cut into batches,
+    so neither the number of ranks, nor accumulation, nor a restart changes what a step sees. `fill`
+    is 1 + the length of the longest answer of the whole batch, for `collate`.
     """
     batch = []
     for position in range(step * batch_size, (step + 1) * batch_size):
@@ -109,11 +177,10 @@ def order_of_epoch(n: int, seed: int, epoch: int) -> list[int]:
 
 
 def collate(rows: list[Row], fill: int, max_length: int, eos_id: int):
-    """-> x0 (B, T) ids, maskable (B, T) the answer with its fill, is_real (B, T) all but padding.
+    """-> x0 (B, T) ids, maskable (B, T) the answer and its fill, is_real (B, T) all but padding.
 
-    A row is [prompt | answer | end-of-text up to `fill`, as far as max_length allows | padding].
-    Packing (`pack`) drops the padding only: with a fill that is what longer prompts leave, without
-    one (fill 0: each answer has one end-of-text) all that shorter rows leave.
+    A row is [prompt | answer | end-of-text up to `fill` or max_length | padding]. With fill=0 an
+    answer has one end-of-text. Packing (`pack`) drops the padding and nothing else.
     """
     lengths = [min(len(row.prompt) + max(fill, len(row.answer) + 1), max_length) for row in rows]
     x0 = torch.full((len(rows), max(lengths)), eos_id)

@@ -5,33 +5,28 @@
 
 The code is stored with blanks between its tokens. Rows come from a local folder (train, dev and
 test.jsonl[.gz] with `anno` and `code`) or, without one, from the hub's `AhmedSSoliman/DJANGO`
-(`nl` and `code`). The paper names its metric, "ws-prefix match", and does not define it. Ours:
-without any whitespace, the prediction begins with the gold line. So `len(x)` is right for
-`len ( x )`, and so is what a model goes on to write when it does not stop. Exact match, which
-`extra_scores` reports beside it, forgives the blanks alone.
+(`nl` and `code`). The paper names its metric "ws-prefix match" and does not define it. Ours: with
+all whitespace removed, the prediction begins with the gold line. So `len(x)` is right for
+`len ( x )`, and a prediction that goes on after the line is right too. Exact match, printed beside
+it by `extra_scores`, ignores whitespace and nothing else.
 
-About one test pair in eight is in train to the letter, and copying solves these. Hence
-`extra_scores` also splits the accuracy by that.
+About one test pair in eight also occurs in train, word for word, and can be answered by copying.
+Hence `extra_scores` splits the accuracy into seen and unseen pairs.
 """
-import hashlib
 import re
-from collections import Counter
 
-from tasks.common import Example, load_rows
+from tasks.common import Example, check_choice, ids_of, load_rows
 
 HUB_NAME = "AhmedSSoliman/DJANGO"
 
 
 def load(split: str, data_dir: str = "", variant: str = "") -> list[Example]:
-    """Rows of train, validation (dev.jsonl) or test in file order.
+    """Return the rows of train, validation (dev.jsonl) or test in file order.
 
-    meta["in_train"] is whether train has the same pair, or None where train is not at hand.
-    Raises ValueError or FileNotFoundError in one sentence if rows cannot be had or lack a field.
+    meta["in_train"] says whether train has the same pair; None if there is no train file.
+    Raises ValueError or FileNotFoundError in one sentence if rows or their fields are missing.
     """
-    if split not in ("train", "validation", "test"):
-        raise ValueError(f"django has no split {split!r}; choose from train, validation, test")
-    if variant:
-        raise ValueError(f"django has no variant {variant!r}; leave it empty")
+    check_choice("django", split, variant)
     pairs = read_pairs(split, data_dir)
     try:
         trained_on = set(pairs if split == "train" else read_pairs("train", data_dir))
@@ -41,7 +36,7 @@ def load(split: str, data_dir: str = "", variant: str = "") -> list[Example]:
 
 
 def read_pairs(split: str, data_dir: str) -> list[tuple[str, str]]:
-    """(annotation, code) without blanks at their ends, for many have some."""
+    """Return (annotation, code) of each row, stripped: many have blanks at their ends."""
     name = "dev" if data_dir and split == "validation" else split
     pairs = []
     for number, row in enumerate(load_rows(name, data_dir, HUB_NAME), 1):
@@ -54,24 +49,21 @@ def read_pairs(split: str, data_dir: str) -> list[tuple[str, str]]:
 
 
 def to_examples(pairs: list[tuple[str, str]], split: str, trained_on: set | None) -> list[Example]:
-    """An id is a hash of the pair, with a count where the pair occurs again in its split."""
-    examples, seen = [], Counter()
-    for anno, code in pairs:
-        key = hashlib.blake2b(f"{anno}\n{code}".encode(), digest_size=6).hexdigest()
-        seen[key] += 1
-        again = f"-{seen[key]}" if seen[key] > 1 else ""
-        examples.append(Example(f"Description: {anno}\nCode:", f" {code}",
-                                {"id": f"django/{split}/{key}{again}", "gold": code,
-                                 "in_train": trained_on and (anno, code) in trained_on}))
+    examples = []
+    ids = ids_of([f"{anno}\n{code}" for anno, code in pairs])
+    for (anno, code), key in zip(pairs, ids):
+        meta = {"id": f"django/{split}/{key}", "gold": code,
+                "in_train": trained_on and (anno, code) in trained_on}
+        examples.append(Example(f"Description: {anno}\nCode:", f" {code}", meta))
     return examples
 
 
 def extract(completion: str) -> str | None:
-    """The predicted code, or None: what the model wrote before it began another `Description:`.
+    """Return the predicted code, or None.
 
-    Of that, what is between code fences, if it has some; of that, all before the first blank line,
-    without `Code:` in front or backticks around it. It may have several lines, as Python within
-    brackets may.
+    That is the text before another `Description:`; within it the first code fence, if there is one;
+    within that everything before the first blank line, without a leading `Code:` and without
+    backticks around it. It may have several lines, as Python within brackets may.
     """
     text = completion.split("\nDescription:")[0]
     fenced = re.search(r"```[^\n`]*\n(.*?)```", text, re.S)
@@ -85,26 +77,28 @@ def without_whitespace(text: str) -> str:
 
 
 def score(completion: str, example: Example) -> bool:
-    """Whether the prediction begins with the gold line, whitespace aside."""
+    """Return whether the prediction begins with the gold line, whitespace aside."""
     prediction, gold = extract(completion) or "", without_whitespace(example.meta["gold"])
     return gold != "" and without_whitespace(prediction).startswith(gold)
 
 
 def exact(completion: str, example: Example) -> bool:
-    """Whether the prediction is the gold line, whitespace aside."""
+    """Return whether the prediction is the gold line, whitespace aside."""
     prediction, gold = extract(completion) or "", without_whitespace(example.meta["gold"])
     return gold != "" and without_whitespace(prediction) == gold
 
 
 def extra_scores(examples: list[Example], completions: list[str]) -> dict[str, float]:
-    """Shares that stand beside prefix match, in 0..1.
+    """Return the shares that are printed beside prefix match, in 0..1.
 
-    seen_match and unseen_match are prefix match on the pairs that train has, and on the others;
-    in_train is the share of the former: what copying from train scores.
+    seen_match and unseen_match are prefix match on the pairs that train has and on the others.
+    in_train is the share of pairs that train has, which is the score of copying from train.
     """
     pairs = list(zip(completions, examples, strict=True))
-    hits = {"exact_match": [exact(*pair) for pair in pairs],
-            "unseen_match": [score(*pair) for pair in pairs if pair[1].meta["in_train"] is False],
-            "seen_match": [score(*pair) for pair in pairs if pair[1].meta["in_train"]],
-            "in_train": [e.meta["in_train"] for e in examples if e.meta["in_train"] is not None]}
+    hits = {
+        "exact_match": [exact(*pair) for pair in pairs],
+        "unseen_match": [score(*pair) for pair in pairs if pair[1].meta["in_train"] is False],
+        "seen_match": [score(*pair) for pair in pairs if pair[1].meta["in_train"]],
+        "in_train": [e.meta["in_train"] for e in examples if e.meta["in_train"] is not None],
+    }
     return {name: sum(rows) / len(rows) for name, rows in hits.items() if rows}

@@ -1,58 +1,49 @@
 """GSM8K: grade-school word problems with worked answers that end in `#### 42` (arXiv 2110.14168).
 
-Rows come from a local folder (train.jsonl[.gz], test.jsonl[.gz] with `question` and `answer`)
-or, without one, from the hub's `openai/gsm8k`. There is no official validation split: the
-last 256 train rows are ours and are never trained on. The metric stands beside the format it
-reads; extraction rules are worth several points on the same text, so the two in use are
-spelled out in `extract`.
+Rows come from a local folder (train.jsonl[.gz], test.jsonl[.gz] with `question` and `answer`) or,
+without one, from the hub's `openai/gsm8k`. There is no official validation split: ours is the last
+256 train rows, which are never trained on. The choice of extraction rule is worth several points on
+the same texts, so the two in common use are spelled out in `extract`.
 """
-import hashlib
 import re
 from decimal import Decimal
 
-from tasks.common import Example, load_rows, question_prompt
+from tasks.common import Example, check_choice, hash_of, hold_out, load_rows, question_prompt
 
-N_VALIDATION = 256
 MARKS = re.compile(r"<<.*?>>")          # calculator annotations: 3*4=<<3*4=12>>12
-# a sign counts unless it stands between two numbers, where it is a minus: `10-3` ends in 3
+# A sign belongs to its number unless it stands between two numbers: `10-3` ends in 3.
 NUMBER = re.compile(r"(?:(?<![0-9.)])-)?\$?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)")
+VARIANTS = {"marks": "keeps <<...>> in the answers"}
 
 
 def load(split: str, data_dir: str = "", variant: str = "") -> list[Example]:
-    """Rows of train, validation or test in file order; variant "marks" leaves <<...>> in answers.
+    """Return train, validation or test in file order; variant "marks" keeps <<...>> in answers.
 
-    Raises ValueError or FileNotFoundError in one sentence if rows cannot be had or lack a field.
+    Raises ValueError or FileNotFoundError in one sentence if rows or their fields are missing.
     """
-    if split not in ("train", "validation", "test"):
-        raise ValueError(f"gsm8k has no split {split!r}; choose from train, validation, test")
-    if variant not in ("", "marks"):
-        raise ValueError(f"gsm8k has no variant {variant!r}; 'marks' keeps <<...>> in the answers")
+    check_choice("gsm8k", split, variant, variants=VARIANTS)
     source = "test" if split == "test" else "train"
     rows = load_rows(source, data_dir, "openai/gsm8k", "main")
     for number, row in enumerate(rows, 1):
         if not all(isinstance(row.get(key), str) for key in ("question", "answer")):
             raise ValueError(f"gsm8k {source}, row {number}: 'question' and 'answer' must be texts")
     if source == "train":
-        if len(rows) <= N_VALIDATION:
-            raise ValueError(f"gsm8k train has {len(rows)} rows; more than {N_VALIDATION} are "
-                             f"needed, for that many are held out")
-        rows = rows[-N_VALIDATION:] if split == "validation" else rows[:-N_VALIDATION]
+        rows = hold_out("gsm8k", rows, split)
     return [to_example(row, variant == "marks") for row in rows]
 
 
 def to_example(row: dict, keep_marks: bool = False) -> Example:
-    """The id is a hash of the question: the same row has the same id in every copy of the data."""
+    """Make the Example of a row; its id is a hash of the question."""
     answer = row["answer"] if keep_marks else MARKS.sub("", row["answer"])
-    key = hashlib.blake2b(row["question"].encode(), digest_size=6).hexdigest()
-    return Example(question_prompt(row["question"].strip()), " " + answer.strip(),
-                   {"id": f"gsm8k/{key}", "gold": extract(answer, strict=True)})
+    meta = {"id": f"gsm8k/{hash_of(row['question'])}", "gold": extract(answer, strict=True)}
+    return Example(question_prompt(row["question"].strip()), " " + answer.strip(), meta)
 
 
 def extract(completion: str, strict: bool = False) -> str | None:
-    """The final number as plain digits ("1234", "-3", "5"), or None.
+    """Return the final number as plain digits ("1234", "-3", "5"), or None.
 
-    strict: the number behind the last `####`. Flexible, the headline: that one, or else the last
-    number anywhere outside <<...>>. What follows a new `Question:` is not ours.
+    strict: the number after the last `####`. Flexible, the headline: that number, or else the last
+    one anywhere outside <<...>>. Text after another `Question:` is ignored.
     """
     text = MARKS.sub("", completion.split("Question:")[0]).replace("\u2212", "-")
     head, hashes, tail = text.rpartition("####")
@@ -72,10 +63,10 @@ def plain(number: Decimal) -> str:
 
 
 def score(completion: str, example: Example) -> bool:
-    """Whether the final number (flexible) equals the gold one: `#### 18.0` is right for 18."""
+    """Return whether the final number (flexible) equals the gold one: `#### 18.0` is 18."""
     return extract(completion) is not None and extract(completion) == example.meta["gold"]
 
 
 def has_format(completion: str) -> bool:
-    """Whether the answer ends as GSM8K's do; fine-tuning mostly teaches this, so it is reported."""
+    """Return whether the answer ends as GSM8K's do, which fine-tuning mostly teaches."""
     return extract(completion, strict=True) is not None

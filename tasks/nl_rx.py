@@ -3,100 +3,128 @@ r"""NL-RX-SYNTH: a description of lines of text to the regular expression (arXiv
     Description: lines with a number before a character
     Regex: ([0-9]).*(.).*
 
-Rows come from a local folder; there is no hub copy (see `load`). An answer is right if it denotes
-the same set of strings as the gold one, however it is written: both become finite automata, and
-automata-lib compares these. It cannot read this dialect (no library does), so the parser is ours.
-From the loosest operator to the tightest:
+Rows come from a local folder or, without one, from GitHub: LLM-JEPA's two files (see `fetched`).
+An answer is right if it denotes the same set of strings as the gold one, however it is written:
+both become finite automata, and automata-lib compares these. It cannot read this dialect (no
+library does), so the parser is ours. From the loosest operator to the tightest:
 
     a|b   a&b (both match)   ab   a? a* a+ a{3} a{3,} a{3,5}   ~a (any string that a does not match)
 
 and below them [a-z0-9], [^a-z], `.` (any character, newline too), (a), () for the empty string. So
-`~(a)*` is `(~a)*`, and `\x` is the letter x: in this data, `\b` is a b and no border of a word.
-Anything else is a letter, `^` and `$` too: strings match as a whole. The symbols `&` and `~` are
-those of dk.brics.automaton, and so is the order. The authors' tool, which we take to be built on
-it, is not to be had, so this is our reading. It differs from brics where brics reads what no one
-means: an operator with nothing beside it is an error here, and `#`, `@`, `"` and `<` are letters.
+`~(a)*` is `(~a)*`, and `\x` is the letter x: in this data `\b` is the letter b, not a word border.
+Anything else is a letter, `^` and `$` too, because a regex matches whole strings. The symbols `&`
+and `~` and the order are those of dk.brics.automaton, on which we take the authors' tool to be
+built. That tool is not public, so this is our reading. It differs from brics in two points: an
+operator with nothing beside it is an error here, and `#`, `@`, `"` and `<` are letters.
 
-About one gold regex in six matches nothing at all, `([0-9])&([a-z])` for one. Hence the constant
-answer that `extra_scores` reports, and the score on the rows that are neither so nor match all.
+About one gold regex in six matches nothing at all, for example `([0-9])&([a-z])`. Hence
+`extra_scores` reports the score of that constant answer, and the score on the rows whose gold regex
+matches some strings but not all.
 """
 import hashlib
 import re
-from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
 from automata.fa.dfa import DFA
 from automata.fa.nfa import NFA
 
-from tasks.common import Example, load_rows
+from tasks.common import Example, check_choice, hold_out, ids_of, load_rows
+from tasks.files import cache_folder, fetch, read_jsonl
 
-N_VALIDATION = 256
-SOURCE = ("datasets/synth_train.jsonl and datasets/synth_test.jsonl of galilai-group/llm-jepa on "
-          "GitHub")
+# LLM-JEPA's files. The row counts are those of its commit 6d7d0d1, and so is the sha256 of train's
+# pairs, "text\nregex\n" each. For test we know no checksum.
+URL = "https://raw.githubusercontent.com/galilai-group/llm-jepa/main/datasets/synth_{}.jsonl"
+N_ROWS = {"train": 8_000, "test": 2_000}
+SHA256 = {"train": "e159a1b2835a0bd223339dabdbb242c70c08026bb32b4660164628a0f0c9484c"}
 
-# What a prediction may cost: beyond it is wrong, unless it is the gold regex to the letter. Gold
-# regexes have up to 54 characters and cost milliseconds, the dearest ones a second.
+# Limits on a prediction. Beyond them it is wrong, unless it is the gold regex to the letter. Gold
+# regexes have up to 54 characters and take milliseconds, the slowest ones a second.
 MAX_LENGTH = 200        # characters
-MAX_WORK = 2_000_000    # states visited and copied, for at most a few seconds
+MAX_WORK = 2_000_000    # states visited and copied: a few seconds at most
 
 
 def load(split: str, data_dir: str = "", variant: str = "") -> list[Example]:
-    """Rows of train, validation (the last 256 of train) or test, in file order.
+    """Return the rows of train, validation (the last 256 of train) or test, in file order.
 
-    data_dir holds {split}.jsonl[.gz] or synth_{split}.jsonl, rows of {text, regex} or of messages.
-    Raises ValueError or FileNotFoundError in one sentence if rows cannot be had or lack a field.
+    data_dir has {split}.jsonl[.gz] or synth_{split}.jsonl, rows of {text, regex} or of messages.
+    Raises ValueError or FileNotFoundError in one sentence if rows or their fields are missing.
     """
-    if split not in ("train", "validation", "test"):
-        raise ValueError(f"nl_rx has no split {split!r}; choose from train, validation, test")
-    if variant:
-        raise ValueError(f"nl_rx has no variant {variant!r}; leave it empty")
-    if not data_dir:
-        raise ValueError(f"nl_rx is not on the hub: put {SOURCE} into a folder and give it as "
-                         f"--data_dir")
+    check_choice("nl_rx", split, variant)
     source = "test" if split == "test" else "train"
-    theirs = (Path(data_dir) / f"synth_{source}.jsonl").is_file()
-    rows = [text_and_regex(row, f"nl_rx {source}, row {number}") for number, row in
-            enumerate(load_rows(f"synth_{source}" if theirs else source, data_dir, ""), 1)]
-    if source == "train":
-        if len(rows) <= N_VALIDATION:
-            raise ValueError(f"nl_rx train has {len(rows)} rows; more than {N_VALIDATION} are "
-                             f"needed, for that many are held out")
-        rows = rows[-N_VALIDATION:] if split == "validation" else rows[:-N_VALIDATION]
-    return to_examples(rows, split)
+    folder = Path(data_dir) if data_dir else fetched(source)
+    is_raw = (folder / f"synth_{source}.jsonl").is_file()
+    try:
+        rows = load_rows(f"synth_{source}" if is_raw else source, str(folder), "")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; nl_rx's rows are at {URL.format(source)}, and are "
+                                f"fetched from there if --data_dir is empty") from None
+    pairs = pairs_of(rows, f"nl_rx {source}")
+    return to_examples(hold_out("nl_rx", pairs, split) if source == "train" else pairs, split)
 
 
-def text_and_regex(row: dict, where: str) -> tuple[str, str]:
-    """From {"text", "regex"}, or from llm-jepa's {"messages": [{"role", "content"}, ...]}."""
-    if isinstance(row.get("messages"), list):
-        said = {message.get("role"): message.get("content") for message in row["messages"]
-                if isinstance(message, dict)}
-        row = {"text": said.get("user"), "regex": said.get("assistant")}
-    pair = row.get("text"), row.get("regex")
-    if not all(isinstance(text, str) and text.strip() for text in pair):
-        raise ValueError(f"{where}: 'text' and 'regex' must be texts, or 'messages' must have a "
-                         f"user's and an assistant's")
-    return pair[0].strip(), pair[1].strip()
+def fetched(source: str) -> Path:
+    """Return the cache folder with synth_{source}.jsonl, which is downloaded on the first call.
+
+    A file with other rows than we know is refused. Raises FileNotFoundError without a network.
+    """
+    url, folder = URL.format(source), cache_folder("nl_rx")
+
+    def check(path: Path):
+        pairs = pairs_of(read_jsonl(path), "its data")
+        lines = "".join(f"{text}\n{regex}\n" for text, regex in pairs)
+        digest = hashlib.sha256(lines.encode()).hexdigest()
+        if len(pairs) != N_ROWS[source] or digest != SHA256.get(source, digest):
+            raise ValueError(f"{len(pairs):,} rows with sha256 {digest}")
+
+    try:
+        fetch(url, folder / f"synth_{source}.jsonl", check)
+    except ValueError as error:
+        raise ValueError(f"{url} is not the file that this task was made with ({error}); to use it "
+                         f"all the same, save it in a folder and give that as --data_dir") from None
+    except OSError as error:
+        reason = str(error).strip() or type(error).__name__
+        raise FileNotFoundError(f"nl_rx's rows are at {url}, which cannot be fetched ({reason}); "
+                                f"give a folder with train.jsonl.gz and test.jsonl.gz as "
+                                f"--data_dir") from None
+    return folder
 
 
-def to_examples(rows: list[tuple[str, str]], split: str) -> list[Example]:
-    """An id is a hash of the pair, with a count where the pair occurs again in its split."""
-    examples, seen = [], Counter()
-    for text, regex in rows:
-        key = hashlib.blake2b(f"{text}\n{regex}".encode(), digest_size=6).hexdigest()
-        seen[key] += 1
-        again = f"-{seen[key]}" if seen[key] > 1 else ""
-        examples.append(Example(f"Description: {text}\nRegex:", f" {regex}",
-                                {"id": f"nl_rx/{split}/{key}{again}", "gold": regex}))
+def pairs_of(rows: list[dict], name: str) -> list[tuple[str, str]]:
+    """Return (text, regex) of each row. Raises ValueError that names the row without them.
+
+    A row is {"text", "regex"}, or as in LLM-JEPA's files {"messages": [{"role", "content"}, ...]}
+    with a system's prompt, the text as the user's message and the regex as the assistant's.
+    """
+    pairs = []
+    for number, row in enumerate(rows, 1):
+        if isinstance(row.get("messages"), list):
+            said = {message.get("role"): message.get("content") for message in row["messages"]
+                    if isinstance(message, dict)}
+            row = {"text": said.get("user"), "regex": said.get("assistant")}
+        pair = row.get("text"), row.get("regex")
+        if not all(isinstance(text, str) and text.strip() for text in pair):
+            raise ValueError(f"{name}, row {number}: 'text' and 'regex' must be texts, or "
+                             f"'messages' must have a user's and an assistant's")
+        pairs.append((pair[0].strip(), pair[1].strip()))
+    return pairs
+
+
+def to_examples(pairs: list[tuple[str, str]], split: str) -> list[Example]:
+    examples = []
+    for (text, regex), key in zip(pairs, ids_of([f"{text}\n{regex}" for text, regex in pairs])):
+        meta = {"id": f"nl_rx/{split}/{key}", "gold": regex}
+        examples.append(Example(f"Description: {text}\nRegex:", f" {regex}", meta))
     return examples
 
 
 def extract(completion: str) -> str | None:
-    """The predicted regex, or None: what the model wrote before it began another `Description:`.
+    """Return the predicted regex, or None.
 
-    Of that, what is between code fences, if it has some; of that, the first line with text that
-    does not end in a colon (`Here it is:`); of that, what is in `backticks`, or else all but a
-    leading `Regex:` or `Answer:`. No gold regex has a colon or a backtick.
+    That is the text before another `Description:`; within it the first code fence, if there is one;
+    within that the first line that has text and does not end in a colon (`Here it is:`); within
+    that the part in `backticks`, or else the line without a leading `Regex:` or `Answer:`. No gold
+    regex has a colon or a backtick.
     """
     text = completion.split("\nDescription:")[0]
     fenced = re.search(r"```[^\n`]*\n(.*?)```", text, re.S)
@@ -110,32 +138,34 @@ def extract(completion: str) -> str | None:
 
 
 def score(completion: str, example: Example) -> bool:
-    """Whether prediction and gold match the same strings: "func match" in the paper's words."""
+    """Return whether prediction and gold match the same strings ("func match" in the paper)."""
     prediction, gold = extract(completion), example.meta["gold"]
     return prediction is not None and (prediction == gold or same_language(prediction, gold))
 
 
 def exact(completion: str, example: Example) -> bool:
-    """LLM-JEPA's metric: the same text."""
+    """Return whether prediction and gold are the same text, which is LLM-JEPA's metric."""
     return extract(completion) == example.meta["gold"]
 
 
 def extra_scores(examples: list[Example], completions: list[str]) -> dict[str, float]:
-    """Shares that stand beside func match, in 0..1.
+    """Return the shares that are printed beside func match, in 0..1.
 
-    constant_baseline is what `([0-9])&([a-z])` scores as the answer to every question: on train,
-    no constant scores more. proper_match leaves out the rows whose gold regex matches nothing, as
-    that one does, or everything.
+    constant_baseline is the score of `([0-9])&([a-z])` as the answer to every question; no constant
+    scores more on train. proper_match is func match on the rows whose gold regex matches some
+    strings but not all.
     """
     pairs = list(zip(completions, examples, strict=True))
-    hits = {"exact_match": [exact(*pair) for pair in pairs],
-            "proper_match": [score(*pair) for pair in pairs if is_proper(pair[1])],
-            "constant_baseline": [language_kind(e.meta["gold"]) == "empty" for e in examples]}
+    hits = {
+        "exact_match": [exact(*pair) for pair in pairs],
+        "proper_match": [score(*pair) for pair in pairs if is_proper(pair[1])],
+        "constant_baseline": [language_kind(e.meta["gold"]) == "empty" for e in examples],
+    }
     return {name: sum(rows) / len(rows) for name, rows in hits.items() if rows}
 
 
 def is_proper(example: Example) -> bool:
-    """Whether the gold regex matches some strings and some not."""
+    """Return whether the gold regex matches some strings but not all."""
     return language_kind(example.meta["gold"]) == "proper"
 
 
@@ -145,7 +175,7 @@ def is_proper(example: Example) -> bool:
 
 @lru_cache(maxsize=1 << 14)
 def same_language(a: str, b: str) -> bool:
-    """False also for what is no regex, or for one that costs too much."""
+    """Return whether two regexes match the same strings; False if one is invalid or too costly."""
     try:
         symbols = alphabet(a, b)
         return automaton(a, symbols) == automaton(b, symbols)
@@ -155,7 +185,7 @@ def same_language(a: str, b: str) -> bool:
 
 @lru_cache(maxsize=1 << 14)
 def language_kind(regex: str) -> str:
-    """empty, all or proper; proper as well for what is no regex, or for one that costs too much."""
+    """Return empty, all or proper; proper also for a regex that is invalid or too costly."""
     try:
         dfa = automaton(regex, alphabet(regex))
     except ValueError:
@@ -166,16 +196,17 @@ def language_kind(regex: str) -> str:
 
 
 def alphabet(*regexes: str) -> str:
-    """One character for all those that no set in the regexes tells apart, in ascending order."""
+    """Return one character for each class of characters that the regexes do not tell apart."""
     sets = {step for regex in regexes for step in parse(regex) if isinstance(step, tuple)}
     cuts = {0} | {cut for _, ranges in sets for lo, hi in ranges for cut in (lo, hi + 1)}
     kinds = {}
-    for code in sorted(cuts - {0x110000}):      # all up to the next cut are in the same sets
+    for code in sorted(cuts - {0x110000}):      # all codes up to the next cut are in the same sets
         kinds.setdefault(tuple(contains(chars, code) for chars in sets), chr(code))
     return "".join(kinds.values())
 
 
 def contains(chars: tuple, code: int) -> bool:
+    """Return whether a code point is in a set of characters (negated, ranges)."""
     negated, ranges = chars
     return negated != any(lo <= code <= hi for lo, hi in ranges)
 
@@ -184,28 +215,28 @@ def contains(chars: tuple, code: int) -> bool:
 # regex -> steps
 
 TOKEN = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\)|\{[0-9]+(?:,[0-9]*)?\}|.", re.S)
-RANK = {"(": 0, "|": 1, "&": 2, "": 3, "~": 4}      # "" puts two things side by side
+RANK = {"(": 0, "|": 1, "&": 2, "": 3, "~": 4}      # how tightly each binds; "" concatenates
 REPEATS = {"?": (0, 1), "*": (0, None), "+": (1, None)}
 
 
 @lru_cache(maxsize=1 << 14)
 def parse(regex: str) -> list:
-    """The regex in postfix order, so that a(b|c)* reads a b c | * "" without any parentheses.
+    """Return the regex in postfix order (shunting-yard): a(b|c)* becomes a b c | * "".
 
-    A step is a set of characters as (negated, ranges), or an operator: "|", "&", "", "~", "()" for
-    the empty string, or [low, high] repetitions. Raises ValueError for what is no regex.
+    A step is a set of characters as (negated, ranges), or an operator: "|", "&", "" (concatenate),
+    "~", "()" for the empty string, [low, high] repetitions. Raises ValueError for an invalid regex.
     """
     if len(regex) > MAX_LENGTH:
         raise ValueError(f"a regex may have {MAX_LENGTH} characters, and this has {len(regex)}")
-    steps, waiting = [], []     # waiting: operators whose right side is not complete
-    complete = False        # whether an operand ends here, for | & ) and repetitions to follow
+    steps, waiting = [], []     # waiting: operators whose right operand is not complete yet
+    complete = False            # an operand ends here, so | & ) or a repetition may follow
     for token in TOKEN.findall(regex):
         repeats = token in REPEATS or token[0] == "{" and len(token) > 1
         if complete and not repeats and token not in ("|", "&", ")"):
             release(waiting, RANK[""], steps)
             waiting.append("")
         elif not complete and (repeats or token in ("|", "&", ")")):
-            raise ValueError(f"{regex!r} has a {token!r} with nothing before it")
+            raise ValueError(f"{regex!r} has {token!r} with nothing before it")
         if token in ("(", "~"):
             waiting.append(token)
         elif token in ("|", "&"):
@@ -214,7 +245,7 @@ def parse(regex: str) -> list:
         elif token == ")":
             release(waiting, RANK["|"], steps)
             if not waiting:
-                raise ValueError(f"{regex!r} closes a parenthesis that it did not open")
+                raise ValueError(f"{regex!r} closes a parenthesis that it has not opened")
             waiting.pop()
         elif repeats:
             steps.append(repetition(token))
@@ -230,13 +261,13 @@ def parse(regex: str) -> list:
 
 
 def release(waiting: list, rank: int, steps: list):
-    """Moves to steps what binds at least as tightly as `rank`."""
+    """Move the waiting operators that bind at least as tightly as `rank` to the steps."""
     while waiting and RANK[waiting[-1]] >= rank:
         steps.append(waiting.pop())
 
 
 def repetition(token: str) -> list:
-    """{3}, {3,}, {3,5}, ?, * or + -> [low, high], high None for any number."""
+    """{3}, {3,}, {3,5}, ?, * or + -> [low, high]; high is None for any number."""
     low, comma, high = token[1:-1].partition(",")
     if token in REPEATS:
         return list(REPEATS[token])
@@ -252,13 +283,13 @@ def characters(token: str) -> tuple:
         return True, ()
     if token[0] != "[" or len(token) == 1:
         if token in ("[", "{", "\\"):
-            raise ValueError(f"{token!r} is not closed, or has nothing behind it")
+            raise ValueError(f"{token!r} is not closed, or has nothing after it")
         return False, ((ord(token[-1]), ord(token[-1])),)
     negated = token[1] == "^"
     items = re.findall(r"(\\?.)(?:-(\\?.))?", token[1 + negated:-1], re.S)
     ranges = tuple((ord(lo[-1]), ord((hi or lo)[-1])) for lo, hi in items)
     if not ranges or any(lo > hi for lo, hi in ranges):
-        raise ValueError(f"{token} is no set of characters")
+        raise ValueError(f"{token} is not a set of characters")
     return negated, ranges
 
 
@@ -268,7 +299,10 @@ def characters(token: str) -> tuple:
 
 @lru_cache(maxsize=1 << 12)
 def automaton(regex: str, symbols: str) -> DFA:
-    """The smallest deterministic one. Raises ValueError for no regex, or beyond MAX_WORK."""
+    """Return the smallest deterministic automaton of a regex over the symbols.
+
+    Raises ValueError for an invalid regex, or when the work exceeds MAX_WORK.
+    """
     left = MAX_WORK
 
     def spend(work: int):
@@ -281,7 +315,7 @@ def automaton(regex: str, symbols: str) -> DFA:
         spend(5 * (len(nfa.states) + sum(len(moves) for moves in nfa.transitions.values())))
         return nfa
 
-    stack = []                          # of automata that are not deterministic
+    stack = []                          # of nondeterministic automata
     for step in parse(regex):
         if isinstance(step, tuple):
             stack.append(one_of({c for c in symbols if contains(step, ord(c))}, symbols))
@@ -289,7 +323,7 @@ def automaton(regex: str, symbols: str) -> DFA:
             stack.append(one_of((), symbols).option())
         elif isinstance(step, list):
             low, high = step
-            part = NFA.from_dfa(minimal(stack.pop(), spend))    # as small as can be, then copied
+            part = NFA.from_dfa(minimal(stack.pop(), spend))    # minimal, because it is copied
             whole = one_of((), symbols).option()
             for _ in range(low):
                 whole = copied(whole.concatenate(part))
@@ -309,14 +343,15 @@ def automaton(regex: str, symbols: str) -> DFA:
 
 
 def one_of(letters, symbols: str) -> NFA:
+    """Return the automaton of the strings that are one of these letters."""
     return NFA(states={0, 1}, input_symbols=set(symbols), initial_state=0, final_states={1},
                transitions={0: {c: {1} for c in letters}})
 
 
 def minimal(nfa: NFA, spend) -> DFA:
-    """The subset construction, where a state is the set of states that the NFA may be in.
+    """Return the minimal DFA by the subset construction; a state is a set of the NFA's states.
 
-    automata-lib has it too, but not with an end: it may make 2 ** len(nfa.states) of them.
+    automata-lib has this too, but without a bound: there may be 2 ** len(nfa.states) sets.
     """
     nfa = nfa.eliminate_lambda()
     start = frozenset([nfa.initial_state])
@@ -325,8 +360,10 @@ def minimal(nfa: NFA, spend) -> DFA:
         here = todo.pop()
         if here not in moves:
             spend((1 + len(here)) * len(nfa.input_symbols))
-            moves[here] = {c: frozenset().union(*(nfa.transitions.get(state, {}).get(c, ())
-                                                  for state in here)) for c in nfa.input_symbols}
+            moves[here] = {}
+            for c in nfa.input_symbols:
+                reached = (nfa.transitions.get(state, {}).get(c, ()) for state in here)
+                moves[here][c] = frozenset().union(*reached)
             todo += moves[here].values()
     final = {states for states in moves if states & nfa.final_states}
     return DFA(states=set(moves), input_symbols=nfa.input_symbols, transitions=moves,

@@ -1,17 +1,19 @@
-"""Execution match: whether a query written by a model gives the result of the gold query.
+"""Execution match: does a query that a model wrote give the result of the gold query?
 
     judge("concert_singer.sqlite", "SELECT count(*) FROM singer", gold) -> Verdict("", "", True)
 
 The rule is that of taoyds/test-suite-sql-eval (exec_eval.py) on one database. A query that fails is
-wrong. Two results without rows are equal. Else there must be as many rows and as many columns, and
-one order of the columns in which all rows agree: in sequence if the gold query has an ORDER BY,
-else as a multiset. Values are equal as in Python, 1 == 1.0 and NULL == NULL but '1' != 1. Official
-defaults drop every DISTINCT first and allow 60 s; we keep it, and allow MAX_STEPS and SECONDS.
+wrong. Two results without rows are equal. Otherwise the numbers of rows and columns must be equal,
+and there must be one order of the columns in which all rows agree: in sequence if the gold query
+has an ORDER BY, else as a multiset. Values are equal as in Python: 1 == 1.0 and NULL == NULL, but
+'1' != 1. By default the official code drops every DISTINCT first and allows 60 s. We keep DISTINCT,
+and allow MAX_STEPS and SECONDS.
 
-A model writes anything, so its queries run in a process of their own, this file as a script. There
-SQLite may read the one database and nothing else: the file is opened as immutable (or unpacked into
-memory), an authorizer refuses all but reading, and steps, memory and result are bounded. What
-SQLite does not bound, a single LIKE that takes hours, is ended by killing the process.
+A model may write anything, so its queries run in a process of their own: this file as a script.
+There SQLite may read the one database and nothing else. The file is opened as immutable (or
+unpacked into memory), an authorizer refuses everything but reading, and steps, memory and result
+are bounded. SQLite does not bound a single step, such as a LIKE that takes hours; the process is
+killed instead.
 """
 import atexit
 import gzip
@@ -27,32 +29,32 @@ from pathlib import Path
 from threading import Timer
 from typing import NamedTuple
 
-SECONDS = 10                # a pair of queries, until the process is killed
-MAX_STEPS = 100_000_000     # instructions of SQLite's machine: a second or two, and repeatable
-STEPS_AT_ONCE = 100_000     # between two looks at how many there were
+SECONDS = 10                # for a pair of queries; then the process is killed
+MAX_STEPS = 100_000_000     # SQLite's instructions: a second or two, and the same on every machine
+STEPS_AT_ONCE = 100_000     # between two checks of their number
 MAX_RESULT = 64_000_000     # bytes of all rows of a result, roughly
 MAX_VALUE = 1_000_000       # bytes of a text, a blob or a row
 MAX_SQL = 100_000           # bytes of a query
-MAX_HEAP = 256_000_000      # bytes SQLite may take, temporary tables included
-MAX_MEMORY = 1_000_000_000  # bytes the process may take
+MAX_HEAP = 256_000_000      # bytes for SQLite, temporary tables included
+MAX_MEMORY = 1_000_000_000  # bytes for the whole process
 
 ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION,
            sqlite3.SQLITE_RECURSIVE}
-# those that load code, show addresses or touch files, where SQLite was built with them
+# functions that load code, show addresses or touch files; some builds of SQLite have them
 FORBIDDEN = {"load_extension", "fts3_tokenizer", "readfile", "writefile", "edit", "sqlite_log"}
 
 
 class Verdict(NamedTuple):
-    gold_error: str     # why the gold query did not run on this database, "" if it did
+    gold_error: str     # why the gold query failed on this database, "" if it ran
     error: str          # the same for the prediction
-    is_equal: bool      # both ran, and the results are equal
+    is_equal: bool      # both ran and their results are equal
 
 
 @lru_cache(maxsize=8192)
 def judge(database: str, prediction: str, gold: str) -> Verdict:
-    """Compares two queries on a SQLite file, or one ending in .gz, given by its absolute path.
+    """Compare two queries on a SQLite file (or .sqlite.gz), given by its absolute path.
 
-    Raises OSError, one sentence, if this Python's SQLite cannot do it at all.
+    Raises OSError in one sentence if this Python's SQLite cannot run queries safely.
     """
     reply = ask([database, prediction, gold])
     if reply is None:
@@ -65,7 +67,7 @@ def judge(database: str, prediction: str, gold: str) -> Verdict:
 
 
 def same_result(predicted: list[tuple], gold: list[tuple], is_ordered: bool) -> bool:
-    """Whether the rows agree for some order of the predicted columns (see above)."""
+    """Return whether the rows agree in some order of the predicted columns (see the top)."""
     if not predicted and not gold:
         return True
     if len(predicted) != len(gold) or len(predicted[0]) != len(gold[0]):
@@ -75,12 +77,12 @@ def same_result(predicted: list[tuple], gold: list[tuple], is_ordered: bool) -> 
     heads = [view(zip(*ours[:n])) for n in range(1, len(ours) + 1)]
 
     def can_be_completed(chosen: list[int]) -> bool:
-        """Whether these of their columns, which agree with as many of ours, go on to the end."""
+        """Return whether this choice of their columns, equal to our first ones, can be finished."""
         if len(chosen) == len(ours):
             return True
         tried = set()
         for i in set(range(len(theirs))) - set(chosen):
-            if theirs[i] in tried:          # equal columns are equal choices
+            if theirs[i] in tried:          # two equal columns are one choice
                 continue
             tried.add(theirs[i])
             if view(zip(*(theirs[j] for j in [*chosen, i]))) == heads[len(chosen)]:
@@ -96,11 +98,11 @@ def has_order(gold: str) -> bool:
 
 
 # ----------------------------------------------------------------------------------------------
-# on this side: asking the other process
+# in our process: ask the worker
 
 
 def ask(request: list):
-    """What the other process answers, or None if it had to be killed or died of the request."""
+    """Return the worker's reply, or None if it was killed or died of the request."""
     if worker().poll() is not None:
         worker.cache_clear()
     process, reply = worker(), ""
@@ -112,7 +114,7 @@ def ask(request: list):
         reply = process.stdout.readline()
     except BrokenPipeError:
         pass
-    finally:                                # also after Ctrl-C: a late reply would be the next's
+    finally:    # after Ctrl-C too: a late reply would be taken for that to the next request
         timer.cancel()
         if not reply.endswith("\n"):
             stop(process)
@@ -122,6 +124,7 @@ def ask(request: list):
 
 @lru_cache(maxsize=1)
 def worker() -> subprocess.Popen:
+    """Start the process that runs queries. Raises OSError if it cannot."""
     process = subprocess.Popen([sys.executable, "-I", __file__], text=True, stdin=subprocess.PIPE,
                                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     atexit.register(stop, process)
@@ -134,29 +137,30 @@ def worker() -> subprocess.Popen:
 
 def stop(process: subprocess.Popen):
     process.kill()
-    process.communicate()                   # closes the pipes and waits
+    process.communicate()                   # close the pipes and wait for its end
     atexit.unregister(stop)
 
 
 # ----------------------------------------------------------------------------------------------
-# on the other side: running queries
+# in the worker: run queries
 
 
 def serve():
-    """Answers requests line by line until there are no more."""
+    """Answer requests line by line until stdin ends."""
     print(what_is_missing() or "ready", flush=True)
     confine()
     alarm = getattr(signal, "alarm", lambda seconds: None)      # not on Windows
     for line in sys.stdin:
-        alarm(2 * SECONDS)                  # the end, should who asks be killed meanwhile
+        alarm(2 * SECONDS)                  # ends this process if the asking one was killed
         print(json.dumps(compare(*json.loads(line))), flush=True)
         alarm(0)
 
 
 def what_is_missing() -> str:
+    """Return why this Python cannot run queries, "" if it can."""
     if not hasattr(sqlite3.Connection, "setlimit"):
         return "running SQL safely takes the sqlite3 module of Python 3.11 or later"
-    try:                                    # a fifth of Spider's gold queries quote texts so
+    try:                                    # a fifth of Spider's gold queries have "texts"
         allow_double_quotes(sqlite3.connect(":memory:")).execute('SELECT "text"')
     except sqlite3.Error:
         return "this Python's SQLite was built without double-quoted texts, which Spider needs"
@@ -164,27 +168,28 @@ def what_is_missing() -> str:
 
 
 def allow_double_quotes(connection):
-    """Where this is a setting (Python 3.12), it is on; else it is as SQLite was built."""
+    """Turn double-quoted texts on where Python can (3.12); else SQLite's build decides."""
     if hasattr(connection, "setconfig"):
         connection.setconfig(sqlite3.SQLITE_DBCONFIG_DQS_DML, True)
     return connection
 
 
 def confine():
-    """Bounds memory and forbids this process to write files, where the system can."""
+    """Bound this process's memory and forbid it to write files, where the system can."""
     try:
         import resource  # not on Windows
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     except (ImportError, OSError, ValueError):
-        pass                                # SQLite's own bounds hold everywhere
+        pass                                # SQLite's own bounds hold anyway
 
 
 def compare(database: str, prediction: str, gold: str) -> Verdict:
+    """Run both queries and compare their results."""
     try:
         expected = gold_rows(database, gold)
-    except Exception as error:              # whatever went wrong, it did not run
+    except Exception as error:              # any error means that the query did not run
         return Verdict(f"{type(error).__name__}: {error}", "", False)
     try:
         rows = run_query(database, prediction)
@@ -199,13 +204,13 @@ def gold_rows(database: str, gold: str) -> list[tuple]:
 
 
 def run_query(database: str, sql: str) -> list[tuple]:
-    """The rows of one statement. Raises sqlite3.Error, ValueError or MemoryError."""
+    """Return the rows of one statement. Raises sqlite3.Error, ValueError or MemoryError."""
     connection = connect(database)
-    looks = count(1)
-    connection.set_progress_handler(lambda: next(looks) * STEPS_AT_ONCE > MAX_STEPS, STEPS_AT_ONCE)
+    checks = count(1)
+    connection.set_progress_handler(lambda: next(checks) * STEPS_AT_ONCE > MAX_STEPS, STEPS_AT_ONCE)
     cursor = connection.execute(sql)
-    if cursor.description is None:          # "" and a comment run too, and have no result
-        raise sqlite3.ProgrammingError("this is no query")
+    if cursor.description is None:          # an empty text or a comment runs, without a result
+        raise sqlite3.ProgrammingError("this is not a query")
     rows, size = [], 0
     for row in cursor:
         rows.append(row)
@@ -217,7 +222,7 @@ def run_query(database: str, sql: str) -> list[tuple]:
 
 @lru_cache(maxsize=8)
 def connect(database: str) -> sqlite3.Connection:
-    """A connection that can only read. Raises OSError or sqlite3.Error."""
+    """Open a connection that can only read. Raises OSError or sqlite3.Error."""
     if database.endswith(".gz"):
         connection = sqlite3.connect(":memory:", isolation_level=None)
         connection.deserialize(gzip.decompress(Path(database).read_bytes()))
@@ -225,9 +230,9 @@ def connect(database: str) -> sqlite3.Connection:
         uri = Path(database).resolve().as_uri() + "?mode=ro&immutable=1"
         connection = sqlite3.connect(uri, uri=True, isolation_level=None)
     allow_double_quotes(connection)
-    connection.text_factory = lambda text: text.decode("utf-8", "ignore")   # the official rule
+    connection.text_factory = lambda text: text.decode("utf-8", "ignore")   # as the official code
     connection.execute("PRAGMA query_only = 1")
-    connection.execute("PRAGMA temp_store = 2")                 # what does not fit stays in memory
+    connection.execute("PRAGMA temp_store = 2")                 # temporary tables in memory
     connection.execute(f"PRAGMA hard_heap_limit = {MAX_HEAP}")
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE)
     connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, MAX_SQL)
@@ -237,7 +242,7 @@ def connect(database: str) -> sqlite3.Connection:
 
 
 def allow(action, _, name, *where) -> int:
-    """SQLite asks this about every part of a statement before the statement runs."""
+    """Allow or deny a part of a statement; SQLite asks about each before the statement runs."""
     is_forbidden = action == sqlite3.SQLITE_FUNCTION and name.lower() in FORBIDDEN
     return sqlite3.SQLITE_OK if action in ALLOWED and not is_forbidden else sqlite3.SQLITE_DENY
 

@@ -1,4 +1,4 @@
-"""Word problems in GSM8K's format, small enough to be learnt on a laptop in minutes.
+"""The toy: word problems in GSM8K's format that a small model learns on a laptop in minutes.
 
     Question: Anna has 3 boxes with 4 apples in each and eats 2. How many apples are left?
     Answer: 3*4=12
@@ -6,21 +6,20 @@
     #### 10
 
 About half of the problems take one step, half take two. Every number is below 100 and is one token
-of the toy vocabulary (tasks/tokenizer.py). A question belongs to train, validation or test by
-its own hash, so the three can never share one, whatever is asked for; the arithmetic facts
-below them are shared.
+of the toy vocabulary (pretrained/tokenizer.py). The hash of a question decides whether it belongs
+to train, validation or test, so the three never share a question. They do share the arithmetic.
 """
 import random
 import zlib
 
-from tasks.common import Example, question_prompt
-from tasks.gsm8k import extract, has_format, score  # the answer format is GSM8K's, so is the metric
+from tasks.common import Example, check_choice, question_prompt
+from tasks.gsm8k import extract, has_format, score  # answer format and metric are GSM8K's
 
 NAMES = "Anna Ben Carl Dora Emma Finn Gina Hugo Ida Jack Kim Leo".split()
 LARGEST = 7             # numbers in a story are drawn from 2 .. LARGEST
 THINGS = "apples books cards coins eggs nuts pens shells stamps stones".split()
 
-# a story, a question, and the steps: `1` stands for the result of step one
+# (story, question, steps); in the steps, `1` is the result of step one
 ONE_STEP = [
     ("{n} has {a} {o} and buys {b} more.", "How many {o} does {n} have?", "a+b"),
     ("{n} has {a} {o} and {m} has {b}.", "How many {o} do they have together?", "a+b"),
@@ -44,20 +43,22 @@ SHARE_OF_SPLIT = {"train": range(0, 90), "validation": range(90, 95), "test": ra
 
 
 def load(split: str, data_dir: str = "", variant: str = "", n: int = 0) -> list[Example]:
-    """The first n problems of a split, always the same; default 40,000 for train, else 1,000."""
+    """Return the first n problems of a split, always the same; by default 40,000 or 1,000.
+
+    data_dir is not used: the problems are made here.
+    """
+    check_choice("toy", split, variant)
     examples = []
     for story, question, steps in problems(split, n or (40_000 if split == "train" else 1_000)):
         result = steps[-1].split("=")[1]
-        examples.append(Example(question_prompt(f"{story} {question}"),
-                                " " + "\n".join(steps) + f"\n#### {result}",
-                                {"id": f"toy/{split}/{len(examples)}", "gold": result}))
+        answer = " " + "\n".join(steps) + f"\n#### {result}"
+        meta = {"id": f"toy/{split}/{len(examples)}", "gold": result}
+        examples.append(Example(question_prompt(f"{story} {question}"), answer, meta))
     return examples
 
 
 def problems(split: str, n: int) -> list[tuple[str, str, list[str]]]:
-    """n different (story, question, steps) of a split, drawn with a fixed seed."""
-    if split not in SHARE_OF_SPLIT:
-        raise ValueError(f"the toy has no split {split!r}; choose from {', '.join(SHARE_OF_SPLIT)}")
+    """Draw n different (story, question, steps) of a split, always the same."""
     rng = random.Random(f"toy {split}")
     found, seen = [], set()
     while len(found) < n:
@@ -70,14 +71,14 @@ def problems(split: str, n: int) -> list[tuple[str, str, list[str]]]:
 
 
 def draw_problem(rng: random.Random) -> tuple[str, str, list[str]]:
-    """One problem; redraws the numbers until every result is a whole number in 1..99."""
+    """Draw a problem, and its numbers again until every result is a whole number in 1..99."""
     story, question, plan = rng.choice(ONE_STEP if rng.random() < 0.5 else TWO_STEPS)
     n, m = rng.sample(NAMES, 2)
     thing = rng.choice(THINGS)
     steps = []
     while not steps:
         numbers = {name: rng.randint(2, LARGEST) for name in "abc"} | {"2": 2}
-        if plan.startswith("a/"):           # only what divides can be shared: make `a` a multiple
+        if plan.startswith("a/"):           # make `a` a multiple of its divisor
             numbers["a"] *= numbers[plan[2]]
         steps = work_out(plan, numbers)
     fill = dict(n=n, m=m, o=thing, **numbers)
@@ -85,7 +86,7 @@ def draw_problem(rng: random.Random) -> tuple[str, str, list[str]]:
 
 
 def work_out(plan: str, numbers: dict) -> list[str]:
-    """["3*4=12", "12-2=10"], or [] if a result is no whole number in 1..99."""
+    """Return ["3*4=12", "12-2=10"], or [] if a result is not a whole number in 1..99."""
     steps = []
     for left, op, right in plan.split():
         x, y = z if left == "1" else numbers[left], numbers[right]
@@ -98,6 +99,6 @@ def work_out(plan: str, numbers: dict) -> list[str]:
 
 
 def all_texts() -> list[str]:
-    """Texts in which every word of every problem occurs: what the toy vocabulary is built from."""
+    """Return texts that hold every word of every problem; the toy vocabulary is built from them."""
     return [f"{story} {question}".format(n=n, m=n, o=thing, a=1, b=1, c=1)
             for story, question, _ in ONE_STEP + TWO_STEPS for n in NAMES for thing in THINGS]

@@ -1,21 +1,22 @@
-"""What the tiny base model knows before it is tuned: to read a short story, and to calculate.
+"""The toy's base corpus: the tiny base model learns to read a short story and to calculate.
 
     Story: Anna has 3 apples and buys 4 more.      Sums: 12-2=10
     Sum: 3+4                                       5*7=35
                                                    48/2=24
 
-It has never seen a question, a result behind a story, a second step, or an answer line;
-fine-tuning on tasks/toy.py has to teach these. The held-out loss on this corpus afterwards says
-what tuning forgot.
+The corpus has no question, no result after a story, no second step and no answer line. Fine-tuning
+on tasks/toy.py has to teach these. The held-out loss on this corpus afterwards shows what tuning
+forgot.
 """
 import random
 
 from tasks import toy
-from tasks.common import Example
+from tasks.common import Example, check_choice
 
 
 def load(split: str, data_dir: str = "", variant: str = "", n: int = 0) -> list[Example]:
-    """n rows of a split, about half stories, half sums, all from the split's own toy problems."""
+    """Return n rows of a split, half stories and half sums, from the split's own toy problems."""
+    check_choice("toy_base", split, variant)
     n = n or (20_000 if split == "train" else 1_000)
     rng = random.Random(f"toy_base {split}")
     problems = toy.problems(split, n)
@@ -26,8 +27,8 @@ def load(split: str, data_dir: str = "", variant: str = "", n: int = 0) -> list[
             prompt, answer = f"Story: {story}\nSum:", steps[0].split("=")[0]
         else:
             prompt, answer = "Sums:", "\n".join(rng.sample(sums, 3))
-        examples.append(Example(prompt, " " + answer,
-                                {"id": f"toy_base/{split}/{i}", "gold": answer}))
+        meta = {"id": f"toy_base/{split}/{i}", "gold": answer}
+        examples.append(Example(prompt, " " + answer, meta))
     return examples
 
 
@@ -36,5 +37,5 @@ def extract(completion: str) -> str:
 
 
 def score(completion: str, example: Example) -> bool:
-    """The very sum: of use after a story, where there is one right answer."""
+    """Return whether it is the very sum. Only after a story is there one right answer."""
     return extract(completion) == example.meta["gold"]

@@ -1,9 +1,9 @@
-"""WikiText-2's test split, one text, which a tuned model should find as probable as its base does.
+"""WikiText-2's test split as one text: how much likelihood of general text does tuning cost?
 
 Rows come from a local folder (test.jsonl[.gz] with `text`) or from the hub's `Salesforce/wikitext`.
-A blank line of the raw file is an empty row there, so that joining gives wiki.test.raw byte for
-byte, in its own style of ` @-@ ` and blanks around commas. There is no question here and no answer;
-likelihood.py measures the loss on `windows`, analysis/preserve.py compares models by it.
+A blank line of the raw file is an empty row there. Joining the rows gives wiki.test.raw byte for
+byte, with its ` @-@ ` and its blanks around commas. This is not a task with questions and answers:
+analysis/likelihood.py measures the loss on `windows`, analysis/preserve.py compares models by it.
 """
 import torch
 
@@ -11,7 +11,7 @@ from tasks.common import load_rows
 
 
 def load_text(split: str = "test", data_dir: str = "") -> str:
-    """The whole text. Raises ValueError or FileNotFoundError, one sentence, if there is none."""
+    """Return the whole text. Raises ValueError or FileNotFoundError in one sentence."""
     rows = load_rows(split, data_dir, "Salesforce/wikitext", "wikitext-2-raw-v1")
     for number, row in enumerate(rows, 1):
         if not isinstance(row.get("text"), str):
@@ -20,10 +20,10 @@ def load_text(split: str = "test", data_dir: str = "") -> str:
 
 
 def windows(text: str, tok, length: int = 512, limit: int = 0):
-    """Consecutive windows of `length` tokens, BOS before each where there is one -> (N, T) ids.
+    """Cut a text into consecutive windows of `length` tokens, each after BOS if any -> (N, T) ids.
 
-    The last partial window is dropped. `limit` takes so many of them, spread evenly over the text;
-    0: all. Raises ValueError if the text has less than one window. 512 is ours.
+    The last, partial window is dropped. limit: how many windows to take, spread evenly over the
+    text; 0 takes all. The default length is our choice. Raises ValueError for a shorter text.
     """
     ids = tok.encode(text)
     n = len(ids) // length if length > 0 else 0

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_tasks import SPLITS, sentence, write
 
 from tasks import django
-from tasks.common import Example, few_shot, load_task
+from tasks.common import Example, few_shot
 
 REAL = Path(django.__file__).parent.parent.parent / "shared" / "data" / "django"
 needs_real_rows = pytest.mark.skipif(not REAL.is_dir(), reason=f"the Django rows are not at {REAL}")
-SPLITS = "train", "validation", "test"
 
 
 def example_of(gold, in_train=None):
@@ -104,7 +104,7 @@ def test_no_text_breaks_the_metric(text):
 @given(gold=st.text(alphabet="xyz.()='\"", min_size=1),
        blanks=st.lists(st.sampled_from(["", " ", "\t", "\n", "\u2003"]), min_size=1),
        more=st.text(alphabet="xyz "))
-def test_blanks_anywhere_and_more_behind_leave_the_verdict_as_it_is(gold, blanks, more):
+def test_blanks_anywhere_and_more_text_after_it_leave_the_verdict_as_it_is(gold, blanks, more):
     spread = "".join(char + blanks[i % len(blanks)] for i, char in enumerate(gold))
     if "\n" not in blanks:                               # a blank line would end the prediction
         assert django.exact(spread, example_of(gold))
@@ -185,11 +185,6 @@ def some_rows(n, anno="anno"):
     return [{anno: f" set x to {i}. ", "code": f"  x = {i} "} for i in range(n)]
 
 
-def write(path, rows):
-    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-
-
 @pytest.mark.parametrize("anno", ["anno", "nl"])
 @pytest.mark.parametrize("end", ["", ".gz"])
 def test_a_local_folder_gives_its_rows_stripped_and_in_order(anno, end, tmp_path):
@@ -235,16 +230,10 @@ def test_a_row_keeps_its_id_where_rows_are_missing_and_a_repeated_row_has_one_of
                                  {"anno": 1, "code": "c"}, {"anno": " ", "code": "c"},
                                  {"anno": "a", "code": "\n"}], ids=str)
 def test_a_broken_row_is_one_sentence_that_names_it(row, tmp_path):
-    write(tmp_path / "train.jsonl", some_rows(3) + [row])
-    with pytest.raises(ValueError, match="django train, row 4") as error:
-        django.load("train", str(tmp_path))
-    assert len(str(error.value).splitlines()) == 1
+    folder = write(tmp_path / "train.jsonl", some_rows(3) + [row])
+    assert "django train, row 4" in sentence(django.load, "train", folder, kind=ValueError)
 
 
-def test_what_cannot_be_loaded_is_one_sentence_that_says_what_would_fit(tmp_path):
-    for wrong, named in ((("dev", str(tmp_path)), "validation"), (("test", ".", "x"), "'x'"),
-                         (("validation", str(tmp_path)), "dev.jsonl")):
-        with pytest.raises((ValueError, FileNotFoundError), match=named) as error:
-            django.load(*wrong)
-        assert len(str(error.value).splitlines()) == 1
-    assert load_task("django") is django
+def test_a_missing_file_is_one_sentence_that_names_it(tmp_path):
+    said = sentence(django.load, "validation", str(tmp_path), kind=FileNotFoundError)
+    assert "dev.jsonl" in said

@@ -1,23 +1,28 @@
 """Laws of NL-RX: the metric sees languages, not texts; a second engine and brute force agree."""
 import gzip
+import hashlib
 import json
 import random
 import re
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import product
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_tasks import SPLITS, sentence, write
 
 from tasks import nl_rx
-from tasks.common import Example, few_shot, load_task
+from tasks.common import Example, few_shot
+from tasks.files import cache_folder
 
 REAL = Path(nl_rx.__file__).parent.parent.parent / "shared" / "data" / "nl_rx_synth"
 needs_real_rows = pytest.mark.skipif(not REAL.is_dir(), reason=f"the NL-RX rows are not at {REAL}")
-SPLITS = "train", "validation", "test"
 
 
 def right(prediction, gold):
@@ -32,7 +37,7 @@ LETTERS = [chr(i) for i in range(32, 127)] + ["\n", "\u00e9"]
 
 
 class Reader:
-    """The grammar of tasks/nl_rx.py in its own words; a ValueError for what is no regex."""
+    """The grammar of tasks/nl_rx.py, read a second way. ValueError for an invalid regex."""
     def __init__(self, text):
         self.text, self.at = text, 0
 
@@ -186,7 +191,7 @@ def nullable(a):
 
 @lru_cache(maxsize=None)
 def derivative(a, char):
-    """What may follow `char` in the strings of a that begin with it."""
+    """The rests of those strings of a that begin with `char`."""
     if not a:
         return None
     if a[0] == "set":
@@ -210,7 +215,7 @@ def sets_of(a):
 
 
 def equal(a, b):
-    """Whether two terms derive, letter by letter, into pairs that agree on the empty string."""
+    """True if two terms derive, letter by letter, into pairs that agree on the empty string."""
     sets = set(sets_of(a)) | set(sets_of(b))
     letters = {tuple(char in chars for chars in sets): char for char in LETTERS}.values()
     leader, todo = {}, [(a, b)]
@@ -617,11 +622,6 @@ def in_messages(row):
                          {"role": "assistant", "content": row["regex"]}]}
 
 
-def write(path, rows):
-    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-
-
 @pytest.mark.parametrize("name", ["train.jsonl", "train.jsonl.gz", "synth_train.jsonl"])
 @pytest.mark.parametrize("form", [dict, in_messages])
 def test_both_formats_under_each_name_give_the_same_rows(name, form, tmp_path):
@@ -656,18 +656,122 @@ BROKEN = {
 @pytest.mark.parametrize("rows, named", BROKEN.values(), ids=BROKEN)
 def test_a_broken_row_is_one_sentence_that_names_it(rows, named, tmp_path):
     write(tmp_path / "train.jsonl", some_rows(260) + rows)
-    with pytest.raises(ValueError, match=named) as error:
-        nl_rx.load("train", str(tmp_path))
-    assert len(str(error.value).splitlines()) == 1
+    assert named in sentence(nl_rx.load, "train", str(tmp_path), kind=ValueError)
 
 
-def test_what_cannot_be_loaded_is_one_sentence_that_says_what_would_fit(tmp_path):
+def test_too_few_rows_or_no_file_is_one_sentence_that_says_what_would_fit(tmp_path):
     write(tmp_path / "train.jsonl", some_rows(256))
-    for wrong, named in ((("train",), "llm-jepa"), (("dev", str(tmp_path)), "validation"),
-                         (("test", str(tmp_path), "marks"), "marks"),
-                         (("train", str(tmp_path)), "more than 256"),
-                         (("test", str(tmp_path)), "test.jsonl")):
-        with pytest.raises((ValueError, FileNotFoundError), match=named) as error:
-            nl_rx.load(*wrong)
-        assert len(str(error.value).splitlines()) == 1
-    assert load_task("nl_rx") is nl_rx
+    assert "more than 256" in sentence(nl_rx.load, "train", str(tmp_path), kind=ValueError)
+    said = sentence(nl_rx.load, "test", str(tmp_path), kind=FileNotFoundError)
+    assert "test.jsonl" in said and "llm-jepa" in said and "--data_dir is empty" in said
+
+
+# ---- rows that are fetched ----
+
+
+class Files(BaseHTTPRequestHandler):
+    """Serves `files` {name: bytes}; says that each is `extra` bytes longer than it is."""
+    files, extra, asked = {}, 0, []
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        content = self.files.get(self.path.lstrip("/"))
+        self.send_response(404 if content is None else 200)
+        self.send_header("Content-Length", str(len(content or b"") + self.extra))
+        self.end_headers()
+        self.wfile.write(content or b"")
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """A server with 260 rows of train and 5 of test in LLM-JEPA's format, and an empty cache."""
+    rows = {"train": [*map(in_messages, some_rows(260))], "test": [*map(in_messages, some_rows(5))]}
+    files = {f"synth_{name}.jsonl": "".join(json.dumps(row) + "\n" for row in some).encode()
+             for name, some in rows.items()}
+    handler = type("Here", (Files,), {"files": files, "asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(nl_rx, "URL", f"http://127.0.0.1:{server.server_port}/synth_{{}}.jsonl")
+    monkeypatch.setattr(nl_rx, "N_ROWS", {"train": 260, "test": 5})
+    monkeypatch.setattr(nl_rx, "SHA256", {})
+    monkeypatch.setenv("DLLM_JEPA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    yield handler
+    server.shutdown()
+    server.server_close()
+
+
+def cached(tmp_path):
+    return sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.jsonl*"))
+
+
+def test_without_a_folder_each_file_is_fetched_once_and_read_as_from_a_folder(source, tmp_path):
+    write(tmp_path / "train.jsonl", some_rows(260))
+    write(tmp_path / "test.jsonl", some_rows(5))
+    for _ in range(2):
+        for split in SPLITS:
+            assert nl_rx.load(split) == nl_rx.load(split, str(tmp_path))
+    assert source.asked == ["/synth_train.jsonl", "/synth_test.jsonl"]
+    assert cached(tmp_path / "cache") == ["nl_rx/synth_test.jsonl", "nl_rx/synth_train.jsonl"]
+
+
+def test_several_processes_may_fetch_at_once(source, tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        loaded = list(pool.map(nl_rx.load, ["test"] * 4))
+    assert loaded == [nl_rx.load("test")] * 4 and len(loaded[0]) == 5
+    assert cached(tmp_path / "cache") == ["nl_rx/synth_test.jsonl"]
+
+
+@needs_real_rows
+def test_the_checksum_is_that_of_the_rows_we_hold():
+    rows = map(json.loads, gzip.open(REAL / "train.jsonl.gz", "rt"))
+    lines = "".join(f"{row['text']}\n{row['regex']}\n" for row in rows)
+    assert hashlib.sha256(lines.encode()).hexdigest() == nl_rx.SHA256["train"]
+    assert lines.count("\n") == 2 * nl_rx.N_ROWS["train"]
+    assert "/galilai-group/llm-jepa/main/datasets/synth_train.jsonl" in nl_rx.URL.format("train")
+
+
+def spoil(source, monkeypatch, how):
+    name = "synth_test.jsonl"
+    if how == "cut short":
+        source.extra = 100
+    elif how == "a row less":
+        source.files[name] = source.files[name].split(b"\n", 1)[1]
+    elif how == "other rows":
+        monkeypatch.setattr(nl_rx, "SHA256", {"test": "0" * 64})
+    elif how == "a page":
+        source.files[name] = b"<!doctype html>"
+    elif how == "other columns":
+        source.files[name] = source.files[name].replace(b"assistant", b"model")
+    elif how == "gone":
+        del source.files[name]
+    elif how == "no network":
+        monkeypatch.setattr(nl_rx, "URL", "http://127.0.0.1:9/synth_{}.jsonl")
+
+
+@pytest.mark.parametrize("how, kind, words", [
+    ("cut short", FileNotFoundError, ["bytes"]), ("gone", FileNotFoundError, ["404"]),
+    ("no network", FileNotFoundError, ["Connection refused"]),
+    ("a row less", ValueError, ["4 rows"]),
+    ("other rows", ValueError, ["5 rows with sha256"]), ("a page", ValueError, ["line 1"]),
+    ("other columns", ValueError, ["row 1", "'messages'"])])
+def test_what_cannot_be_fetched_is_one_sentence_with_place_and_option_and_leaves_nothing(
+        how, kind, words, source, tmp_path, monkeypatch):
+    spoil(source, monkeypatch, how)
+    said = sentence(nl_rx.load, "test", kind=kind)
+    assert all(word in said for word in [nl_rx.URL.format("test"), "--data_dir", *words]), said
+    assert not cached(tmp_path)
+
+
+def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.delenv("DLLM_JEPA_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder("x") == tmp_path / ".cache" / "dllm-jepa" / "x"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder("x") == tmp_path / "xdg" / "dllm-jepa" / "x"
+    monkeypatch.setenv("DLLM_JEPA_CACHE", str(tmp_path / "ours"))
+    assert cache_folder("x") == tmp_path / "ours" / "x"

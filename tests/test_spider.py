@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from test_tasks import sentence, write
 
 from tasks import spider, sql
 from tasks.common import few_shot
@@ -48,10 +49,6 @@ OFFICIAL = {"table_names_original": ["item", "edit"], "primary_keys": [1],
 HELD_OUT, KEPT = "bike_1", "shop"       # crc32 says so
 
 
-def write_rows(path: Path, rows: list[dict]):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 def row(db_id: str, query: str = "SELECT count(*) FROM item", question: str = "How many?") -> dict:
     return {"db_id": db_id, "question": question, "query": query}
 
@@ -66,10 +63,10 @@ def folder(tmp_path_factory):
     connection.executescript(TABLE)
     connection.close()
     (path / "databases" / "packed.sqlite.gz").write_bytes(gzip.compress(file.read_bytes()))
-    write_rows(path / "tables.jsonl", [{"db_id": name, **SCHEMA}
+    write(path / "tables.jsonl", [{"db_id": name, **SCHEMA}
                                        for name in ("shop", "packed", "lost", HELD_OUT)])
-    write_rows(path / "train.jsonl", [row(KEPT), row(HELD_OUT), row(KEPT, "SELECT 1", "One?")])
-    write_rows(path / "dev.jsonl", [row("shop"), row("packed"), row("lost"),
+    write(path / "train.jsonl", [row(KEPT), row(HELD_OUT), row(KEPT, "SELECT 1", "One?")])
+    write(path / "dev.jsonl", [row("shop"), row("packed"), row("lost"),
                                     row("shop", "SELECT nosuch FROM item")])
     return path
 
@@ -597,41 +594,52 @@ def test_the_constant_baseline_is_the_share_of_golds_without_rows(folder):
     assert spider.extra_scores(examples, [""] * 3)["no_rows_baseline"] == pytest.approx(1 / 3)
 
 
-def test_every_accident_is_one_sentence(folder, tmp_path):
-    def sentence(kind, *args):
-        with pytest.raises(kind) as error:
-            spider.load(*args)
-        assert len(str(error.value).splitlines()) == 1
-        return str(error.value)
+TABLES = {"tables.jsonl": [{"db_id": "shop", **SCHEMA}]}
+ACCIDENTS = {   # what the folder has, the split, the kind of error, what its sentence names
+    "nothing": ({}, "test", FileNotFoundError, ["has no schemas", "yale-lily.github.io/spider"]),
+    **{f"schemas that are {text!r}": ({"tables.json": text}, "test", ValueError, ["tables.json"])
+       for text in ("{}", "[1]", '[{"db_id": "shop"}]', '[{"db_id": 1, "tables": 2}]', "\u00ff",
+                    "[")},
+    "no rows": (TABLES, "test", FileNotFoundError,
+                ["dev.jsonl", "dev.json", "yale-lily.github.io/spider"]),
+    **{f"a row {bad}": ({**TABLES, "dev.jsonl": [bad]}, "test", ValueError, ["dev/1: 'db_id'"])
+       for bad in ({"db_id": "shop"}, {**row("shop"), "query": 3}, {**row("shop"), "db_id": None})},
+    "a row of train": ({**TABLES, "train.jsonl": [{"question": "?"}]}, "train", ValueError,
+                       ["train/1"]),
+    "a path as name": ({**TABLES, "dev.jsonl": [row("../shop")]}, "test", ValueError,
+                       ["'../shop' is not the name of a database"]),
+    "a row without its schema": ({**TABLES, "dev.jsonl": [row("shop"), row("other")]}, "test",
+                                 ValueError, ["dev/2", "'other'"]),
+    "no databases": ({**TABLES, "dev.jsonl": [row("shop")]}, "test", FileNotFoundError,
+                     ["none of spider's databases", "yale-lily.github.io/spider"]),
+    "no row held out": ({**TABLES, "train.jsonl": [row("shop")]}, "validation", ValueError,
+                        ["belongs to validation"]),
+}
 
-    here = str(tmp_path)
-    assert "choose from train, validation, test" in sentence(ValueError, "dev", str(folder))
-    assert "'none'" in sentence(ValueError, "test", str(folder), "marks")
-    for split in ("train", "validation", "test"):
-        assert "schemas are not on the hub" in sentence(ValueError, split)
-    assert "databases are not on the hub" in sentence(ValueError, "test", "", "none")
-    assert "yale-lily.github.io/spider" in sentence(ValueError, "test", "", "none")
-    found = sentence(FileNotFoundError, "test", here)
-    assert "has no schemas" in found and "yale-lily.github.io/spider" in found
-    for text in ("{}", "[1]", '[{"db_id": "shop"}]', '[{"db_id": 1, "tables": 2}]', "\u00ff", "["):
-        (tmp_path / "tables.json").write_text(text, encoding="latin-1")
-        assert "tables.json" in sentence(ValueError, "test", here)
-    write_rows(tmp_path / "tables.jsonl", [{"db_id": "shop", **SCHEMA}])
-    assert "dev.jsonl" in sentence(FileNotFoundError, "test", here)
-    for bad in ({"db_id": "shop"}, {**row("shop"), "query": 3}, {**row("shop"), "db_id": None}):
-        write_rows(tmp_path / "dev.jsonl", [bad])
-        assert "dev/1: 'db_id'" in sentence(ValueError, "test", here)
-        write_rows(tmp_path / "train.jsonl", [bad])
-        sentence(ValueError, "train", here)
-    write_rows(tmp_path / "dev.jsonl", [row("../shop")])
-    assert "no name of a database" in sentence(ValueError, "test", here)
-    write_rows(tmp_path / "dev.jsonl", [row("shop"), row("other")])
-    assert "dev/2" in sentence(ValueError, "test", here)
-    write_rows(tmp_path / "dev.jsonl", [row("shop")])
-    assert "none of spider's databases" in sentence(FileNotFoundError, "test", here)
-    write_rows(tmp_path / "train.jsonl", [row("shop")])
-    assert "belongs to validation" in sentence(ValueError, "validation", here)
-    assert len(spider.load("train", here)) == 1                 # no database is needed to train
+
+@pytest.mark.parametrize("files, split, kind, words", ACCIDENTS.values(), ids=ACCIDENTS)
+def test_every_accident_is_one_sentence(files, split, kind, words, tmp_path):
+    for name, content in files.items():
+        if isinstance(content, str):
+            (tmp_path / name).write_text(content, encoding="latin-1")
+        else:
+            write(tmp_path / name, content)
+    said = sentence(spider.load, split, str(tmp_path), kind=kind)
+    assert all(word in said for word in words), said
+
+
+@pytest.mark.parametrize("args, what", [
+    *[((split,), "schemas") for split in ("train", "validation", "test")],
+    (("test", "", "none"), "databases"), (("test", "", "none,raw"), "databases")])
+def test_what_the_hub_lacks_is_one_sentence_that_says_where_it_is(args, what):
+    said = sentence(spider.load, *args, kind=ValueError)
+    assert f"spider's {what} are not on the hub" in said
+    assert "--data_dir" in said and "https://yale-lily.github.io/spider" in said
+
+
+def test_training_needs_no_database(tmp_path):
+    write(tmp_path / "tables.jsonl", [{"db_id": "shop", **SCHEMA}])
+    assert len(spider.load("train", write(tmp_path / "train.jsonl", [row("shop")]))) == 1
 
 
 # ---- the real ones ----

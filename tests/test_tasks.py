@@ -15,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrained.tokenizer import FILE_NAME, byte_tokenizer, load_tokenizer, toy_tokenizer
-from tasks import gsm8k, toy, toy_base
-from tasks.common import (Example, Row, batch_at, collate, few_shot, load_task, question_prompt,
-                          tokenize)
-from tasks.files import read_jsonl
+from tasks import common, gsm8k, toy, toy_base
+from tasks.common import (Example, Row, batch_at, collate, few_shot, ids_of, load_task,
+                          question_prompt, tokenize)
+from tasks.files import read_json, read_jsonl, write_json
 
 ROOT = Path(gsm8k.__file__).parent.parent
-REAL = ROOT.parent / "shared" / "data" / "gsm8k"
+DATA = ROOT.parent / "shared" / "data"
+REAL = DATA / "gsm8k"
 needs_real_rows = pytest.mark.skipif(not REAL.is_dir(), reason=f"the GSM8K rows are not at {REAL}")
 
 TOKENIZERS = {"bytes": byte_tokenizer(), "toy": toy_tokenizer()}
@@ -46,10 +47,19 @@ def base():
     return [example for split in SPLITS for example in toy_base.load(split)]
 
 
-def one_line(error) -> str:
-    """The sentence of an error, which must be one line."""
+def sentence(call, *args, kind=(ValueError, FileNotFoundError), **kwargs) -> str:
+    """The message of the error that this call raises, which must be one line."""
+    with pytest.raises(kind) as error:
+        call(*args, **kwargs)
     assert len(str(error.value).splitlines()) == 1
     return str(error.value)
+
+
+def write(path, rows) -> str:
+    """Writes rows to a .jsonl[.gz] file -> its folder."""
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return str(path.parent)
 
 
 def python(code: str, **env):
@@ -150,9 +160,8 @@ def test_the_two_tokenizers_are_known_by_name_and_differ():
 
 
 def test_a_missing_tokenizer_is_named_in_one_sentence(tmp_path):
-    with pytest.raises(FileNotFoundError) as error:
-        load_tokenizer(str(tmp_path / "nowhere"))
-    assert "nowhere" in one_line(error)
+    said = sentence(load_tokenizer, str(tmp_path / "nowhere"), kind=FileNotFoundError)
+    assert "nowhere" in said and "bytes, toy" in said
 
 
 def truncated(tmp_path):
@@ -178,9 +187,8 @@ FOREIGN = {
 def test_a_file_that_is_no_tokenizer_of_ours_is_named_in_one_sentence(content, tmp_path):
     content = content(tmp_path) if callable(content) else content
     (tmp_path / FILE_NAME).write_bytes(content)
-    with pytest.raises(ValueError) as error:
-        load_tokenizer(str(tmp_path))
-    assert str(tmp_path / FILE_NAME) in one_line(error)
+    said = sentence(load_tokenizer, str(tmp_path), kind=ValueError)
+    assert str(tmp_path / FILE_NAME) in said
 
 
 # ---- the toy ----
@@ -280,7 +288,7 @@ def test_two_people_of_a_toy_story_have_different_names(problems):
         assert len(set(names)) == len(names) in (1, 2), example
 
 
-def test_the_base_corpus_has_no_question_no_answer_line_and_no_result_behind_a_story(base):
+def test_the_base_corpus_has_no_question_no_answer_line_and_no_result_after_a_story(base):
     kinds = Counter(example.prompt.split(":")[0] for example in base)
     assert set(kinds) == {"Story", "Sums"}
     assert 0.35 < kinds["Story"] / len(base) < 0.6
@@ -308,13 +316,6 @@ def test_the_base_corpus_scores_the_very_sum():
     example = Example("Story: ..\nSum:", " 3+4", {"gold": "3+4"})
     assert toy_base.score(" 3+4", example) and toy_base.score("3+4\n", example)
     assert not toy_base.score("4+3", example) and not toy_base.score("3+4=7", example)
-
-
-@pytest.mark.parametrize("task", [toy, toy_base, gsm8k])
-def test_an_unknown_split_is_a_value_error_that_names_the_splits(task):
-    with pytest.raises(ValueError) as error:
-        task.load("dev")
-    assert "'dev'" in one_line(error) and all(split in str(error.value) for split in SPLITS)
 
 
 # ---- GSM8K: the metric ----
@@ -450,11 +451,6 @@ def some_rows(n):
             for i in range(n)]
 
 
-def write(path, rows):
-    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-
-
 @pytest.mark.parametrize("end", ["", ".gz"])
 def test_a_local_folder_gives_its_rows_in_order_the_last_256_held_out(end, tmp_path):
     write(tmp_path / f"train.jsonl{end}", some_rows(260))
@@ -508,16 +504,13 @@ BROKEN = {  # file, content, what its sentence names
 @pytest.mark.parametrize("name, content, named", BROKEN.values(), ids=BROKEN)
 def test_a_broken_file_is_one_sentence_that_says_where(name, content, named, tmp_path):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError) as error:
-        gsm8k.load("train", str(tmp_path))
-    assert named in one_line(error)
+    assert named in sentence(gsm8k.load, "train", str(tmp_path), kind=ValueError)
 
 
 def test_a_missing_file_is_one_sentence_that_names_it(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(FileNotFoundError) as error:
-            gsm8k.load("test", str(folder))
-        assert str(folder / "test.jsonl") in one_line(error)
+        said = sentence(gsm8k.load, "test", str(folder), kind=FileNotFoundError)
+        assert str(folder / "test.jsonl") in said
 
 
 @pytest.mark.slow
@@ -533,14 +526,71 @@ def test_without_a_folder_and_a_network_one_sentence_mentions_data_dir(tmp_path)
 # ---- what all tasks share ----
 
 
-def test_an_unknown_task_is_one_sentence_that_names_those_there_are():
-    with pytest.raises(ValueError) as error:
-        load_task("gsm8")
-    assert "'gsm8'" in one_line(error)
-    assert all(name in str(error.value) for name in ("gsm8k", "toy", "toy_base"))
-    with pytest.raises(ValueError):
-        load_task("common")                              # a module, but no task
-    assert load_task("toy") is toy and load_task("gsm8k") is gsm8k
+TASKS = "django", "gsm8k", "mmlu", "nl_rx", "spider", "toy", "toy_base"
+FOLDERS = {"nl_rx": "nl_rx_synth"}      # of shared/data, where it is not the task's name
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_has_the_three_functions_and_its_examples_an_id_and_a_gold_answer(name):
+    task = load_task(name)
+    assert task.__name__ == f"tasks.{name}"
+    assert callable(task.extract)
+    folder = DATA / FOLDERS.get(name, name)
+    if not name.startswith("toy") and not folder.is_dir():
+        pytest.skip(f"the rows are not at {folder}")
+    examples = task.load("test", str(folder))
+    assert len({example.meta["id"] for example in examples}) == len(examples)
+    assert all(example.meta["gold"] for example in examples)
+    assert all(task.score(example.answer, example) for example in examples[:20])
+
+
+@pytest.mark.parametrize("name, words", [
+    ("gsm8", ["'gsm8'", *TASKS]), ("", ["''"]), ("../sample", ["'../sample'"]),
+    ("common", ["tasks/common.py", "load and extract and score"]), ("wikitext", ["lacks load"]),
+    ("half_a_task", ["tasks/half_a_task.py", "lacks score", "tasks/common.py"])])
+def test_a_task_that_is_none_is_one_sentence_that_says_why(name, words, tmp_path, monkeypatch):
+    (tmp_path / "half_a_task.py").write_text("\ndef load(split): pass\ndef extract(text): pass\n")
+    for path in Path(common.__file__).parent.glob("*.py"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(common, "__file__", str(tmp_path / "common.py"))
+    monkeypatch.setattr("tasks.__path__", [str(tmp_path)])
+    said = sentence(load_task, name, kind=ValueError)
+    assert all(word in said for word in words), said
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_split_or_variant_that_a_task_lacks_is_one_sentence_that_names_those_it_has(name,
+                                                                                    tmp_path):
+    load, splits = load_task(name).load, ("dev", "test") if name == "mmlu" else SPLITS
+    said = sentence(load, "train_dev", str(tmp_path), kind=ValueError)
+    assert said == f"{name} has no split 'train_dev'; choose from {', '.join(splits)}"
+    known = {"gsm8k": "'marks' keeps <<...>> in the answers",
+             "spider": "'none' leaves the schema out, 'raw' does not clean the SQL, 'none,raw' "
+                       "does both"}
+    said = sentence(load, "test", str(tmp_path), "x", kind=ValueError)
+    assert said == f"{name} has no variant 'x'; {known.get(name, 'leave it empty')}"
+
+
+def test_a_text_that_occurs_again_has_an_id_of_its_own_and_the_others_keep_theirs():
+    a, b, again, third = ids_of(["a", "b", "a", "a"])
+    assert (again, third) == (f"{a}-2", f"{a}-3") and a != b and re.fullmatch("[0-9a-f]{12}", a)
+    assert ids_of(["b", "a"]) == [b, a]
+
+
+def test_a_json_file_holds_one_object_and_a_kill_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    write_json(path, {"a": "\u00e9"})
+    assert read_json(path) == {"a": "\u00e9"} and os.listdir(tmp_path) == ["x.json"]
+
+    def killed(*args):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_json(path, {"a": 2})
+    assert read_json(path) == {"a": "\u00e9"}
+    for content in ("", "[1]", "3", "{", "\x00"):
+        path.write_text(content)
+        assert str(path) in sentence(read_json, path, kind=ValueError)
 
 
 def test_few_shot_prompts_are_solved_examples_between_blank_lines():
@@ -566,9 +616,8 @@ def test_tokenize_drops_whole_rows_and_never_cuts():
 
 def test_tokenize_says_what_would_fit_when_nothing_does():
     examples = [Example("12345", "678", {}), Example("123456", "789", {})]
-    with pytest.raises(ValueError) as error:
-        tokenize(examples, TOKENIZERS["bytes"], max_length=8, name="toy train")
-    assert all(word in one_line(error) for word in ("max_length=8", "2 toy train rows", "9 tokens"))
+    said = sentence(tokenize, examples, TOKENIZERS["bytes"], 8, "toy train", kind=ValueError)
+    assert all(word in said for word in ("max_length=8", "2 toy train rows", "9 tokens"))
     assert len(tokenize(examples, TOKENIZERS["bytes"], max_length=9)) == 1
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_tasks import sentence
 
 from model import DLLM, PRESETS, ModelConfig
 from pretrained import weights
@@ -152,12 +153,6 @@ def random_model(seed=0, **changes):
     return DLLM(small_config(**changes)).init_weights(torch.Generator().manual_seed(seed))
 
 
-def one_line(caught):
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    return message
-
-
 # ---- names and sizes ----
 
 
@@ -294,9 +289,8 @@ def test_qwen3s_mask_and_padding_come_from_any_of_the_tokenizers_files(name, tmp
 def test_a_tokenizers_file_that_is_no_such_thing_is_named(tmp_path):
     for spoilt in ('{"added_tokens": [1]}', '{"added_tokens": 3}', '[]'):
         (tmp_path / "tokenizer.json").write_text(spoilt)
-        with pytest.raises(ValueError) as caught:
-            config_fields(tmp_path, TINY["a2d-qwen3"])
-        assert str(tmp_path) in one_line(caught)
+        said = sentence(config_fields, tmp_path, TINY["a2d-qwen3"], kind=ValueError)
+        assert str(tmp_path) in said
 
 
 def test_the_rope_of_recent_configs_is_found(tmp_path):
@@ -320,10 +314,9 @@ def test_the_rope_of_recent_configs_is_found(tmp_path):
     ("a2d-qwen3", dict(attention_bias=True))])
 def test_another_network_than_is_implemented_is_refused_by_its_entry(family, change, tmp_path):
     generate(tmp_path, family, **change)
-    with pytest.raises(ValueError) as caught:
-        DLLM.from_pretrained(tmp_path)
     [key] = change
-    assert f"{tmp_path}/config.json has {key} = " in one_line(caught)
+    said = sentence(DLLM.from_pretrained, tmp_path, kind=ValueError)
+    assert f"{tmp_path}/config.json has {key} = " in said
 
 
 @pytest.mark.parametrize("family, gone", [
@@ -334,17 +327,15 @@ def test_a_config_without_a_size_is_refused_by_its_name(family, gone, tmp_path):
     generate(tmp_path, family)
     config = {key: value for key, value in TINY[family].items() if key != gone}
     (tmp_path / CONFIG).write_text(json.dumps(config))
-    with pytest.raises(ValueError) as caught:
-        DLLM.from_pretrained(tmp_path)
-    assert gone in one_line(caught) and CONFIG in one_line(caught)
+    said = sentence(DLLM.from_pretrained, tmp_path, kind=ValueError)
+    assert gone in said and CONFIG in said
 
 
 def test_qwen3_without_its_tokenizer_is_refused(tmp_path):
     generate(tmp_path, "a2d-qwen3")
     (tmp_path / "tokenizer_config.json").unlink()
-    with pytest.raises(ValueError) as caught:
-        DLLM.from_pretrained(tmp_path)
-    assert "<|mask|>" in one_line(caught)
+    said = sentence(DLLM.from_pretrained, tmp_path, kind=ValueError)
+    assert "<|mask|>" in said
 
 
 def test_a_tied_heads_copy_is_accepted_if_it_is_one(tmp_path):
@@ -353,9 +344,8 @@ def test_a_tied_heads_copy_is_accepted_if_it_is_one(tmp_path):
     write(tmp_path, {**tensors, "lm_head.weight": embedding.clone()}, parts=3)
     assert torch.equal(DLLM.from_pretrained(tmp_path).head.weight, embedding.float())
     write(tmp_path, {**tensors, "lm_head.weight": embedding + 1}, parts=3)
-    with pytest.raises(ValueError) as caught:
-        DLLM.from_pretrained(tmp_path)
-    assert "lm_head.weight" in one_line(caught) and "tied" in one_line(caught)
+    said = sentence(DLLM.from_pretrained, tmp_path, kind=ValueError)
+    assert "lm_head.weight" in said and "tied" in said
 
 
 def test_the_rotation_that_old_versions_stored_is_ignored(tmp_path):
@@ -425,9 +415,8 @@ SPOILT_PARTS = {     # what happened to the folder, and the words that the messa
 def test_spoilt_parts_are_one_line_that_names_the_culprit(spoil, words, tmp_path):
     generate(tmp_path, "Dream", parts=3)
     spoil(tmp_path)
-    with pytest.raises((ValueError, FileNotFoundError)) as caught:
-        DLLM.from_pretrained(str(tmp_path))
-    assert all(word in one_line(caught) for word in [str(tmp_path), *words]), caught.value
+    said = sentence(DLLM.from_pretrained, str(tmp_path))
+    assert all(word in said for word in [str(tmp_path), *words]), said
 
 
 @pytest.mark.parametrize("name", ["score.weight", "model.layers.3.mlp.up_proj.weight",
@@ -436,9 +425,8 @@ def test_spoilt_parts_are_one_line_that_names_the_culprit(spoil, words, tmp_path
 def test_a_tensor_that_the_model_does_not_have_is_named(name, tmp_path):
     tensors = generate(tmp_path, "Dream")
     write(tmp_path, {**tensors, name: torch.zeros(2)}, parts=2)
-    with pytest.raises(ValueError) as caught:
-        DLLM.from_pretrained(tmp_path)
-    assert f"unknown tensor {name}" in one_line(caught)
+    said = sentence(DLLM.from_pretrained, tmp_path, kind=ValueError)
+    assert f"unknown tensor {name}" in said
 
 
 @every_family
@@ -446,18 +434,16 @@ def test_a_tensor_that_is_nowhere_is_named_as_published(family, tmp_path):
     tensors = generate(tmp_path, family)
     for name in tensors:
         write(tmp_path, {other: p for other, p in tensors.items() if other != name})
-        with pytest.raises(ValueError) as caught:
-            DLLM.from_pretrained(tmp_path)
-        assert f"lacks the tensor {name}" in one_line(caught)
+        said = sentence(DLLM.from_pretrained, tmp_path, kind=ValueError)
+        assert f"lacks the tensor {name}" in said
 
 
 def test_what_fp16_cannot_hold_is_named(tmp_path):
     tensors = generate(tmp_path, "llada", dtype=torch.float32)
     write(tmp_path, {**tensors, "model.transformer.ln_f.weight": torch.full((32,), 1e6)})
     DLLM.from_pretrained(tmp_path, torch.bfloat16)
-    with pytest.raises(ValueError) as caught:
-        DLLM.from_pretrained(tmp_path, torch.float16)
-    assert "model.transformer.ln_f.weight" in one_line(caught)
+    said = sentence(DLLM.from_pretrained, tmp_path, torch.float16, kind=ValueError)
+    assert "model.transformer.ln_f.weight" in said
 
 
 # ---- out ----
@@ -559,9 +545,8 @@ def test_a_checkpoint_is_converted_without_a_network(family, tmp_path, monkeypat
     assert (tmp_path / "new" / "b" / "README.md").read_text() == "hello"
     assert not list((tmp_path / "new" / "b").glob("train_state*"))
     assert family in capsys.readouterr().out
-    with pytest.raises(ValueError) as caught:
-        convert(ConvertConfig(init_from=str(tmp_path / "a"), out_dir=str(tmp_path / "new" / "b")))
-    assert "not empty" in one_line(caught)
+    again = ConvertConfig(init_from=str(tmp_path / "a"), out_dir=str(tmp_path / "new" / "b"))
+    assert "not empty" in sentence(convert, again, kind=ValueError)
 
 
 def test_our_own_family_converts_too_and_the_command_says_what_is_wrong(tmp_path):
@@ -621,10 +606,9 @@ def test_a_training_checkpoint_of_a_llada_is_a_llada_folder(tmp_path):
 def test_an_export_dir_in_use_is_refused_before_the_training(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("")
-    with pytest.raises(ValueError) as caught:
-        train(TrainConfig(out_dir=str(tmp_path / "run"), export_dir=str(tmp_path / "out"),
-                          device="cpu"))
-    assert str(tmp_path / "out") in one_line(caught) and not (tmp_path / "run").exists()
+    said = sentence(train, TrainConfig(out_dir=str(tmp_path / "run"), device="cpu",
+                                       export_dir=str(tmp_path / "out")), kind=ValueError)
+    assert str(tmp_path / "out") in said and not (tmp_path / "run").exists()
 
 
 # ---- finding ----
@@ -651,9 +635,8 @@ def test_whatever_the_hub_raises_is_one_line_with_name_and_revision(failure, mon
     def snapshot_download(*args, **kwargs):
         raise failure
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    with pytest.raises(FileNotFoundError) as caught:
-        find_weights("GSAI-ML/LLaDA-8B-Bse", "main")
-    assert "'GSAI-ML/LLaDA-8B-Bse'" in one_line(caught) and "'main'" in one_line(caught)
+    said = sentence(find_weights, "GSAI-ML/LLaDA-8B-Bse", "main", kind=FileNotFoundError)
+    assert "'GSAI-ML/LLaDA-8B-Bse'" in said and "'main'" in said
 
 
 @pytest.mark.parametrize("name", ["nowhere", "out/tiny/jepa", "/tmp/x/y", "../x", "./x", "", "~/x",
@@ -661,16 +644,14 @@ def test_whatever_the_hub_raises_is_one_line_with_name_and_revision(failure, mon
 def test_what_cannot_be_a_hub_name_is_not_asked_for(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)         # where train.py has run there is an out/tiny/jepa
     monkeypatch.setattr("huggingface_hub.snapshot_download", None)
-    with pytest.raises(FileNotFoundError) as caught:
-        find_weights(name)
-    assert repr(name) in one_line(caught) and "GSAI-ML/LLaDA-8B-Base" in one_line(caught)
+    said = sentence(find_weights, name, kind=FileNotFoundError)
+    assert repr(name) in said and "GSAI-ML/LLaDA-8B-Base" in said
 
 
 def test_a_revision_of_a_folder_is_refused(tmp_path):
     random_model().save(tmp_path)
-    with pytest.raises(ValueError) as caught:
-        DLLM.from_pretrained(tmp_path, revision="main")
-    assert "revision='main'" in one_line(caught)
+    said = sentence(DLLM.from_pretrained, tmp_path, revision="main", kind=ValueError)
+    assert "revision='main'" in said
 
 
 def test_offline_without_a_cache_is_one_sentence_and_no_network(tmp_path):
@@ -689,9 +670,8 @@ def test_offline_without_a_cache_is_one_sentence_and_no_network(tmp_path):
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     for load in (DLLM.from_checkpoint, DLLM.from_pretrained):
-        with pytest.raises(FileNotFoundError) as caught:
-            load(str(tmp_path / "nowhere"))
-        assert "nowhere" in one_line(caught)
+        said = sentence(load, str(tmp_path / "nowhere"), kind=FileNotFoundError)
+        assert "nowhere" in said
 
 
 def save_steps(tmp_path, *names):
@@ -790,9 +770,8 @@ SPOILT = {   # what happened to the folder, and the words that the message has t
 def test_a_spoilt_checkpoint_is_one_line_that_names_the_place(spoil, words, tmp_path):
     random_model().save(tmp_path)
     spoil(tmp_path)
-    with pytest.raises((ValueError, FileNotFoundError)) as caught:
-        DLLM.from_checkpoint(str(tmp_path))
-    assert all(word in one_line(caught) for word in [str(tmp_path), *words]), caught.value
+    said = sentence(DLLM.from_checkpoint, str(tmp_path))
+    assert all(word in said for word in [str(tmp_path), *words]), said
 
 
 # ---- memory ----

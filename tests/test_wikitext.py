@@ -1,12 +1,12 @@
 """Laws of Wikitext: the raw file byte for byte, windows one after the other, all but the end."""
 import hashlib
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_tasks import sentence, write
 
 from pretrained.tokenizer import byte_tokenizer, toy_tokenizer
 from tasks import wikitext
@@ -14,11 +14,6 @@ from tasks import wikitext
 REAL = Path(wikitext.__file__).parent.parent.parent / "shared" / "data" / "wikitext"
 needs_real_rows = pytest.mark.skipif(not REAL.is_dir(), reason=f"the rows are not at {REAL}")
 RAW = "173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08"    # wiki.test.raw
-
-
-def write(folder, rows):
-    (folder / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return str(folder)
 
 
 @needs_real_rows
@@ -30,21 +25,21 @@ def test_the_rows_join_to_the_raw_file_byte_for_byte():
 
 def test_an_empty_row_is_a_blank_line_and_others_stay_as_they_are(tmp_path):
     rows = ["", " = A = \n", "", "  b @-@ c \n", "no end", "\u2603\r\n"]
-    folder = write(tmp_path, [{"text": text} for text in rows])
+    folder = write(tmp_path / "test.jsonl", [{"text": text} for text in rows])
     assert wikitext.load_text("test", folder) == \
         " \n = A = \n \n  b @-@ c \nno end\u2603\r\n"
 
 
 @pytest.mark.parametrize("wrong", ({}, {"text": None}, {"text": 3}, {"text": ["a"]}, {"line": "a"}))
 def test_an_ugly_row_is_one_sentence_with_its_number(tmp_path, wrong):
-    with pytest.raises(ValueError, match="wikitext test, row 2: 'text' must be a text") as error:
-        wikitext.load_text("test", write(tmp_path, [{"text": "a"}, wrong]))
-    assert len(str(error.value).splitlines()) == 1
+    folder = write(tmp_path / "test.jsonl", [{"text": "a"}, wrong])
+    said = sentence(wikitext.load_text, "test", folder, kind=ValueError)
+    assert said == "wikitext test, row 2: 'text' must be a text"
 
 
 def test_a_missing_file_is_one_sentence(tmp_path):
-    with pytest.raises(FileNotFoundError, match="test.jsonl"):
-        wikitext.load_text("test", str(tmp_path))
+    said = sentence(wikitext.load_text, "test", str(tmp_path), kind=FileNotFoundError)
+    assert "test.jsonl" in said
 
 
 @settings(deadline=None, max_examples=50)
@@ -55,8 +50,7 @@ def test_windows_follow_each_other_and_only_a_partial_one_is_lost(bos, text, len
     tok.bos = bos
     ids = tok.encode(text)
     if len(ids) < length:
-        with pytest.raises(ValueError, match=f"no window of {length}"):
-            wikitext.windows(text, tok, length)
+        assert f"no window of {length}" in sentence(wikitext.windows, text, tok, length)
         return
     windows = wikitext.windows(text, tok, length)
     assert windows.dtype == torch.long and windows.shape == (len(ids) // length, len(bos) + length)
@@ -84,8 +78,8 @@ def test_a_limit_of_zero_or_of_more_than_there_are_takes_all():
 
 @pytest.mark.parametrize("text, length", (("", 5), ("abcd", 5), ("abcd", 0), ("abcd", -1)))
 def test_no_window_is_one_sentence(text, length):
-    with pytest.raises(ValueError, match=f"a text of {len(text)} tokens has no window of {length}"):
-        wikitext.windows(text, byte_tokenizer(), length)
+    said = sentence(wikitext.windows, text, byte_tokenizer(), length, kind=ValueError)
+    assert said == f"a text of {len(text)} tokens has no window of {length}"
 
 
 @needs_real_rows

@@ -1,7 +1,10 @@
 """Laws of the settings: who wins, what fits, and that a mistake is said and never executed."""
 
+import ast
 import dataclasses
+import importlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -36,6 +39,18 @@ class Settings:
             raise ValueError(f"max_steps={self.max_steps} must not be negative")
 
 
+@dataclasses.dataclass
+class Other:
+    depth: int = 3  # how deep
+
+
+@dataclasses.dataclass
+class Child(Other, Settings):
+    own: tuple[int, ...] = (1,
+                            2, 3)  # what only the child has
+    lr: float = 1.0
+
+
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     """A function that writes config/name.py into an empty current directory."""
@@ -59,7 +74,7 @@ def mistake(argv, cls=Settings, kind=ValueError):
 
 
 def help_of(argv, capsys, cls=Settings, default=None):
-    """What is printed before these arguments end the program without complaint."""
+    """The text that these arguments print before they end the program with exit code 0."""
     with pytest.raises(SystemExit) as caught:
         configure(cls, argv, default)
     assert not caught.value.code  # 0, or None which means 0
@@ -229,18 +244,30 @@ def test_proposed_example_is_accepted():
         assert configure(Settings, proposed) == Settings()
 
 
-def test_unknown_setting_names_its_place_and_the_nearest_name(config):
+@pytest.mark.parametrize(
+    "argv, sentence",
+    [
+        (["--max-steps=3"], "unknown setting 'max-steps' on the command line "
+                            "(did you mean 'max_steps'?)"),
+        (["--compil"], "unknown setting 'compil' on the command line (did you mean 'compile'?)"),
+        (["--LR=3"], "unknown setting 'LR' on the command line (did you mean 'lr'?)"),
+        (["--zzz=3"], "unknown setting 'zzz' on the command line (--help lists them all)"),
+        (["lr=3"], "'lr=3' on the command line needs two dashes: --lr=3"),
+        (["-lr=3"], "'-lr=3' on the command line needs two dashes: --lr=3"),
+        (["--lr"], "--lr on the command line needs a value: --lr=value, without a space"),
+        (["--lr", "3"], "--lr on the command line needs a value: --lr=value, without a space"),
+        (["missing.py", "--lr", "3"],
+         "--lr on the command line needs a value: --lr=value, without a space"),
+        (["--max_steps=-1"], "max_steps=-1 must not be negative"),  # the class's own sentence
+    ],
+)
+def test_mistake_on_the_command_line_is_one_sentence_that_says_what_would_fit(argv, sentence):
+    assert mistake(argv) == sentence
+
+
+def test_unknown_setting_of_a_file_names_its_line_and_the_nearest_name(config):
     path = config("x.py", "lrr = 0.1")
     assert mistake([path]) == "unknown setting 'lrr' in config/x.py line 1 (did you mean 'lr'?)"
-    unknown = "unknown setting 'max-steps' on the command line (did you mean 'max_steps'?)"
-    assert mistake(["--max-steps=3"]) == unknown
-    assert "did you mean 'compile'?" in mistake(["--compil"])  # as a flag too
-    assert "did you mean 'lr'?" in mistake(["--LR=3"])
-
-
-def test_unknown_setting_that_resembles_nothing_points_to_help():
-    sentence = mistake(["--zzz=3"])
-    assert "'zzz'" in sentence and "--help" in sentence and "did you mean" not in sentence
 
 
 def test_unknown_file_lists_those_that_exist(config, monkeypatch, tmp_path):
@@ -262,19 +289,7 @@ def test_unknown_file_where_there_are_none_says_so(config, monkeypatch):
     assert mistake(["x.py"], kind=FileNotFoundError) == "no config file x.py, there are none"
 
 
-def test_option_without_two_dashes_is_shown_with_them():
-    assert mistake(["lr=3"]) == "'lr=3' on the command line needs two dashes: --lr=3"
-    assert mistake(["-lr=3"]) == "'-lr=3' on the command line needs two dashes: --lr=3"
-
-
-def test_space_in_place_of_the_equals_sign_is_named_as_the_mistake():
-    for argv in (["--lr", "3"], ["--lr"], ["missing.py", "--lr", "3"]):
-        sentence = mistake(argv)
-        assert "--lr=value" in sentence and "space" in sentence
-
-
 def test_value_that_only_the_class_can_judge_keeps_its_own_sentence(config):
-    assert mistake(["--max_steps=-1"]) == "max_steps=-1 must not be negative"
     assert mistake([config("x.py", "max_steps = -1")]) == "max_steps=-1 must not be negative"
 
 
@@ -340,9 +355,9 @@ def test_help_shows_the_script_and_every_setting_with_default_kind_and_comment(c
         "--compile": ("--compile=False ", "bool", "  whether torch compiles the model ("),
         "--data": ("--data='a#b: c' ", "string", "  name of the task, #1 by default ("),
         "--schedule": ("--schedule=cosine ", "cosine, constant", "  shape of the decay ("),
-        "--betas": ("--betas='(0.9, 0.95)' ", "tuple[float, ...]", "  memory of Adam ("),
-        "--layers": ("--layers='(1, 2)' ", "tuple[int, ...]", "  which layers are probed ("),
-        "--tasks": ("", "tuple[str, ...]", "  what is evaluated ("),
+        "--betas": ("--betas=0.9,0.95 ", "tuple[float, ...]", "  memory of Adam ("),
+        "--layers": ("--layers=1,2 ", "tuple[int, ...]", "  which layers are probed ("),
+        "--tasks": ("--tasks=gsm8k ", "tuple[str, ...]", "  what is evaluated ("),
     }
     assert list(lines) == list(expected)  # all of them, in the order of the class
     for name, parts in expected.items():
@@ -358,10 +373,35 @@ def test_help_shows_the_values_of_the_files_beside_it(config, capsys):
 
 
 def test_what_help_shows_can_be_typed(config, capsys):
-    path = config("x.py", "betas = (1, 2.5)\ndata = 'is \"#1\"; $HOME'\nlayers = ()\ntasks = ['a']")
+    path = config("x.py", "betas = (1, 2.5)\ndata = 'is \"#1\"; $HOME'\nlayers = ()\n"
+                  "tasks = ['a', 'b c']\n")
     lines = help_of(["--help", path], capsys).splitlines()
     typed = [shlex.split(line)[0] for line in lines if line.startswith("  --")]
     assert configure(Settings, typed) == configure(Settings, [path])
+
+
+def test_help_quotes_only_what_a_shell_would_misread(config, capsys):
+    path = config("x.py", "data = ''\ntasks = ('q_proj', 'k_proj')\nlayers = ()")
+    text = help_of(["--help", path], capsys)
+    assert "--tasks=q_proj,k_proj " in text and "--data= " in text and "--layers= " in text
+    assert "--data='a b' " in help_of(["--help", config("y.py", "data = 'a b'")], capsys)
+
+
+def test_help_shows_the_settings_of_the_class_itself_before_those_it_inherits(capsys):
+    lines = help_of(["--help"], capsys, cls=Child).splitlines()
+    shown = [line.split("=")[0].strip(" -") for line in lines if line.startswith("  --")]
+    inherited = [field.name for field in dataclasses.fields(Settings) if field.name != "lr"]
+    assert shown == ["own", "lr", "depth", *inherited]
+    text = "\n".join(lines)
+    assert "  what only the child has (" in text and "  how deep (" in text
+    assert "--lr=1.0 " in text and "  peak learning rate (" in text  # the default is the child's
+    assert configure(Child, ["--own=2,3", "--depth=4"]) == Child(own=(2, 3), depth=4)
+
+
+def test_help_reads_the_comment_of_a_value_that_takes_several_lines(capsys):
+    text = help_of(["--help"], capsys, cls=Child)
+    assert "--depth=3 " in text and "--own=1,2,3 " in text
+    assert "what only the child has (a tuple[int, ...])" in text
 
 
 def test_help_beside_a_mistake_is_still_help(capsys):
@@ -476,3 +516,62 @@ def test_nothing_happens_at_import():
     command = [sys.executable, "-c", "import configurator", "--help", "--lr=3"]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+# ---- every script of the project ----
+
+
+def scripts():
+    """[(path from the repository, the name of its settings class)] of files that call `run`."""
+    found = []
+    for path in sorted([*REPO.glob("*.py"), *REPO.glob("*/*.py")]):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "run" and len(node.args) > 1:
+                if path.parent.name not in ("tests", "config"):
+                    found.append((str(path.relative_to(REPO)), ast.unparse(node.args[1])))
+    return found
+
+
+def test_the_scripts_are_found():
+    assert {"train.py", "sample.py", "eval_gsm8k.py", "pretrained/weights.py",
+            "analysis/compare.py"} <= {path for path, _ in scripts()}
+
+
+@pytest.mark.parametrize("path, name", scripts())
+def test_help_has_a_text_for_every_setting(path, name, capsys):
+    module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+    cls = getattr(module, name)
+    lines = [line for line in help_of(["--help"], capsys, cls).splitlines() if "  --" in line[:4]]
+    assert len(lines) == len(dataclasses.fields(cls))
+    without = [line.split("=")[0].strip() for line in lines if re.match(r"  --\S+ +\(", line)]
+    assert not without, f"{path}: no comment beside {', '.join(without)}"
+
+
+def imported(path):
+    """The roots of what a script imports at its top level, in order."""
+    for node in ast.parse((REPO / path).read_text()).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("path", sorted({path for path, _ in scripts()}))
+def test_a_script_imports_configurator_before_torch(path):
+    """And so before every other module of ours, for that may import torch."""
+    ours = {path.stem for path in REPO.iterdir() if path.suffix in ("", ".py")}
+    first = next(root for root in imported(path) if root in ours | {"torch", "safetensors"})
+    assert first == "configurator"
+    assert "OMP_WAIT_POLICY" not in (REPO / path).read_text()  # said once, in configurator
+
+
+@pytest.mark.parametrize("given, expected", [({}, "PASSIVE 0"), (
+    {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "7"}, "ACTIVE 7")])
+def test_idle_threads_sleep_unless_the_environment_says_otherwise(given, expected):
+    env = {key: value for key, value in os.environ.items()
+           if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    code = ("import configurator, os, sys; assert 'torch' not in sys.modules\n"
+            "print(os.environ['OMP_WAIT_POLICY'], os.environ['GOMP_SPINCOUNT'])")
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, env=env | given,
+                          capture_output=True, text=True)
+    assert done.stdout.strip() == expected, done.stderr
