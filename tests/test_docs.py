@@ -66,7 +66,7 @@ def commands_of_docstrings() -> list:
 
 def settings_of(script: str):
     """Return the dataclass that a script runs with, as its last lines say: run(main, Settings)."""
-    for node in ast.walk(ast.parse((ROOT / script).read_text())):
+    for node in ast.walk(ast.parse((ROOT / script).read_text()).body[-1]):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "run":
             name = script.removesuffix(".py").replace("/", ".")
             return getattr(importlib.import_module(name), ast.unparse(node.args[1]))
@@ -75,9 +75,9 @@ def settings_of(script: str):
 
 def all_settings() -> dict:
     """{script: its settings} of every script of the project."""
-    paths = [*ROOT.glob("*.py"), *ROOT.glob("analysis/*.py"), *ROOT.glob("pretrained/*.py")]
-    found = [str(path.relative_to(ROOT)) for path in paths
-             if re.search(r"^    run\(main, ", path.read_text(), re.M)]
+    paths = [*ROOT.glob("*.py"), *ROOT.glob("[a-z]*/*.py")]
+    found = [str(path.relative_to(ROOT)) for path in paths if path.parent.name != "tests"
+             and re.search(r"^if __name__ == .*\n.*\brun\(", path.read_text(), re.M)]
     return {script: settings_of(script) for script in sorted(found)}
 
 
@@ -205,7 +205,9 @@ def test_every_setting_is_in_some_config_or_explained():
             for node in ast.parse(path.read_text()).body if isinstance(node, ast.Assign)}
     text = "\n".join(page.read_text() for page in TODAY)
     explained = set(re.findall(r"`(\w+)`", text)) | set(re.findall(r"--(\w+)", text))
-    for script, cls in all_settings().items():
+    scripts = all_settings()
+    assert {"train.py", "sample.py", "eval_gsm8k.py", "analysis/grid.py"} <= set(scripts)
+    for script, cls in scripts.items():
         names = {field.name for field in fields(cls)}
         assert names <= explained | (used if script == "train.py" else set()), (
             script, names - explained - used)
