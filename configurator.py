@@ -57,7 +57,8 @@ def run(main, cls, default=None):
     except BrokenPipeError:  # `| head` has closed the pipe: leave without the flush at exit
         os._exit(128 + signal.SIGPIPE)
     except (ValueError, OSError) as error:
-        sys.exit(str(error))  # on stderr, with exit code 1
+        is_first = os.environ.get("RANK", "0") == "0"  # of processes with the same settings
+        sys.exit(str(error) if is_first else 1)  # on stderr, with exit code 1
 
 
 def read_file(path, cls):

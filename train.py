@@ -16,7 +16,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from configurator import run            # before torch: it sets how idle threads wait
+from configurator import run            # first: it sets how idle threads wait, before torch loads
 
 import torch
 
@@ -68,7 +68,7 @@ class TrainConfig(ScaleConfig):
     ema_decay: float = 0.996            # of the target encoder, per optimizer step (paper)
     mask_scope: Literal["response", "all"] = "response"  # what may be masked (paper silent)
     diffusion_t: Literal["context", "uniform"] = "context"  # masking rate: t_ctx (paper), or U(0,1)
-    loss_form: Literal["masked_mean", "llada_sft", "unweighted"] = "masked_mean"  # (paper: first)
+    loss_form: Literal["masked_mean", "llada_sft", "unweighted"] = "masked_mean"  # averaging
     # the optimizer: AdamW, with linear warm-up and then a cosine (ours)
     lr: float = 1e-5                    # peak learning rate (paper: 1e-5 aggressive, 1.4e-6 Wide-t)
     min_lr_ratio: float = 0.0           # the cosine ends at this share of lr
