@@ -20,27 +20,28 @@ ARMS = {
     # controls: what does the work?
     "equal_flop": Arm("plain, 4/3 of the steps", "--lambda_jepa=0 --anchor=0 "
                       "--max_steps={a_third_more_steps} --epochs={a_third_more_epochs}"),
-    "l2": Arm("L2 to the base", "--lambda_jepa=0 --anchor=0.0001"),
-    "frozen": Arm("frozen target", "--target=frozen"),
-    "online": Arm("online target", "--target=online"),
     "shuffled": Arm("shuffled target", "--target=shuffled"),
-    "shuffled_no_predictor": Arm("shuffled, no predictor",      # a predictor could ignore z_ctx
-                                 "--target=shuffled --n_pred_layer=0"),
+    "frozen": Arm("frozen target", "--target=frozen"),
+    "l2": Arm("L2 to the base", "--lambda_jepa=0 --anchor=0.0001"),
+    "online": Arm("online target", "--target=online"),
     "consistency": Arm("consistency", "--objective=consistency"),
     "plain_uniform": Arm("plain, t ~ U(0, 1)", "--lambda_jepa=0 --anchor=0 --diffusion_t=uniform"),
     "jepa_uniform": Arm("JEPA, t ~ U(0, 1)", "--diffusion_t=uniform"),
     "two_gradients": Arm("LLM-JEPA", "--objective=two_gradients"),
+    "same_mask": Arm("one mask for both views", "--masks=nested --t_tgt={t_ctx}"),
+    "nested": Arm("nested masks", "--masks=nested"),
+    "shuffled_no_predictor": Arm("shuffled, no predictor",      # a predictor could ignore z_ctx
+                                 "--target=shuffled --n_pred_layer=0"),
     "mean": Arm("mean target", "--target=mean"),
     "random": Arm("random target", "--target=random"),
     "frozen_predictor": Arm("frozen predictor", "--pred_lr=0"),
-    "same_mask": Arm("one mask for both views", "--masks=nested --t_tgt={t_ctx}"),
-    "nested": Arm("nested masks", "--masks=nested"),
     "reversed": Arm("reversed rates", "--t_ctx={t_tgt} --t_tgt={t_ctx}"),
     # the appendix's rates, beside (0.2, 0.7)
     "rates_0.1_0.5": Arm("rates 0.1, 0.5", "--t_ctx=0.1 --t_tgt=0.5"),
     "rates_0.2_0.5": Arm("rates 0.2, 0.5", "--t_ctx=0.2 --t_tgt=0.5"),
     "rates_0.3_0.9": Arm("rates 0.3, 0.9", "--t_ctx=0.3 --t_tgt=0.9"),
 }
+AT_RATES = [arm for arm in ARMS if arm.startswith("rates_")]
 DEFAULTS = {"objective": "jepa", "target": "ema", "masks": "independent", "pool": "visible",
             "pool_layer": 0, "pred_width": 0, "pred_lr": 1.0, "ema_dtype": "float32",
             "diffusion_t": "context", "anchor": 0.0}     # of train.py's controls
