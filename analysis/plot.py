@@ -299,9 +299,8 @@ def curves(ax, frame: pd.DataFrame, x: str, y: str, dodge: float = 0.0, gap: flo
         ax.plot(at, mean, **style, markevery=max(1, len(mean) // 6),
                 label=f"{short(label(arm))}, n = {len(runs.columns)}")
         if len(arms) <= FEW:
-            runs = runs.reindex(mean.index)
-            ax.plot(at, runs, color=style["color"], linewidth=0.5, alpha=0.6)
-            half = runs.apply(half_95, axis=1)
+            half = runs.dropna().apply(half_95, axis=1).reindex(mean.index)
+            ax.plot(at, runs.reindex(mean.index), color=style["color"], linewidth=0.5, alpha=0.6)
             ax.fill_between(at, mean - half, mean + half, color=style["color"], alpha=0.2,
                             linewidth=0)
 

@@ -184,7 +184,7 @@ def at_chosen(results: pd.DataFrame) -> pd.DataFrame:
         elif len(pairs) > 1:
             continue                    # nothing says which
         kept.append(own[(own["lambda"] == pairs[0][0]) & (own["depth"] == pairs[0][1])])
-    return pd.concat(kept) if kept else results
+    return pd.concat(kept) if kept else results.head(0)
 
 
 def pairs_of(results: pd.DataFrame) -> list[tuple]:
@@ -217,7 +217,11 @@ def tables_of(results: pd.DataFrame, summaries=()) -> list[Table]:
         rates[config] = [*sorted(at_rates), "jepa"] if at_rates else []
         others = sorted(arms - at_rates, key=rank_of)
         ablated[config] = ["plain", *others, "jepa"] if others else []
-    tables = [main_table(best, list(rates), n_shot) for n_shot in shots]
+    tables = []
+    for n_shot in shots:
+        shown = set(results["config"][results["n_shot"] == n_shot]) | {
+            config for config in PUBLISHED if published(config, "jepa", n_shot) != NOT_GIVEN}
+        tables.append(main_table(best, [config for config in rates if config in shown], n_shot))
     tables += [beside(best, "Sensitivity to the rates (JEPA: its config's)", rates),
                beside(best, "Ablation (~: the paper has the gain)", ablated)]
     tables += [controls(best, config, n_shot) for config, arms in ablated.items() if arms
@@ -234,17 +238,15 @@ def main_table(best, configs: list[str], n_shot: int) -> Table:
     rows = []
     for config in configs:
         base, plain, jepa = (tested(best, config, arm, n_shot) for arm in ("base", "plain", "jepa"))
-        paper = [published(config, arm, n_shot) for arm in ("plain", "jepa")]
         n = sorted({*base["n"], *plain["n"], *jepa["n"]})
-        if not n and paper == [NOT_GIVEN, NOT_GIVEN]:
-            continue
         starts = set(best["init_from"][best["config"] == config])
         before = "".join(f"{score:.2f}" for score in base["accuracy"]) or NOT_RUN
         gain = paired(plain, jepa)
         rows.append([config, " / ".join(map(str, n)) or NOT_RUN,
                      "from scratch" if starts == {""} else before,
                      spread(plain["accuracy"]), spread(jepa["accuracy"]), pair_in_words(jepa),
-                     interval(gain), p_in_words(p_of(gain)), by_question(plain, jepa), *paper])
+                     interval(gain), p_in_words(p_of(gain)), by_question(plain, jepa),
+                     *(published(config, arm, n_shot) for arm in ("plain", "jepa"))])
     return table(f"{'Main table, ' * (n_shot == 4)}{n_shot}-shot",
                  "config | questions | base | plain | JEPA | lambda, k | JEPA - plain | p, seeds | "
                  "p, questions | paper: plain | paper: JEPA", rows)
