@@ -5,8 +5,8 @@
     python analysis/plot.py --figure=drift --inputs=a/probe.json,b/probe.json --out=figures
 
 Inputs are files, or folders that are searched for log.jsonl (train.py), probe.json (probe.py),
-summary.json (preserve.py) and results.jsonl (grid.py). A figure whose logs are missing is named with
-what it takes, and the others are drawn. --arms=plain,jepa,shuffled draws these arms alone.
+summary.json (preserve.py) and results.jsonl (grid.py). A figure whose logs are missing is named,
+with what it takes, and the others are drawn. --arms=plain,jepa,shuffled draws these arms alone.
 
     training       losses while training                 sensitivity    accuracy at (t_ctx, t_tgt)
     drift          of states and weights, by depth       front          accuracy against forgetting
@@ -17,11 +17,8 @@ what it takes, and the others are drawn. --arms=plain,jepa,shuffled draws these 
 n counts seeds. Bands and lines over seeds are 95 % intervals by Student's t, from three seeds up;
 that of r is Fisher's, from four up.
 """
-import json
 import math
 import os
-import re
-import shlex
 import statistics
 import sys
 import textwrap
@@ -29,7 +26,7 @@ import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))           # a script in a folder: the modules lie one above
@@ -37,11 +34,10 @@ sys.path.insert(0, str(ROOT))           # a script in a folder: the modules lie 
 import numpy as np
 import pandas as pd
 
-from analysis.arms import ARMS, AT_RATES, arm_of, label, plain_of, rank_of
-from analysis.tables import as_utf8, at_chosen, frame_of, read_results
+from analysis.arms import ARMS, AT_RATES, label, plain_of, rank_of
+from analysis.study import Study, by_arm, last_of_each, read_study, run_of
 from configurator import run
 from sampling.view import printable
-from tasks.files import read_json
 from tasks.stats import Z, half_95
 
 WIDTH = 3.3             # inches: a column of a two-column paper
@@ -105,111 +101,7 @@ def save(figure, file, kind: str):
 
 
 # ----------------------------------------------------------------------------------------------
-# logs
-
-
-class Study(NamedTuple):
-    """All logs. A `run` is an out_dir of train.py, a `cell` what compared runs have in common."""
-    log: pd.DataFrame           # a row a line of a log.jsonl: run, arm, cell, step, losses
-    probed: pd.DataFrame        # a row a tuned checkpoint in a probe.json
-    probes: list[dict]          # those files: text, n, depths, the base's numbers
-    results: pd.DataFrame       # a row a score, as in tables.py
-    chosen: pd.DataFrame        # those at the (lambda, depth) that validation has chosen
-    summaries: list[dict]       # of preserve.py
-
-
-def read_study(inputs, arms=()) -> Study:
-    """Read the logs of these arms, or of all.
-
-    Raises ValueError or FileNotFoundError, one sentence, if there are none or one is broken.
-    """
-    found = {"log.jsonl": [], "probe.json": [], "summary.json": [], "results.jsonl": []}
-    for given in map(Path, inputs):
-        if not given.exists():
-            raise FileNotFoundError(f"there is no file or folder {given}")
-        for name, paths in found.items():
-            inside = sorted(given.rglob(name)) if given.is_dir() else [given]
-            paths += [path for path in inside if path.name == name and path not in paths]
-    results = frame_of(read_results(found["results.jsonl"]))
-    results["run"] = results["command"].map(model_of)
-    known = dict(zip(results["run"], results["arm"]))
-    log = [row for path in found["log.jsonl"] for row in rows_of_log(path, known)]
-    probes = [as_utf8(read_json(path)) for path in found["probe.json"]]
-    probed = [row for probe in probes for row in rows_of_probe(probe, known)]
-    summaries = [as_utf8(read_json(path)) for path in found["summary.json"]]
-    summaries = [summary for summary in summaries if "models" in summary]   # compare.py's has none
-    columns = ["run", "arm", "cell", "seed", "step"]
-    study = Study(pd.DataFrame(log, columns=None if log else columns),
-                  pd.DataFrame(probed, columns=None if probed else columns),
-                  probes, results, at_chosen(results), summaries)
-    if not (log or probed or len(results) or summaries):
-        raise ValueError(f"there are no logs in {', '.join(inputs) or 'no inputs'}; --inputs takes "
-                         f"folders of runs, or log.jsonl, probe.json, summary.json, results.jsonl")
-    there = {*study.log["arm"], *study.probed["arm"], *study.results["arm"]}
-    for arm in arms:
-        if arm not in there:
-            raise ValueError(f"there is no arm {arm!r} in the inputs, which have "
-                             f"{', '.join(sorted(there))}")
-    if arms:
-        for name in ("log", "probed", "results", "chosen"):
-            frame = getattr(study, name)
-            study = study._replace(**{name: frame[frame["arm"].isin(arms)]})
-    return study
-
-
-def rows_of_log(path, known: dict) -> list[dict]:
-    """A row a line; a last line that is still being written is left out."""
-    text = Path(path).read_bytes()
-    try:
-        lines = [as_utf8(json.loads(line)) for line in text[:text.rfind(b"\n") + 1].splitlines()]
-        steps = [line["step"] for line in lines]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is not lines of train.py's log: {error}") from None
-    beside = Path(path).with_name("settings.json")
-    settings = as_utf8(read_json(beside)) if beside.is_file() else {}
-    about, rows = about_run(settings, str(Path(path).parent), known), []
-    for step, line in zip(steps, lines):
-        losses = {key: line.get(key) for key in ("diffusion", "jepa", "jepa_floor")}
-        for task, by_t in line.get("held_out", {}).items():
-            losses[f"held-out {task}"] = statistics.mean(by_t.values()) if by_t else None
-        rows.append({**about, "step": step, **losses})
-    return rows
-
-
-def rows_of_probe(probe: dict, known: dict) -> list[dict]:
-    rows = []
-    for name, numbers in probe["models"].items():
-        if name != probe["settings"]["base"]:
-            settings = numbers.get("trained") or {}
-            about = about_run(settings, name, known)
-            rows.append({**numbers, **about, "name": name, "step": settings.get("step") or 0})
-    return rows
-
-
-def about_run(settings: dict, path: str, known: dict) -> dict:
-    """What identifies a run: its arm is that of its score, or else told by its settings."""
-    run = run_of(settings.get("out_dir") or path)
-    base = Path(settings.get("init_from") or settings.get("preset") or "?").name
-    steps, epochs = settings.get("max_steps"), settings.get("epochs", "?")
-    cell = [f"{settings.get('task', '?')} from {base}", f"{steps} steps" if steps else
-            f"{epochs} epochs", f"lr {settings.get('lr', '?')}", f"t_ctx {settings.get('t_ctx')}"]
-    return {"run": run, "arm": known.get(run) or arm_of(settings) or Path(run).name,
-            "cell": ", ".join(cell), "seed": settings.get("seed"), "t_tgt": settings.get("t_tgt")}
-
-
-def run_of(path: str) -> str:
-    """The out_dir of a checkpoint's path."""
-    return re.sub(r"/step_\d+$", "", path.rstrip("/"))
-
-
-def model_of(command) -> str:
-    """The run that a command has scored."""
-    try:
-        words = shlex.split(command or "")
-    except ValueError:
-        return ""
-    named = [word.partition("=")[2] for word in words if word.startswith("--init_from=")]
-    return run_of(named[0]) if named else ""
+# what is compared, and how it is drawn
 
 
 def largest_cell(runs: pd.DataFrame, lacking: str):
@@ -217,21 +109,9 @@ def largest_cell(runs: pd.DataFrame, lacking: str):
     if runs.empty:
         raise ValueError(lacking)
     sizes = runs.groupby("cell", sort=False)["run"].nunique()
-    cell = sizes.idxmax()
-    left_out = sizes.sum() - sizes[cell]
-    said = f"{short(cell, 80)}." + f" {left_out} runs of other cells are left out." * bool(left_out)
-    return by_arm(runs[runs["cell"] == cell]), said
-
-
-def by_arm(frame: pd.DataFrame) -> pd.DataFrame:
-    """Sort the rows by arm, in the order of ARMS."""
-    ranks = {arm: i for i, arm in enumerate(sorted(set(frame["arm"]), key=rank_of))}
-    return frame.sort_values("arm", key=lambda arms: arms.map(ranks), kind="stable")
-
-
-def last_of_each(probed: pd.DataFrame) -> pd.DataFrame:
-    """Keep the last checkpoint of each run: several of one training are not independent."""
-    return probed.sort_values("step", kind="stable").drop_duplicates("run", keep="last").sort_index()
+    cell, left_out = sizes.idxmax(), sizes.sum() - sizes.max()
+    said = f" {left_out} runs of other cells are left out." if left_out else ""
+    return by_arm(runs[runs["cell"] == cell]), f"{short(cell, 80)}.{said}"
 
 
 def best_group(results: pd.DataFrame, size) -> pd.DataFrame:
@@ -253,10 +133,6 @@ def pearson(x, y) -> tuple[float, float, float]:
     return r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)
 
 
-# ----------------------------------------------------------------------------------------------
-# drawing
-
-
 def axes(height: float, rows: int = 1, columns: int = 1, **options):
     from matplotlib.figure import Figure
     figure = Figure(figsize=(WIDTH, height))
@@ -264,10 +140,9 @@ def axes(height: float, rows: int = 1, columns: int = 1, **options):
 
 
 def style_of(arm: str) -> dict:
-    """Return colour, marker and dash, the same for an arm in every figure; no two of ARMS agree."""
+    """Return colour, marker and dash of an arm, which it has in every figure."""
     i = list(ARMS).index(arm) if arm in ARMS else zlib.crc32(arm.encode())
-    return {"color": COLOURS[i % 10], "marker": MARKERS[i % 13],
-            "linestyle": DASHES[i // 10 % 4]}
+    return {"color": COLOURS[i % 10], "marker": MARKERS[i % 13], "linestyle": DASHES[i // 10 % 4]}
 
 
 def short(text, length: int = 24) -> str:
@@ -324,7 +199,7 @@ def line_at(ax, at: float = 0.0, vertical: bool = False):
 
 
 def log_axis(ax):
-    """A logarithmic y axis with a few plain numbers, also where it covers less than a decade."""
+    """Make the y axis logarithmic, with a few plain numbers even on less than a decade."""
     from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
     ax.set_yscale("log")
     low, high = ax.yaxis.get_view_interval()
@@ -365,7 +240,7 @@ def training(study: Study):
 
 
 def by_position(runs: pd.DataFrame, x, keys: list[str]) -> pd.DataFrame:
-    """One row for each x, from lists with one number for each; runs of another length are left."""
+    """Turn lists with one number for each x into rows; runs with another number of x are left."""
     same = runs[runs[keys[0]].map(len) == len(x)]
     rows = same[["run", "arm", *keys]].explode(keys, ignore_index=True)
     rows["x"] = list(x) * len(same)
@@ -418,10 +293,11 @@ def rank(study: Study):
 
 
 def ratio(study: Study):
-    """JEPA's drift over that of the plain run with the same seed, in each cell that has both."""
+    """Divide JEPA's drift by that of the plain run with the same seed, by cell and t_tgt."""
     runs = last_of_each(study.probed)
     plain = runs[runs["arm"] == "plain"]
-    both = runs[runs["arm"].isin(["jepa", *AT_RATES])].merge(plain, on=["cell", "seed"], suffixes=("", "_plain"))
+    jepa = runs[runs["arm"].isin(["jepa", *AT_RATES])]
+    both = jepa.merge(plain, on=["cell", "seed"], suffixes=("", "_plain"))
     if both.empty:
         raise ValueError("it takes a probe.json with a plain and a JEPA run of one cell and seed")
     both["log_ratio"] = np.log(both["mean_drift"] / both["mean_drift_plain"])
@@ -480,7 +356,7 @@ def gains_of(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def ablation(study: Study):
-    """Accuracy of each arm minus that of its plain run with the same seed, by number of shots."""
+    """Draw a bar for each arm: the mean gain over its plain run, by number of shots."""
     gains = by_arm(best_group(gains_of(study.chosen), len))
     if gains.empty:
         raise ValueError("it takes results.jsonl with scores of the arm `plain` and of another one")
@@ -508,19 +384,19 @@ def ablation(study: Study):
     grid[0, 0].set_ylim(len(arms) - 0.5, -0.5)
     figure.supxlabel("gain over plain, points of accuracy", fontsize=8)
     return figure, (f"Accuracy minus that of the plain run with the same seed, {group_of(gains)}. "
-                    f"Dots are the n seeds, bars their mean, lines its 95 % interval, not corrected "
-                    f"for the number of arms.")
+                    f"Dots are the n seeds, bars their mean, lines its 95 % interval, not "
+                    f"corrected for the number of arms.")
 
 
 def group_of(results: pd.DataFrame) -> str:
-    """Which questions these are, in words."""
+    """Name the questions of a group of results."""
     first, n = results.iloc[0], " or ".join(f"{n:,}" for n in sorted(set(results["n"])))
     return f"{short(first['config'], 40)}: {n} questions, {short(first['task'])} " \
            f"{short(first['split'])}"
 
 
 def sensitivity(study: Study):
-    """Accuracy by (t_ctx, t_tgt); the colours span 20 points or more, so that noise looks alike."""
+    """Colour accuracy by (t_ctx, t_tgt), on a scale of at least 20 points: noise looks alike."""
     of_rates = study.chosen["arm"].isin(["jepa", "symmetric", "reversed", *AT_RATES])
     found = best_group(study.chosen[of_rates].dropna(subset=["t_ctx", "t_tgt"]),
                        lambda group: len(group[["t_ctx", "t_tgt"]].drop_duplicates()))
@@ -554,7 +430,7 @@ def sensitivity(study: Study):
 
 
 def front(study: Study):
-    """Accuracy against forgetting by the probe, else by preserve.py, else by the run's own log."""
+    """Set accuracy against forgetting by the probe, else by preserve.py, else by the run's log."""
     scores, last = study.chosen, last_of_each(study.probed)
     loss = dict(zip(last["run"], last["forgetting"])) if len(last) else {
         run_of(name): numbers["wikitext"]["minus_base"] for summary in study.summaries
@@ -585,7 +461,7 @@ def front(study: Study):
 
 
 def pareto(points) -> list[tuple]:
-    """(forgetting, accuracy) -> those that none beats in both, in order of forgetting."""
+    """Keep the (forgetting, accuracy) that none beats in both, in order of forgetting."""
     best = []
     for loss, right in sorted(points, key=lambda point: (point[0], -point[1])):
         if not best or right > best[-1][1]:

@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))           # a script in a folder: the modules lie one above
 
 from analysis.arms import label
-from analysis.plot import FIGURES, Study, by_arm, draw, last_of_each, read_study, save
+from analysis.plot import FIGURES, draw, save
+from analysis.study import Study, by_arm, last_of_each, read_study
 from analysis.tables import Table, spread, table, tables_of
 from configurator import run
 from sampling.view import printable
@@ -31,16 +32,13 @@ PAGE = """<!doctype html>
 <link rel="icon" href="data:,">
 <title>{title}</title>
 <style>
-  :root {{ color-scheme: light dark }}
-  body {{ margin: 0 auto; max-width: 70rem; padding: 2rem; font: 1rem/1.5 system-ui, sans-serif }}
-  p, figcaption, caption, li {{ font-size: .85rem; text-align: left; overflow-wrap: anywhere }}
-  .figures {{ columns: 20rem; gap: 1.5rem }}
+  :root {{ color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif }}
+  body {{ margin: 0 auto; max-width: 70rem; padding: 2rem; overflow-wrap: anywhere }}
+  .figures {{ columns: 20rem; font-size: .85rem }}
   figure {{ margin: 0 0 1.5rem; break-inside: avoid }}
-  figure img {{ width: 100%; background: #fff }}
-  .table {{ overflow-x: auto; margin-bottom: 1.5rem }}
-  table {{ border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }}
-  th, td {{ padding: .2rem .8rem .2rem 0; text-align: left; white-space: nowrap;
-            border-bottom: 1px solid #8884 }}
+  img {{ width: 100%; background: #fff }}
+  .table {{ overflow-x: auto; margin-bottom: 1.5rem; font-size: .85rem; white-space: nowrap }}
+  th, td, caption {{ padding: .2rem .8rem .2rem 0; text-align: left }}
 </style>
 <body>
 <h1>{title}</h1>
@@ -91,16 +89,15 @@ def report(study: Study, title: str) -> str:
              f"{len(study.results)} scores. Git revision: "
              f"{', '.join(sorted(map(str, revisions - {None}))) or 'unknown'}. Scores are in %, as "
              f"mean (sd) over n seeds; a +- is half of a 95 % interval by Student's t.")
-    return PAGE.format(title=as_text(title), about=as_text(about), short=html_of(short or tables[:1]),
-                       figures="".join(figures), tables=html_of(tables), lacking=items(lacking),
-                       commands=items(dict.fromkeys(study.results["command"])))
+    return PAGE.format(
+        title=as_text(title), about=as_text(about), short=html_of(short or tables[:1]),
+        figures="".join(figures), tables=html_of(tables), lacking=items(lacking),
+        commands=items(dict.fromkeys(study.results["command"])))
 
 
 def probe_table(study: Study) -> Table:
-    keys = {"mean_drift": ".3f", "forgetting": "+.3f"}
-    runs = by_arm(last_of_each(study.probed))
-    rows = [[label(arm), *(spread(own[key], form) for key, form in keys.items())]
-            for arm, own in runs.groupby("arm", sort=False)]
+    rows = [[label(arm), spread(own["mean_drift"], ".3f"), spread(own["forgetting"], "+.3f")]
+            for arm, own in by_arm(last_of_each(study.probed)).groupby("arm", sort=False)]
     return table("Probes: drift as mean over blocks, forgetting as loss minus the base's",
                  "arm | drift | forgetting", rows)
 

@@ -3,13 +3,12 @@
     python analysis/tables.py --results=out/grid/results.jsonl --out=tables.md
 
 Scores are in %, as mean (sd) over n seeds, ddof = 1. A +- is half of a 95 % interval by Student's
-t; it takes three seeds. Differences are paired by seed, p is Student's t, and Holm's for all arms of
-a table. "p, questions" is McNemar's exact test, one for each seed: seeds answer the same questions,
-so they are not pooled. An arm is compared with plain of its own diffusion rate. (lambda, k), weight
-and depth, are the best of JEPA on validation, and the other arms are shown there too: nothing is
-chosen on test. Losses are of held-out rows.
+t, from three seeds up. Differences are paired by seed, their p is Student's t; Holm's is adjusted
+for all arms of a table. "p, questions" is McNemar's exact test within each seed: seeds answer the
+same questions, so they are not pooled. An arm is compared with the plain arm of its own diffusion
+rate. (lambda, k), weight and depth, are JEPA's best on validation, and the other arms are shown
+there too: nothing is chosen on test. Losses are of held-out rows.
 """
-import json
 import math
 import statistics
 import sys
@@ -22,13 +21,13 @@ sys.path.insert(0, str(ROOT))           # a script in a folder: the modules lie 
 
 import pandas as pd
 
-from analysis.arms import ARMS, label, plain_of, rank_of
+from analysis.arms import label, plain_of, rank_of
+from analysis.study import at_chosen, choose, frame_of, pairs_of, read_results, tested
 from configurator import run
 from tasks.answers import read_common
 from tasks.files import read_json
 from tasks.stats import half_95, holm, mcnemar, t_test
 
-KEYS = ["config", "arm", "lambda", "depth", "seed", "split", "n_shot"]      # name a result
 NOT_RUN, NOT_GIVEN = "not run", "not given"
 
 # arXiv 2606.00091 as notes and a review quote it, in %: config -> arm -> 0-shot, 4-shot
@@ -97,111 +96,6 @@ def render(lines: list[dict], summaries=()) -> str:
     return "\n\n".join(parts)
 
 
-# ----------------------------------------------------------------------------------------------
-# results on file
-
-
-def key_of(line: dict) -> tuple:
-    return tuple(line[key] for key in KEYS)
-
-
-def read_results(paths) -> list[dict]:
-    """Read the lines of results.jsonl files; the paths of their answers start at the file's folder.
-
-    A last line that a kill has cut short is left out. Raises FileNotFoundError, or ValueError
-    naming a line that is no result or is there twice.
-    """
-    lines = {}
-    for path in paths:
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"there is no file {path}; analysis/grid.py writes one")
-        for number, text in enumerate(Path(path).read_bytes().split(b"\n")[:-1], 1):
-            try:
-                line = as_utf8(json.loads(text))
-                answers, key = str(Path(path).parent / line["answers"]), key_of(line)
-                share, n, _ = line["metrics"]["accuracy"], line["metrics"]["n"], line["init_from"]
-                if key in lines or not 0 <= share <= 1 or min(n, line["lambda"], line["depth"]) < 0:
-                    raise ValueError
-            except (ValueError, KeyError, TypeError, RecursionError):
-                raise ValueError(f"{path}, line {number}, is no result, or is one for the second "
-                                 f"time") from None
-            lines[key] = line | {"answers": answers}
-    return list(lines.values())
-
-
-def as_utf8(what):
-    """Replace halves of surrogate pairs in JSON data: pandas and files cannot hold them."""
-    return json.loads(json.dumps(what, ensure_ascii=False).encode("utf-8", "replace"))
-
-
-def frame_of(lines: list[dict]) -> pd.DataFrame:
-    """Make one row a result: accuracy in %, and the held-out losses after training.
-
-    The task's losses are those at the least and the greatest masking rate; of the other corpus
-    (forget_task) it is the mean over rates, and by how much that has grown.
-    """
-    names = [*KEYS, "task", "t_ctx", "t_tgt", "init_from", "answers", "command", "revision"]
-    rows = []
-    for line in lines:
-        metrics, losses = line["metrics"], [*line.get("held_out", {}).values(), {}, {}]
-        own, other = [[by_t[t] for t in sorted(by_t, key=float)] for by_t in losses[:2]]
-        rows.append({
-            **{name: line.get(name) for name in names}, "n": metrics["n"],
-            "accuracy": 100 * metrics["accuracy"], "stderr": 100 * (metrics.get("stderr") or 0),
-            "low_t": own[0][1] if own else math.nan, "high_t": own[-1][1] if own else math.nan,
-            "other": mean_of([after for _, after in other]),
-            "forgetting": mean_of([after - before for before, after in other])})
-    numbers = ["accuracy", "stderr", "low_t", "high_t", "other", "forgetting"]
-    frame = pd.DataFrame(rows, columns=[*names, "n", *numbers], dtype=object)
-    return frame.astype(dict.fromkeys(numbers, float))
-
-
-def mean_of(values) -> float:
-    return statistics.mean(values) if values else math.nan
-
-
-def choose(results: pd.DataFrame, config: str):
-    """Return JEPA's (lambda, depth) of the best mean accuracy on validation, or None without any.
-
-    The mean is over the seeds and numbers of shots that all pairs have; of equals the smallest.
-    """
-    jepa = results[(results["config"] == config) & (results["arm"] == "jepa")
-                   & (results["split"] == "validation")]
-    scores = jepa.pivot_table(index=["lambda", "depth"], columns=["seed", "n_shot"],
-                              values="accuracy").dropna(axis=1)
-    return None if scores.empty else scores.mean(axis=1).round(7).idxmax()
-
-
-def at_chosen(results: pd.DataFrame) -> pd.DataFrame:
-    """Keep of every arm the results at JEPA's chosen (lambda, depth), or at the nearest it has."""
-    kept = []
-    for (config, arm), own in results.groupby(["config", "arm"], sort=False):
-        chosen, pairs = choose(results, config), pairs_of(own)
-        if arm == "jepa" and chosen:
-            pairs = [chosen]
-        elif chosen:
-            pairs.sort(key=lambda pair: sum(a != b for a, b in zip(pair, chosen)))
-        elif len(pairs) > 1:
-            continue                    # nothing says which
-        kept.append(own[(own["lambda"] == pairs[0][0]) & (own["depth"] == pairs[0][1])])
-    return pd.concat(kept) if kept else results.head(0)
-
-
-def pairs_of(results: pd.DataFrame) -> list[tuple]:
-    return sorted(set(zip(results["lambda"], results["depth"])))
-
-
-def tested(results: pd.DataFrame, config: str, arm: str, n_shot: int) -> pd.DataFrame:
-    """Select an arm's results on test, one a seed, with the seeds as index."""
-    found = results[(results["config"] == config) & (results["arm"] == arm)
-                    & (results["n_shot"] == n_shot) & (results["split"] == "test")]
-    return found.set_index("seed").sort_index()
-
-
-# ----------------------------------------------------------------------------------------------
-# tables
-
-
 def tables_of(results: pd.DataFrame, summaries=()) -> list[Table]:
     """Make all tables of a frame of results and of the summary.json files of preserve.py.
 
@@ -253,7 +147,7 @@ def main_table(best, configs: list[str], n_shot: int) -> Table:
 
 
 def beside(best, name: str, arms: dict) -> Table:
-    """arms: {config: its arms, one a row}."""
+    """Set arms beside the paper's; arms is {config: its arms, one a row}."""
     rows = []
     for config, arm in ((config, arm) for config in arms for arm in arms[config]):
         runs = {n_shot: tested(best, config, arm, n_shot) for n_shot in (0, 4)}
@@ -283,8 +177,8 @@ def controls(best, config: str, n_shot: int) -> Table:
                      p_in_words(adjusted.get(arm, math.nan)),
                      *(spread(own[loss], ".3f") for loss in ("low_t", "high_t", "other")),
                      interval(grown, "+.3f")])
-    effects = [tested(best, config, f"jepa{end}", n_shot)["accuracy"]
-               - tested(best, config, f"plain{end}", n_shot)["accuracy"] for end in ("", "_uniform")]
+    effects = [paired(tested(best, config, f"plain{end}", n_shot),
+                      tested(best, config, f"jepa{end}", n_shot)) for end in ("", "_uniform")]
     values = list((effects[0] - effects[1]).dropna())
     note = (f"(JEPA - plain) - (JEPA - plain, both with t ~ U(0, 1)) = {interval(values)}, p = "
             f"{p_in_words(p_of(values))}") if values else ""
@@ -294,7 +188,8 @@ def controls(best, config: str, n_shot: int) -> Table:
 
 
 def preservation(best, summaries) -> Table:
-    """A model whose path ends like a folder of the grid is that arm of that config."""
+    """Set what was kept beside the paper's. A model whose path ends like a folder of the grid is
+    that arm of that config."""
     is_test = best[best["split"] == "test"]
     folders = {Path(answers).parent.parts[-2:]: (config, arm) for answers, config, arm in
                zip(is_test["answers"], is_test["config"], is_test["arm"])}
@@ -318,7 +213,7 @@ def preservation(best, summaries) -> Table:
 
 
 def selection(results, configs, shots) -> Table:
-    """What choosing on test would add: the best (lambda, depth) on test minus the chosen one."""
+    """Subtract the chosen (lambda, depth) from the best on test: what choosing on test adds."""
     rows = []
     for config, n_shot in ((config, n_shot) for config in configs for n_shot in shots):
         jepa, chosen = tested(results, config, "jepa", n_shot), choose(results, config)
@@ -336,10 +231,6 @@ def selection(results, configs, shots) -> Table:
                  "validation | best on test | gain | gain of the best single run", rows)
 
 
-# ----------------------------------------------------------------------------------------------
-# cells
-
-
 def published(config: str, arm: str, n_shot: int) -> str:
     both = PUBLISHED.get(config, {}).get(arm, (NOT_GIVEN, NOT_GIVEN))
     return dict(zip((0, 4), both)).get(n_shot, NOT_GIVEN)
@@ -350,7 +241,7 @@ def pair_in_words(runs: pd.DataFrame) -> str:
 
 
 def spread(values, form: str = ".2f") -> str:
-    """Mean and standard deviation of one number a seed."""
+    """Write mean and standard deviation of one number a seed."""
     values = [value for value in values if not math.isnan(value)]
     if len(values) < 2:
         return f"{values[0]:{form}} (n = 1)" if values else NOT_RUN
@@ -358,27 +249,27 @@ def spread(values, form: str = ".2f") -> str:
     return f"{statistics.mean(values):{form}} (sd {sd:{form.strip('+')}}, n = {len(values)})"
 
 
-def gain_of(best, config: str, arm: str, n_shot: int, column: str = "accuracy") -> list[float]:
-    """An arm minus its plain, by seed; nothing for a plain arm."""
-    if arm == plain_of(arm):
-        return []
-    return paired(tested(best, config, plain_of(arm), n_shot), tested(best, config, arm, n_shot),
-                  column)
+def gain_of(best, config: str, arm: str, n_shot: int, column: str = "accuracy") -> pd.Series:
+    """Subtract an arm's plain from it, seed by seed; nothing is left for a plain arm."""
+    own = tested(best, config, arm, n_shot)
+    plain = tested(best, config, plain_of(arm), n_shot)
+    return paired(plain, own if arm != plain_of(arm) else own.head(0), column)
 
 
-def paired(first, second, column: str = "accuracy") -> list[float]:
-    """Second minus first, for each seed that both have."""
-    return list((second[column] - first[column]).dropna())
+def paired(first, second, column: str = "accuracy") -> pd.Series:
+    """Subtract the first from the second, for each seed that both have."""
+    return (second[column] - first[column]).dropna()
 
 
-def interval(values: list[float], form: str = "+.2f") -> str:
-    """The mean, and from three seeds up half of its 95 % interval."""
+def interval(values, form: str = "+.2f") -> str:
+    """Write the mean, and from three seeds up half of its 95 % interval."""
+    values = list(values)
     half = f" +- {half_95(values):{form.strip('+')}}" if len(values) > 2 else ""
     return f"{statistics.mean(values):{form}}{half} (n = {len(values)})" if values else "-"
 
 
-def p_of(values: list[float]) -> float:
-    n = len(values)
+def p_of(values) -> float:
+    n, values = len(values), list(values)
     return t_test(statistics.mean(values), statistics.stdev(values) / math.sqrt(n), n - 1) \
         if n > 1 else math.nan
 
@@ -388,15 +279,15 @@ def p_in_words(p: float) -> str:
 
 
 def by_question(first, second) -> str:
-    """McNemar's p in each seed that both have."""
-    said = []
-    for seed in first.index.intersection(second.index):
-        paths, p = [runs.loc[seed, "answers"] for runs in (first, second)], "no answers on file"
+    """Write McNemar's p in each seed that both have and whose answers are on file."""
+    seeds, said = first.index.intersection(second.index), []
+    for seed in seeds:
+        paths = [runs.loc[seed, "answers"] for runs in (first, second)]
         if all(Path(path).is_file() for path in paths):
             (a, b), _ = read_common(paths)
-            p = p_in_words(mcnemar(sum(a[id] > b[id] for id in a), sum(a[id] < b[id] for id in a)))
-        said.append(f"{seed}: {p}")
-    return ", ".join(said) or NOT_RUN
+            p = mcnemar(sum(a[id] > b[id] for id in a), sum(a[id] < b[id] for id in a))
+            said.append(f"{seed}: {p_in_words(p)}")
+    return ", ".join(said) or ("no answers on file" if len(seeds) else NOT_RUN)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import pytest
 
 from analysis import arms, plot
 from analysis.arms import ARMS, arm_of
-from analysis.plot import (FIGURES, PlotConfig, by_arm, draw, last_of_each, model_of, pareto,
-                           pearson, read_study, save, short, style_of)
+from analysis.plot import FIGURES, PlotConfig, draw, pareto, pearson, save, short, style_of
+from analysis.study import by_arm, last_of_each, model_of, read_study
 from train import TrainConfig
 
 pytest.importorskip("matplotlib", reason="figures need requirements-plots.txt")

@@ -12,7 +12,8 @@ import pytest
 
 from analysis import tables
 from analysis.arms import ARMS, label
-from analysis.tables import TablesConfig, choose, frame_of, read_results, render
+from analysis.study import choose, frame_of, read_results
+from analysis.tables import TablesConfig, render
 from tasks.stats import half_95, t_test
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,7 +71,7 @@ def test_the_main_table_is_what_a_hand_computes(tmp_path):
     assert cells[6] == f"+20.00 +- {4.302653 * 10 / math.sqrt(3):.2f} (n = 3)"
     t = 2 * math.sqrt(3)
     assert cells[7] == f"{1 - t / math.sqrt(2 + t * t):.2g}" == "0.074"     # closed form at df = 2
-    assert cells[8] == "1: 1, 2: 1, 3: no answers on file"          # 0 against 1, 5 against 5
+    assert cells[8] == "1: 1, 2: 1"         # 0 against 1, 5 against 5; seed 3 is not on file
     assert cells[9:] == ["not given", "not given"]
 
 
@@ -238,7 +239,8 @@ def test_the_two_effects_of_jepa_are_compared_over_the_seeds_of_all_four_arms():
     lines = [line(arm, seed, score, (1.0, 2) if "jepa" in arm else (0.0, 0))
              for arm, of in scores.items() for seed, score in of.items()]
     assert "(JEPA - plain, both with t ~ U(0, 1)) = +10.00 (n = 2)" in render(lines)
-    assert "(JEPA - plain, both" not in render([one for one in lines if one["arm"] != "plain_uniform"])
+    three = [one for one in lines if one["arm"] != "plain_uniform"]
+    assert "(JEPA - plain, both" not in render(three)
 
 
 # ---- base preservation ----
