@@ -372,13 +372,13 @@ def ablation(study: Study):
                     edgecolor=style["color"], ecolor="#333333", error_kw={"linewidth": 0.8})
             ax.plot(own["gain"], [y] * len(own), color="#222222", marker=style["marker"],
                     linestyle="none", markersize=3, markerfacecolor="white", markeredgewidth=0.7)
-            of_own = f", its plain: {own['accuracy_plain'].mean():.1f} %"
+            of_own = f", its plain: {own['accuracy_plain'].mean():.2f} %"
             names.append(f"{short(label(arm))}\nn = {len(own)}"
                          + of_own * (plain_of(arm) != "plain"))
         plain = at_shot["accuracy_plain"][at_shot["plain"] == "plain"]
         line_at(ax, vertical=True)
         ax.locator_params(axis="x", nbins=6 if len(shots) == 1 else 4)
-        ax.set_title(f"{n_shot}-shot\nplain: {plain.mean():.1f} %")
+        ax.set_title(f"{n_shot}-shot\nplain: {plain.mean():.2f} %")
         ax.grid(axis="y", visible=False)
     grid[0, 0].set_yticks(range(len(arms)), names)
     grid[0, 0].set_ylim(len(arms) - 0.5, -0.5)
@@ -449,7 +449,7 @@ def front(study: Study):
         ax.plot(runs["forgetting"], runs["accuracy"], **style, markersize=3.5, alpha=0.6,
                 markeredgewidth=0.3)
         ax.plot(runs["forgetting"].mean(), runs["accuracy"].mean(), **style, markersize=7,
-                markeredgewidth=0.7, label=f"{short(label(arm))}, n = {len(runs)}")
+                markeredgewidth=0.5, alpha=0.8, label=f"{short(label(arm))}, n = {len(runs)}")
     best = pareto(found[["forgetting", "accuracy"]].itertuples(index=False, name=None))
     ax.step(*zip(*best), where="post", color="black", linewidth=0.8, zorder=1)
     ax.set_xlabel("forgetting: loss minus base (less is better)")
