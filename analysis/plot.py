@@ -364,7 +364,7 @@ def ablation(study: Study):
     shots = sorted(gains["n_shot"].unique())
     figure, grid = axes(0.7 + 0.32 * len(arms), 1, len(shots), sharey=True)
     for ax, n_shot in zip(grid[0], shots):
-        at_shot, names = gains[gains["n_shot"] == n_shot], []
+        at_shot = gains[gains["n_shot"] == n_shot]
         for y, arm in enumerate(arms):
             own, style = at_shot[at_shot["arm"] == arm], style_of(arm)
             half = half_95(list(own["gain"]))
@@ -372,15 +372,15 @@ def ablation(study: Study):
                     edgecolor=style["color"], ecolor="#333333", error_kw={"linewidth": 0.8})
             ax.plot(own["gain"], [y] * len(own), color="#222222", marker=style["marker"],
                     linestyle="none", markersize=3, markerfacecolor="white", markeredgewidth=0.7)
-            of_own = f", its plain: {own['accuracy_plain'].mean():.2f} %"
-            names.append(f"{short(label(arm))}\nn = {len(own)}"
-                         + of_own * (plain_of(arm) != "plain"))
         plain = at_shot["accuracy_plain"][at_shot["plain"] == "plain"]
         line_at(ax, vertical=True)
         ax.locator_params(axis="x", nbins=6 if len(shots) == 1 else 4)
         ax.set_title(f"{n_shot}-shot\nplain: {plain.mean():.2f} %")
         ax.grid(axis="y", visible=False)
-    grid[0, 0].set_yticks(range(len(arms)), names)
+    counts = gains.groupby("arm")["seed"].nunique()
+    over = {arm: "" if plain_of(arm) == "plain" else ", over its own plain" for arm in arms}
+    grid[0, 0].set_yticks(range(len(arms)), [f"{short(label(arm))}\nn = {counts[arm]}{over[arm]}"
+                                             for arm in arms])
     grid[0, 0].set_ylim(len(arms) - 0.5, -0.5)
     figure.supxlabel("gain over plain, points of accuracy", fontsize=8)
     return figure, (f"Accuracy minus that of the plain run with the same seed, {group_of(gains)}. "

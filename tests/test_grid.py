@@ -297,6 +297,12 @@ def test_a_run_that_a_killed_grid_has_left_behind_keeps_others_out(cfg, monkeypa
     grid.main(cfg)
 
 
+def test_where_there_is_no_fcntl_the_script_still_starts():
+    """As on Windows, which locks files in another way."""
+    code = "import sys; sys.modules['fcntl'] = None; import analysis.grid"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 # ---- failures ----
 
 
