@@ -197,6 +197,40 @@ def test_an_empty_file_has_no_answers(tmp_path):
     assert read_answers(write(tmp_path / "x", [])) == {}
 
 
+# ---- Student's t ----
+
+
+@pytest.mark.parametrize("t, df, p", [      # from printed tables of the two-sided t
+    (12.706, 1, 0.05), (4.303, 2, 0.05), (3.182, 3, 0.05), (2.776, 4, 0.05), (2.571, 5, 0.05),
+    (2.262, 9, 0.05), (63.657, 1, 0.01), (9.925, 2, 0.01), (3.169, 10, 0.01), (2.750, 30, 0.01)])
+def test_students_t_is_that_of_the_tables(t, df, p):
+    assert stats.t_test(t, 1.0, df) == pytest.approx(p, rel=2e-3)
+    assert stats.t_test(-3 * t, 3.0, df) == pytest.approx(p, rel=2e-3)
+
+
+@given(st.integers(1, 40), st.floats(0.01, 50))
+def test_students_t_is_its_density_summed_up(df, t):
+    density = lambda x: math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(
+        df * math.pi) * (1 + x * x / df) ** (-(df + 1) / 2)
+    n = 4000
+    inside = sum((1 if i in (0, n) else 4 if i % 2 else 2) * density(t * i / n)
+                 for i in range(n + 1)) * t / n / 3             # Simpson
+    assert stats.t_test(t, 1.0, df) == pytest.approx(1 - 2 * inside, abs=1e-6)
+
+
+def test_half_of_an_interval_is_students_for_any_number_of_seeds():
+    assert math.isnan(stats.half_95([])) and math.isnan(stats.half_95([1.0, 2.0]))
+    # at df = 2 p = 1 - t / sqrt(2 + t * t), so t = sqrt(2 q q / (1 - q q)) at q = 0.95
+    t = math.sqrt(2 * 0.95 ** 2 / (1 - 0.95 ** 2))
+    assert stats.half_95([1.0, 2.0, 3.0]) == pytest.approx(t / math.sqrt(3), rel=1e-12)
+    for n in (4, 11, 25, 100):                  # 25 and 100 are beyond any printed table
+        values = [float(i % 5) for i in range(n)]
+        stderr = statistics.stdev(values) / math.sqrt(n)
+        assert stats.t_test(stats.half_95(values), stderr, n - 1) == pytest.approx(0.05, abs=1e-12)
+    many = [0.0, 1.0] * 20_000
+    assert stats.half_95(many) == pytest.approx(stats.Z * 0.5 / math.sqrt(len(many)), rel=1e-4)
+
+
 # ---- several comparisons at once ----
 
 
