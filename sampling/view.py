@@ -1,12 +1,12 @@
 """How an answer came about: text condensing out of masks, on the terminal and as a web page.
 
-    screen, film = Screen(tok), Film(tok, prompt)
+    screen, recording = Screen(tok), Recording(tok, prompt)
     def on_step(x, p):
         screen.show(x[0], p[0])
-        film.show(x[0], p[0])
+        recording.show(x[0], p[0])
     complete(model, tok, [prompt], cfg, on_step)
     screen.end()
-    film.save_html("answer.html")
+    recording.save_html("answer.html")
 
 Both get ids in which masks stand where nothing is revealed yet, and p, the probability that each
 token had when it was revealed; it is its colour. A token whose p is 0 was given, not generated.
@@ -87,7 +87,7 @@ class Screen:
         return printable(text).encode(encoding, "backslashreplace").decode(encoding)
 
 
-class Film:
+class Recording:
     """Keeps what every pass changes, and saves it as a page to watch and to step through."""
 
     def __init__(self, tok, prompt: str = ""):
