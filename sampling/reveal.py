@@ -42,7 +42,7 @@ class Sampling:
     end_tokens: EndTokens = "allowed"   # last: revealed after all others; never: forbidden
     cache: CacheKind = "none"           # reuse keys and values of the prefix, or around the block
     threshold: float = 0.0              # reveal every token with this p, whatever steps is; 0: off
-    factor: float = 0.0                 # reveal the n surest while (n + 1)(1 - p_n) < it; 0: off
+    factor: float = 0.0  # Fast-dLLM: reveal the n surest while (n + 1)(1 - p_n) < factor; 0: off
     seed: int = 42                      # for temperature, alg_temp, random and origin
 
     def __post_init__(self):

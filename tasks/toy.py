@@ -18,6 +18,7 @@ from tasks.gsm8k import extract, has_format, score  # the answer format is GSM8K
 
 NAMES = "Anna Ben Carl Dora Emma Finn Gina Hugo Ida Jack Kim Leo".split()
 LARGEST = 7             # numbers in a story are drawn from 2 .. LARGEST
+PROTOCOL = dict(n_shot=0, gen_length=16, block_length=16, steps=16)     # ours; answers fit
 THINGS = "apples books cards coins eggs nuts pens shells stamps stones".split()
 
 # a story, a question, and the steps: `1` stands for the result of step one

@@ -16,7 +16,7 @@ from model import DLLM, ModelConfig, uniform
 from pretrained.tokenizer import byte_tokenizer, toy_tokenizer
 from sample import SampleConfig, complete, generate, load_model
 from sampling import view
-from sampling.reveal import draw, reveal_schedule
+from sampling.reveal import Sampling, draw, reveal_schedule
 from tasks.common import question_prompt
 
 ROOT = Path(sample.__file__).parent
@@ -53,6 +53,14 @@ def tiny(bias=None, seed=0, peaked=20.0, **config):
     return model
 
 
+def answer(model, prompt, gen_length, block_length, steps, temperature=0.0,
+           remasking="low_confidence", generator=None, **more):
+    """generate, with every setting of Sampling as an argument."""
+    settings = {name: more.pop(name) for name in list(more) if name in vars(Sampling())}
+    s = Sampling(gen_length, block_length, steps, temperature, remasking, **settings)
+    return generate(model, prompt, s, generator, **more)
+
+
 def generators(n, seed=0):
     return [torch.Generator().manual_seed(1000 * seed + b) for b in range(n)]
 
@@ -60,7 +68,7 @@ def generators(n, seed=0):
 def watch(model, prompt, *args, **kwargs):
     """The answer at the start and after every pass: (steps + 1, B, gen_length)."""
     states = []
-    generate(model, prompt, *args, on_step=lambda x, p: states.append(x.clone()), **kwargs)
+    answer(model, prompt, *args, on_step=lambda x, p: states.append(x.clone()), **kwargs)
     return torch.stack(states)
 
 
@@ -71,7 +79,7 @@ def watch(model, prompt, *args, **kwargs):
 def test_no_mask_and_no_forbidden_id_comes_out_though_the_model_loves_them(temperature, remasking):
     model = tiny(bias={MASK: 100.0, 3: 50.0, 4: 50.0})
     for steps in (2, 6, 12):
-        x = generate(model, PROMPTS, 12, 6, steps, temperature, remasking, generators(4),
+        x = answer(model, PROMPTS, 12, 6, steps, temperature, remasking, generators(4),
                      never=(3, 4))
         assert x.shape == (4, 12)
         assert not torch.isin(x, torch.tensor([MASK, 3, 4])).any()
@@ -81,7 +89,7 @@ def test_no_mask_and_no_forbidden_id_comes_out_though_the_model_loves_them(tempe
 @each_setting
 def test_the_only_id_that_is_not_forbidden_is_what_comes_out(temperature, remasking):
     model, never = tiny(bias={5: -50.0}), [i for i in range(VOCAB) if i not in (5, MASK)]
-    x = generate(model, PROMPTS, 8, 4, 4, temperature, remasking, generators(4), never=never)
+    x = answer(model, PROMPTS, 8, 4, 4, temperature, remasking, generators(4), never=never)
     assert (x == 5).all()
 
 
@@ -118,7 +126,7 @@ def test_steps_are_the_forward_passes():
     model.encode = lambda *args: passes.append(1) or encode(*args)
     for steps in (2, 4, 12):
         passes.clear()
-        generate(model, PROMPTS, 12, 6, steps)
+        answer(model, PROMPTS, 12, 6, steps)
         assert len(passes) == steps
 
 
@@ -128,7 +136,7 @@ def test_a_prompt_of_masks_stays_as_it_is():
     model = tiny()
     encode = model.encode
     model.encode = lambda x, *more: seen.append(x.clone()) or encode(x, *more)
-    generate(model, [[1, MASK, 2]], 4, 4, 4)
+    answer(model, [[1, MASK, 2]], 4, 4, 4)
     assert all(x[0, :3].tolist() == [1, MASK, 2] for x in seen)
 
 
@@ -140,22 +148,22 @@ def test_a_prompt_of_masks_stays_as_it_is():
 def test_rows_of_a_batch_come_out_as_they_would_alone(shift, temperature, remasking):
     model = tiny(shift=shift)
     for seed in range(4):
-        x = generate(model, PROMPTS, 12, 6, 8, temperature, remasking, generators(4, seed))
+        x = answer(model, PROMPTS, 12, 6, 8, temperature, remasking, generators(4, seed))
         for b, prompt in enumerate(PROMPTS):
             own = generators(4, seed)[b:b + 1]
-            alone = generate(model, [prompt], 12, 6, 8, temperature, remasking, own)
+            alone = answer(model, [prompt], 12, 6, 8, temperature, remasking, own)
             assert torch.equal(x[b:b + 1], alone), (seed, b)
 
 
 def test_a_tensor_of_prompts_is_the_list_of_its_rows():
     model, prompt = tiny(), [[1, 2, 3], [4, 5, 6]]
-    as_tensor = generate(model, torch.tensor(prompt), 8, 4, 4)
-    assert torch.equal(as_tensor, generate(model, prompt, 8, 4, 4))
+    as_tensor = answer(model, torch.tensor(prompt), 8, 4, 4)
+    assert torch.equal(as_tensor, answer(model, prompt, 8, 4, 4))
 
 
 def test_another_generator_is_another_sample_and_the_same_one_is_the_same():
     model = tiny()
-    first, again, other = (generate(model, PROMPTS, 12, 12, 12, 1.0, generator=generators(4, seed))
+    first, again, other = (answer(model, PROMPTS, 12, 12, 12, 1.0, generator=generators(4, seed))
                            for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert (first != other).any(dim=1).all()
@@ -197,7 +205,7 @@ def test_the_sampler_is_the_reference_of_llada(block_length, steps, temperature,
         model = tiny(seed=seed, shift=shift)
         for prompt in PROMPTS:
             args = 12, block_length, steps, temperature, remasking
-            ours = generate(model, [prompt], *args, generators(1, seed))[0].tolist()
+            ours = answer(model, [prompt], *args, generators(1, seed))[0].tolist()
             assert ours == reference(model, prompt, *args, generators(1, seed)[0])
 
 
@@ -279,7 +287,7 @@ def test_noise_is_in_double_precision(monkeypatch):
     original = sample.draw_uniform
     monkeypatch.setattr(sample, "draw_uniform",
                         lambda *args: seen.append(original(*args)) or seen[-1])
-    generate(model, PROMPTS, 4, 4, 4, 1.0, generator=generators(4))
+    answer(model, PROMPTS, 4, 4, 4, 1.0, generator=generators(4))
     assert len(seen) == 4 and all(u.dtype == torch.float64 for u in seen)
 
 
@@ -288,7 +296,7 @@ def test_generated_tokens_follow_the_distribution_without_the_mask_id():
     p = torch.zeros(VOCAB, dtype=torch.float64)
     p[1], p[2], p[MASK] = 4.0, 3.0, -torch.inf
     for temperature in (1.0, 2.0):
-        x = generate(model, [[1]] * 20, 100, 100, 1, temperature, generator=generators(20))
+        x = answer(model, [[1]] * 20, 100, 100, 1, temperature, generator=generators(20))
         assert_frequencies(x, (p / temperature).softmax(dim=0))
 
 
@@ -313,15 +321,15 @@ def test_generated_tokens_follow_the_distribution_without_the_mask_id():
 def test_lengths_that_do_not_fit_are_one_sentence_with_the_numbers(
         gen_length, block_length, steps, named):
     with pytest.raises(ValueError) as error:
-        generate(tiny(), [[1, 2], [1, 2, 3, 4, 5]], gen_length, block_length, steps)
+        answer(tiny(), [[1, 2], [1, 2, 3, 4, 5]], gen_length, block_length, steps)
     assert len(str(error.value).splitlines()) == 1
     assert all(words in str(error.value) for words in named), str(error.value)
 
 
 def test_the_longest_prompt_that_fits_is_answered():
-    assert generate(tiny(), [[1] * 52, [2]], 12, 12, 3).shape == (2, 12)
+    assert answer(tiny(), [[1] * 52, [2]], 12, 12, 3).shape == (2, 12)
     with pytest.raises(ValueError):
-        generate(tiny(), [[1] * 53, [2]], 12, 12, 3)
+        answer(tiny(), [[1] * 53, [2]], 12, 12, 3)
 
 
 # ---- complete ----
@@ -370,7 +378,7 @@ def test_a_completion_depends_on_the_seed_the_prompt_and_the_settings():
 def test_a_greedy_completion_is_what_generate_gives_with_the_same_settings():
     model, tok = text_model(bias={byte_tokenizer().eos_id: 3.0})
     cfg = sampler(temperature=0.0)
-    ids = generate(model, [tok.encode(text) for text in TEXTS], 12, 6, 8)
+    ids = answer(model, [tok.encode(text) for text in TEXTS], 12, 6, 8)
     assert complete(model, tok, TEXTS, cfg) == [tok.decode(row) for row in ids]
 
 
@@ -438,7 +446,7 @@ def test_the_command_asks_the_question_as_the_tasks_do(checkpoint, capsys):
     cfg = SampleConfig(init_from=str(checkpoint), prompt="Ben has 7 nuts. How many?", device="cpu")
     sample.main(cfg)
     model, tok = load_model(str(checkpoint), "cpu")
-    [ids] = generate(model, [tok.encode(question_prompt(cfg.prompt))], 16, 16, 16)
+    [ids] = answer(model, [tok.encode(question_prompt(cfg.prompt))], 16, 16, 16)
     shown = view.printable(tok.show(ids.tolist())).replace("\n", "\\n")
     assert capsys.readouterr().out.endswith(shown + "\n")
 
