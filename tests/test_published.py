@@ -14,7 +14,7 @@ pytest.importorskip(
 
 from test_weights import LLADA, generate
 
-import evaluate
+import eval_gsm8k
 import train
 from configurator import configure
 from pretrained.tokenizer import load_tokenizer
@@ -88,7 +88,7 @@ def test_a_published_model_is_tuned_scored_and_exported_as_it_came(kind, chat, m
         "config/qwen0.6b_gsm8k.py", f"--init_from={models / kind}", *common,
         f"--out_dir={tmp_path}/run", f"--export_dir={tmp_path}/export", "--max_steps=2",
         "--batch_size=4", "--micro_batch_size=2", "--eval_rows=4"]))
-    scores, _ = evaluate.evaluate(configure(evaluate.EvalConfig, [
+    scores, _ = eval_gsm8k.evaluate(configure(eval_gsm8k.EvalConfig, [
         f"--init_from={tmp_path}/run", *common, "--n_shot=1"]))
     assert scores["n"] == 3
     for folder in (tmp_path / "run" / "step_0000002", tmp_path / "export"):

@@ -472,6 +472,38 @@ def test_rows_with_a_threshold_come_out_as_they_would_alone(shift):
             assert torch.equal(x[b:b + 1], alone)
 
 
+def logits_of_doubts(doubts, top=40.0):
+    """(1, n, VOCAB): place n gives token n the probability 1 - doubts[n], at a logit of `top`."""
+    logits = torch.full((1, len(doubts), VOCAB), -20.0)
+    for n, doubt in enumerate(doubts):
+        logits[0, n, n] = top
+        logits[0, n, n + 10] = top + math.log(doubt) - math.log1p(-doubt)
+    return logits
+
+
+DOUBTS = (2.65e-6, 2.1e-6), (1.09e-6, 6e-9), (2.1e-6, 2.65e-6), (4e-7, 1e-6), (1e-5, 9e-6)
+
+
+@pytest.mark.parametrize("doubts", DOUBTS, ids=str)
+def test_of_two_places_the_one_with_the_smaller_doubt_is_revealed_first_at_logits_around_40(doubts):
+    model, states = tiny(), []
+    model.unembed = lambda h, where: logits_of_doubts(doubts)[:, where[1][0] - len(PROMPT)]
+    answer(model, [PROMPT], 2, 2, 2, on_step=lambda x, p: states.append(x[0] == MASK))
+    assert states[1].tolist() == [doubts[0] < doubts[1], doubts[0] > doubts[1]][::-1]
+
+
+@pytest.mark.parametrize("end_tokens", ["allowed", "last"])
+@pytest.mark.parametrize("remasking", ["low_confidence", "maskgit_plus"])
+def test_the_smaller_doubt_is_the_higher_confidence_at_logits_around_40(remasking, end_tokens):
+    s = Sampling(2, 2, 2, remasking=remasking, end_tokens=end_tokens)
+    for doubts in DOUBTS:
+        logits = logits_of_doubts(doubts)
+        token, confidence, logp = propose(logits, s, None, torch.tensor([EOS]))
+        assert token.tolist() == [[0, 1]]
+        for scores in (confidence, logp):
+            assert (scores[0, 0] > scores[0, 1]) == (doubts[0] < doubts[1])
+
+
 # ---- the end ----
 
 

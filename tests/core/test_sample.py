@@ -3,8 +3,10 @@ import itertools
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -12,11 +14,13 @@ import pytest
 import torch
 
 import sample
+from configurator import configure
 from model import DLLM, ModelConfig, uniform
 from pretrained.tokenizer import byte_tokenizer, toy_tokenizer
-from sample import SampleConfig, complete, generate, load_model
+from sample import SampleConfig, complete, complete_gaps, generate, load_model
 from sampling import view
 from sampling.reveal import Sampling, draw, reveal_schedule
+from tasks import toy
 from tasks.common import question_prompt
 
 ROOT = Path(sample.__file__).parent
@@ -411,8 +415,7 @@ def write_checkpoint(folder, seed=0, n_vocab_more=0, tok=None):
 def command(*options):
     env = {**os.environ, "PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"}
     argv = [sys.executable, "sample.py", "--device=cpu", *options]
-    return subprocess.run(argv, cwd=ROOT, env=env,
-                          capture_output=True)
+    return subprocess.run(argv, cwd=ROOT, env=env, capture_output=True)
 
 
 def test_the_command_shows_masks_first_and_none_in_the_end(checkpoint):
@@ -422,7 +425,7 @@ def test_the_command_shows_masks_first_and_none_in_the_end(checkpoint):
     assert first == "\u2591" * 16
     assert [line.count("\u2591") for line in between] == list(range(15, 0, -1))
     assert "\u2591" not in last and last
-    assert re.fullmatch(r"16 passes, [\d.]+ tokens a pass, [\d.]+ tokens/s up to the end\n",
+    assert re.fullmatch(r"16 passes, [\d.]+ tokens per pass, [\d.]+ tokens/s up to the end\n",
                         done.stderr.decode())
 
 
@@ -449,6 +452,50 @@ def test_the_command_asks_the_question_as_the_tasks_do(checkpoint, capsys):
     [ids] = answer(model, [tok.encode(question_prompt(cfg.prompt))], 16, 16, 16)
     shown = view.printable(tok.show(ids.tolist())).replace("\n", "\\n")
     assert capsys.readouterr().out.endswith(shown + "\n")
+
+
+def test_a_raw_prompt_is_asked_as_it_is_and_an_infill_may_have_line_breaks(checkpoint, capsys):
+    model, tok = load_model(str(checkpoint), "cpu")
+    sample.main(SampleConfig(init_from=str(checkpoint), prompt="Sums: 3+4", raw=True, device="cpu"))
+    [ids] = answer(model, [tok.encode("Sums: 3+4")], 16, 16, 16)
+    shown = view.printable(tok.show(ids.tolist())).replace("\n", "\\n")
+    assert capsys.readouterr().out.endswith(shown + "\n")
+    cfg = SampleConfig(init_from=str(checkpoint), infill=r"Sums: 3+4\n[MASK]*2=6", device="cpu")
+    sample.main(cfg)
+    *_, last = capsys.readouterr().out.splitlines()
+    text = complete_gaps(model, tok, "Sums: 3+4\n[MASK]*2=6", cfg)
+    assert "\n" in text and last == view.printable(text).replace("\n", "\\n")
+
+
+def test_the_default_question_is_one_of_the_toys_that_no_training_row_has():
+    story, question, _ = toy.TWO_STEPS[-1]
+    fill = dict(n="Finn", m="Carl", o="pens", a=7, b=5)
+    assert sample.QUESTION == f"{story} {question}".format(**fill)
+    assert zlib.crc32(sample.QUESTION.encode()) % 100 in toy.SHARE_OF_SPLIT["test"]
+
+
+@pytest.mark.parametrize("given, lengths", [
+    (dict(), (16, 16, 16)), (dict(chat=True), (256, 32, 256)), (dict(steps=4), (16, 16, 4)),
+    (dict(gen_length=64), (64, 16, 64)), (dict(gen_length=4), (4, 4, 4)),
+    (dict(chat=True, prompt="Hi", gen_length=64), (64, 32, 64)),
+    (dict(chat=True, gen_length=9, block_length=3, steps=3), (9, 3, 3))])
+def test_lengths_that_are_not_given_are_16_or_those_of_a_chat(given, lengths):
+    cfg = SampleConfig(**given)
+    assert (cfg.gen_length, cfg.block_length, cfg.steps) == lengths
+
+
+def test_a_conversation_has_no_page():
+    for fits in (dict(chat=True, prompt="Hi"), dict(chat=True, infill="[MASK]")):
+        SampleConfig(html="page.html", **fits)
+    with pytest.raises(ValueError, match="give a prompt"):
+        SampleConfig(html="page.html", chat=True)
+
+
+@pytest.mark.parametrize("line", [line.strip() for line in sample.__doc__.splitlines()
+                                  if line.strip().startswith("python sample.py")])
+def test_the_commands_of_the_docstring_parse(line):
+    command, *_ = re.split(r"\s{3,}", line)              # what it does stands apart
+    configure(SampleConfig, shlex.split(command)[2:])
 
 
 def test_the_command_works_when_the_model_has_more_ids_than_the_tokenizer(tmp_path, capsys):
