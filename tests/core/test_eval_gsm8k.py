@@ -729,7 +729,7 @@ def test_ema_weights_are_other_answers_in_another_file(cfg, tmp_path, monkeypatc
     trunk = {f"target.{name}": 2 * p for name, p in DLLM.from_pretrained(folder).named_parameters()
              if name != "head.weight"}
     save_file({name: p.detach() for name, p in trunk.items()}, folder / "train_state.safetensors")
-    (online, _), (ema, _) = eval_gsm8k.evaluate(cfg), eval_gsm8k.evaluate(replace(cfg, weights="ema"))
+    online, ema = scored(cfg), scored(replace(cfg, weights="ema"))
     assert ema["out"] == online["out"].replace(".jsonl", "_ema.jsonl")
     one, other = lines_of(replace(cfg, out=online["out"])), lines_of(replace(cfg, out=ema["out"]))
     assert [line["id"] for line in one] == [line["id"] for line in other]
@@ -748,7 +748,8 @@ def command(script, *options):
 def test_a_prompt_too_long_for_the_model_is_exit_code_1_one_sentence_and_nothing_written(tmp_path):
     folder = write_checkpoint(tmp_path, toy_tokenizer(), block_size=64)
     before = sorted(folder.iterdir())
-    done = command("eval_gsm8k.py", f"--init_from={folder}", "--task=toy", "--n_shot=4", "--limit=2")
+    done = command("eval_gsm8k.py", f"--init_from={folder}", "--task=toy", "--n_shot=4",
+                   "--limit=2")
     assert done.returncode == 1 and done.stdout == ""
     assert len(done.stderr.strip().split("\n")) == 1 and "block_size=64" in done.stderr
     assert sorted(folder.iterdir()) == before
