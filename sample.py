@@ -9,8 +9,8 @@ r"""The reverse process: start from all [MASK] and reveal a few tokens per pass,
 LLaDA's sampler (arXiv 2502.09992, its public generate.py) fills the answer block by block, from
 left to right. Each pass reads the whole text and proposes a token for every mask of the block; the
 proposals with the highest confidence are revealed, and what is revealed stays. Dream's sampler
-(arXiv 2508.15487) has other confidences and other numbers per pass (sampling/reveal.py). Ours gives
-the tokens of both, but that it never reveals [MASK] itself, which the published loops may.
+(arXiv 2508.15487) has other measures of confidence and reveals other numbers per pass: see
+sampling/reveal.py. We give the tokens of both, but never reveal [MASK], as the published loops may.
 
 Two shortcuts make it faster and change the answer: `cache` reuses keys and values outside the block
 (sampling/cache.py); `threshold` or `factor` reveal all tokens that are sure enough instead of a
@@ -31,10 +31,10 @@ from pretrained.weights import find_weights
 from sampling.canvas import Canvas
 from sampling.chat import talk
 from sampling.cost import Cost
-from sampling.prompts import check_generator, check_prompts, ends_of, id_lists, never_of
+from sampling.prompts import (check_gaps, check_generator, check_prompts, ends_of, id_lists,
+                              never_of)
 from sampling.reader import DelayedFlag, Reader
-from sampling.reveal import (Sampling, Schedule, draw_uniform, draws_on, generator_of_block,
-                             propose)
+from sampling.reveal import Sampling, Schedule, draw_uniform, draws_on, generator_of_block, propose
 from sampling.view import Recording, Screen
 from tasks.common import question_prompt
 
@@ -57,13 +57,14 @@ class SampleConfig(Sampling):
     device: str = "auto"                # cpu, cuda, cuda:1, ...; auto takes a GPU if there is one
 
     def __post_init__(self):
-        self.gen_length = self.gen_length or (256 if self.chat else 16)
-        self.block_length = self.block_length or min(32 if self.chat else 16, self.gen_length)
+        longest, block = (256, 32) if self.chat else (16, 16)
+        self.gen_length = self.gen_length or longest
+        self.block_length = self.block_length or min(block, self.gen_length)
         self.steps = self.steps or self.gen_length
         super().__post_init__()
         if self.is_conversation and self.html:
-            raise ValueError("html shows one answer, and --chat without --prompt is a "
-                             "conversation; give a prompt, too")
+            raise ValueError("--chat without --prompt is a conversation, and html shows one "
+                             "answer; give a prompt, too")
 
     @property
     def is_conversation(self) -> bool:
@@ -95,6 +96,7 @@ def generate(model, prompt, s: Sampling, generator=None, on_step=None, is_real=N
 
     def show_answer(x, p):
         on_step(x.gather(1, canvas.slots), p.gather(1, canvas.slots))
+
     canvas = Canvas(model, texts, gaps, s, never, ends, on_step and show_answer)
     fill(model, canvas, s, generator, stop, cost or Cost())
     return canvas.x.gather(1, canvas.slots)
@@ -108,8 +110,9 @@ def fill(model, canvas: Canvas, s: Sampling, generator, stop: bool, cost: Cost):
     for start in range(0, canvas.slots.shape[1], s.block_length):
         if stop and start:
             canvas.leave_ended(start)
-        if canvas.rows:
-            fill_block(model, canvas, start, s, generator, cost)
+        if not canvas.rows:
+            break
+        fill_block(model, canvas, start, s, generator, cost)
     cost.tokens += canvas.finish()
     cost.seconds += time.perf_counter() - began - canvas.seconds_shown
 
@@ -140,6 +143,7 @@ def fill_block(model, canvas: Canvas, start: int, s: Sampling, generator, cost: 
         def noise(*shape, dtype=torch.float32):
             padded = columns + n_padding    # LLaDA pads on the left and draws for padding, too
             return draw_uniform(generator, x.shape[1], padded, L, places, shape, dtype)
+
         proposal, confidence, logp = propose(logits, s, noise, canvas.ends)                 # (B, n)
 
         # 3 reveal the surest; of equal ones the leftmost
@@ -155,8 +159,7 @@ def fill_block(model, canvas: Canvas, start: int, s: Sampling, generator, cost: 
 
 
 @torch.no_grad()
-def infill(model, texts, s: Sampling, generator=None, on_step=None, never=(), ends=None,
-           cost=None):
+def infill(model, texts, s: Sampling, generator=None, on_step=None, never=(), ends=None, cost=None):
     """Fill the masks in lists of ids, wherever they stand -> the same lists without masks.
 
     A block is block_length masks, with as many passes as s gives to one. on_step(x, p), both
@@ -166,12 +169,7 @@ def infill(model, texts, s: Sampling, generator=None, on_step=None, never=(), en
     check_prompts(model.config, texts, 0)
     mask_id = model.config.mask_id
     gaps = [[i for i, token in enumerate(text) if token == mask_id] for text in texts]
-    if s.cache != "none":
-        raise ValueError(f"cache={s.cache} reuses what lies around one run of masks; gaps anywhere "
-                         f"need cache=none")
-    if not all(gaps) or model.config.shift and any(gap[0] == 0 for gap in gaps):
-        raise ValueError("a text to fill needs a mask, and not as its first token if the model "
-                         "scores the next one")
+    check_gaps(model.config, gaps, s)
     canvas = Canvas(model, texts, gaps, s, never, ends, on_step)
     fill(model, canvas, s, generator, False, cost or Cost())
     return [row[:len(text)] for row, text in zip(canvas.x.tolist(), texts)]

@@ -50,6 +50,16 @@ def check_prompts(config, prompts, gen_length: int):
                          f"{config.block_size - gen_length} tokens fit")
 
 
+def check_gaps(config, gaps, s: Sampling):
+    """Raise ValueError if texts have no gaps to fill, or if the settings cannot fill them."""
+    if s.cache != "none":
+        raise ValueError(f"cache={s.cache} reuses what lies around one run of masks; gaps anywhere "
+                         f"need cache=none")
+    if not all(gaps) or config.shift and any(gap[0] == 0 for gap in gaps):
+        raise ValueError("a text to fill needs a mask, and not as its first token if the model "
+                         "scores the next one")
+
+
 def check_generator(s: Sampling, generator, n_rows: int):
     """Raise ValueError if random settings have no generator, or a list is not one per row."""
     if s.is_random and generator is None:
