@@ -12,6 +12,7 @@ import torch
 pytest.importorskip(
     "tokenizers", reason="the library to compare with: pip install -r tests/requirements.txt")
 
+from test_tokenizer import folders  # noqa: F401, a fixture: tokenizers as published
 from test_weights import LLADA, generate
 
 import eval_gsm8k
