@@ -13,12 +13,13 @@ from decimal import Decimal
 from tasks.common import Example, load_rows, question_prompt
 
 N_VALIDATION = 256
-# the paper states 4 shots in its main table and 0 in an appendix; 128 steps and 256 tokens in one
-# block are those of the public reproduction
-PROTOCOL = dict(n_shot=4, gen_length=256, block_length=256, steps=128)
 MARKS = re.compile(r"<<.*?>>")          # calculator annotations: 3*4=<<3*4=12>>12
 # a sign counts unless it stands between two numbers, where it is a minus: `10-3` ends in 3
 NUMBER = re.compile(r"(?:(?<![0-9.)])-)?\$?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)")
+
+# the paper states 4 shots in its main table and 0 in an appendix; 128 steps and 256 tokens in one
+# block are those of the public reproduction
+PROTOCOL = dict(n_shot=4, gen_length=256, block_length=256, steps=128)
 
 
 def load(split: str, data_dir: str = "", variant: str = "") -> list[Example]:
