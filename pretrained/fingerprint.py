@@ -4,7 +4,7 @@ import os
 
 from pretrained.weights import catalogue
 
-PIECE, N_PIECES = 16_384, 1_024         # read at most this many bytes so many times: 16 MB a file
+PIECE, N_PIECES = 16_384, 1_024         # bytes per piece, pieces per file: at most 16 MB are read
 
 
 def fingerprint(folder) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from tasks import stats
 from tasks.files import write_json
 
-# settings that say where the weights lay; which weights they were, says "weights_hash"
+# where the weights were found; the setting weights_hash says which weights they are
 WHERE = "init_from", "revision", "file"
 
 

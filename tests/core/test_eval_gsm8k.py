@@ -671,7 +671,7 @@ def test_no_question_of_gsm8ks_test_set_is_there_twice():
     assert ids == [example.meta["id"] for example in gsm8k.load("test", str(REAL))]
 
 
-# ---- another model beside it ----
+# ---- a second model ----
 
 
 def test_a_base_is_asked_the_same_and_both_are_in_one_table(cfg, tmp_path, monkeypatch, capsys):
