@@ -1,53 +1,41 @@
-"""Talk with a model: every answer condenses out of masks, block by block.
+"""Hold a conversation with a model: every answer appears out of masks, block by block.
 
-    python chat.py --init_from=GSAI-ML/LLaDA-8B-Instruct
-    echo "What is 3 times 4?" | python chat.py --init_from=GSAI-ML/LLaDA-8B-Instruct
-
-/reset forgets the chat, /help says what there is, /quit or Ctrl-D ends. Ctrl-C stops an answer:
-what stands before its first mask stays in the chat, and if nothing does, the question goes too.
-Into a pipe go the answers alone, as far as they are finished from the left; notes go to stderr.
+/reset forgets the conversation, /help lists the commands, /quit or Ctrl-D ends. Ctrl-C stops an
+answer: the text before its first mask stays in the conversation; if there is none, the question is
+dropped, too. Into a pipe go the answers alone, each part once it is finished from the left; notes
+go to stderr.
 """
 import contextlib
 import importlib
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))    # a script in a folder
-
-from configurator import run
 from pretrained.chat_format import chat_ids
-from sample import Sampling, Tally, complete, load_model
+from sampling.cost import Cost
 from sampling.view import Screen, printable
 
 COMMANDS = "/reset forgets the chat, /quit or Ctrl-D ends, Ctrl-C stops an answer"
 
 
-@dataclass
-class ChatConfig(Sampling):
-    init_from: str = "GSAI-ML/LLaDA-8B-Instruct"    # checkpoint, out_dir or hub name
-    revision: str = ""                  # of a hub name: branch, tag or commit
-    gen_length: int = 256               # longest answer, in tokens
-    block_length: int = 32              # a block is finished before the next begins
-    steps: int = 256                    # passes in all; gen_length of them reveal one token each
-    device: str = "auto"                # cpu, cuda, cuda:1, ...; auto takes a GPU if there is one
+def talk(answer, tok, gen_length: int, block_size: int):
+    """Read questions from stdin and print answers until the input ends.
 
-
-def main(cfg: ChatConfig):
-    model, tok = load_model(cfg.init_from, cfg.device, cfg.revision, chat=True)
-    room = model.config.block_size - cfg.gen_length
+    answer(ids, on_step, cost) generates up to gen_length tokens after ids, the conversation so far;
+    it calls on_step(x, p) after every pass and adds to cost. block_size: the most tokens that the
+    model reads. Raises ValueError if that leaves no room for a question.
+    """
+    room = block_size - gen_length
     shortest = len(chat_ids(tok, [{"role": "user", "content": "?"}]))
     if room < shortest:
-        raise ValueError(f"gen_length={cfg.gen_length} leaves no room for a question in "
-                         f"block_size={model.config.block_size}; up to "
-                         f"{model.config.block_size - shortest} fit")
-    sys.stdin.reconfigure(errors="replace")             # bytes that are no text end no chat
+        raise ValueError(f"gen_length={gen_length} leaves no room for a question in "
+                         f"block_size={block_size}; up to {block_size - shortest} fit")
+    sys.stdin.reconfigure(errors="replace")             # bad bytes must not end the conversation
     sys.stdout.reconfigure(errors="backslashreplace")
     is_typed = sys.stdin.isatty()
     if is_typed:
         with contextlib.suppress(ImportError):          # arrow keys, where there is readline
             importlib.import_module("readline")
         note(COMMANDS)
+
     messages = []
     with contextlib.suppress(EOFError, KeyboardInterrupt):      # Ctrl-D; Ctrl-C at the prompt
         while (text := input("> " if is_typed else "").strip()) != "/quit":
@@ -59,11 +47,14 @@ def main(cfg: ChatConfig):
             elif text.startswith("/") and len(text.split()) == 1:
                 note(f"there is no {text}: {COMMANDS}")
             elif text:
-                messages = turn(model, tok, messages, text, room, cfg)
+                messages = turn(answer, tok, messages, text, room)
 
 
-def turn(model, tok, messages: list[dict], text: str, room: int, cfg: ChatConfig) -> list[dict]:
-    """Answers text: the chat so far -> the chat from now on. room: tokens that a chat may have."""
+def turn(answer, tok, messages: list[dict], text: str, room: int) -> list[dict]:
+    """Answer text -> the messages with the question and its answer.
+
+    room: the most tokens that a conversation may have; the oldest messages are dropped to fit.
+    """
     asked = [*messages, {"role": "user", "content": text}]
     kept, ids = newest(tok, asked, room)
     if len(ids) > room:
@@ -71,33 +62,35 @@ def turn(model, tok, messages: list[dict], text: str, room: int, cfg: ChatConfig
         return messages
     if len(kept) < len(asked):
         note(f"the oldest {len(asked) - len(kept)} messages no longer fit and are forgotten")
-    answer, tally, is_stopped = Answer(tok), Tally(), False
+
+    shown, cost, is_stopped = Answer(tok), Cost(), False
     try:
-        complete(model, tok, [ids], cfg, on_step=answer.show, tally=tally)
+        answer(ids, shown.show, cost)
     except KeyboardInterrupt:
         is_stopped = True
-    answer.end()
-    note("stopped" if is_stopped else tally.line())
-    if is_stopped and not answer.finished():
+    shown.end()
+    note("stopped" if is_stopped else cost.line())
+    if is_stopped and not shown.finished():
         return messages
-    return [*kept, {"role": "assistant", "content": answer.finished()}]
+    return [*kept, {"role": "assistant", "content": shown.finished()}]
 
 
 def newest(tok, messages: list[dict], room: int):
-    """Forgets the oldest question and its answer until the rest fits -> messages, their ids."""
+    """Drop the oldest question and its answer until the rest fits -> messages, their ids."""
     while len(ids := chat_ids(tok, messages)) > room and len(messages) > 1:
         messages = messages[2:]
     return messages, ids
 
 
 class Answer:
-    """What is revealed of an answer, shown in place on a terminal and else as it is finished."""
+    """Shows an answer as it is revealed: in place on a terminal, else its finished part."""
 
     def __init__(self, tok):
-        self.tok, self.screen, self.ids, self.written = tok, Screen(tok, pause=0), [], ""
+        self.tok, self.screen = tok, Screen(tok, pause=0)
+        self.ids, self.written = [], ""
 
     def show(self, x, p):
-        """x, p (1, N); what lies behind an end of text or turn is no part of the answer."""
+        """Take x and p (1, N); what follows an end of text or turn does not belong to it."""
         ids, ends = x[0].tolist(), (self.tok.eos_id, self.tok.eot_id)
         n = next((n for n, i in enumerate(ids) if i in ends), len(ids))
         self.ids = ids[:n]
@@ -109,7 +102,7 @@ class Answer:
             self.written = text
 
     def finished(self) -> str:
-        """The text before the first mask, without a character that still lacks bytes."""
+        """Return the text before the first mask, without a character that still lacks bytes."""
         if self.tok.mask_id not in self.ids:
             return self.tok.decode(self.ids)
         return self.tok.decode(self.ids[:self.ids.index(self.tok.mask_id)]).rstrip("\ufffd")
@@ -122,10 +115,6 @@ class Answer:
 
 
 def note(text: str):
-    """What is not part of the chat: dim, and on stderr."""
+    """Print what is not part of the conversation: dim, on stderr."""
     dim, plain = ("\x1b[2m", "\x1b[0m") if sys.stderr.isatty() else ("", "")
     print(f"{dim}{printable(text)}{plain}", file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    run(main, ChatConfig)

@@ -15,6 +15,10 @@ MARKS = re.compile(r"<<.*?>>")          # calculator annotations: 3*4=<<3*4=12>>
 NUMBER = re.compile(r"(?:(?<![0-9.)])-)?\$?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)")
 VARIANTS = {"marks": "keeps <<...>> in the answers"}
 
+# the paper states 4 shots in its main table and 0 in an appendix; 128 steps and 256 tokens in one
+# block are those of the public reproduction
+PROTOCOL = dict(n_shot=4, gen_length=256, block_length=256, steps=128)
+
 
 def load(split: str, data_dir: str = "", variant: str = "") -> list[Example]:
     """Return train, validation or test in file order; variant "marks" keeps <<...>> in answers.

@@ -43,6 +43,10 @@ SHA256 = {"train": "e159a1b2835a0bd223339dabdbb242c70c08026bb32b4660164628a0f0c9
 MAX_LENGTH = 200        # characters
 MAX_WORK = 2_000_000    # states visited and copied: a few seconds at most
 
+# the paper states 4 shots; the lengths are ours: gold regexes have at most 32 tokens, and each pass
+# reveals one
+PROTOCOL = dict(n_shot=4, gen_length=64, block_length=64, steps=64)
+
 
 def load(split: str, data_dir: str = "", variant: str = "") -> list[Example]:
     """Return the rows of train, validation (the last 256 of train) or test, in file order.

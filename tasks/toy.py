@@ -17,6 +17,7 @@ from tasks.gsm8k import extract, has_format, score  # answer format and metric a
 
 NAMES = "Anna Ben Carl Dora Emma Finn Gina Hugo Ida Jack Kim Leo".split()
 LARGEST = 7             # numbers in a story are drawn from 2 .. LARGEST
+PROTOCOL = dict(n_shot=0, gen_length=16, block_length=16, steps=16)     # ours; answers fit
 THINGS = "apples books cards coins eggs nuts pens shells stamps stones".split()
 
 # (story, question, steps); in the steps, `1` is the result of step one

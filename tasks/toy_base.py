@@ -13,6 +13,8 @@ import random
 from tasks import toy
 from tasks.common import Example, check_choice
 
+PROTOCOL = dict(n_shot=0, gen_length=24, block_length=24, steps=24)     # ours; answers fit
+
 
 def load(split: str, data_dir: str = "", variant: str = "", n: int = 0) -> list[Example]:
     """Return n rows of a split, half stories and half sums, from the split's own toy problems."""

@@ -15,15 +15,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import sample
 from model import DLLM, ModelConfig
 from pretrained.bpe import BYTE_OF
 from pretrained.chat_format import chat_ids
 from pretrained.tokenizer import byte_tokenizer, load_tokenizer
-from sample import Sampling
-from sampling import chat
-from sampling.chat import Answer, ChatConfig, newest, turn
+from sample import SampleConfig
+from sampling.chat import Answer, newest, turn
+from sampling.reveal import Sampling
 
-ROOT = Path(chat.__file__).parent.parent
+ROOT = Path(sample.__file__).parent
 ADDED = {"llada": ("<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>", "<|start_header_id|>",
                    "<|end_header_id|>", "<|eot_id|>"),
          "chatml": ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>")}
@@ -86,8 +87,8 @@ def start(folder, *options, **how):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         prepare()
     how = {**dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE), **how}
-    return subprocess.Popen([sys.executable, "sampling/chat.py", f"--init_from={folder}", *options],
-                            cwd=ROOT, env=env, preexec_fn=before, **how)
+    return subprocess.Popen([sys.executable, "sample.py", "--chat", f"--init_from={folder}",
+                             *options], cwd=ROOT, env=env, preexec_fn=before, **how)
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def talk(monkeypatch, capsys):
     def talk(folder, said, **settings):
         data = said if isinstance(said, bytes) else said.encode()
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), "utf-8"))
-        chat.main(ChatConfig(**{**SMALL, "init_from": str(folder), **settings}))
+        sample.main(SampleConfig(chat=True, **{**SMALL, "init_from": str(folder), **settings}))
         return capsys.readouterr()
     return talk
 
@@ -120,31 +121,25 @@ def read_until(file, sign, seconds=60):
 class Model:
     """Says what it is told to, token by token from the left, and keeps what it was asked."""
 
-    def __init__(self, monkeypatch, tok):
+    def __init__(self, tok):
         self.tok, self.asked, self.says, self.stop_after = tok, [], "Yes.", None
-        monkeypatch.setattr(chat, "complete", self.complete)
 
-    def complete(self, model, tok, prompts, cfg, on_step, tally):
-        [ids] = prompts
+    def __call__(self, ids, on_step, cost):
         self.asked.append(ids)
-        end = [tok.eot_id] + [tok.eos_id] * cfg.gen_length
-        said = ([*self.says] if isinstance(self.says, bytes) else tok.encode(self.says)) + end
-        x = torch.full((1, cfg.gen_length), tok.mask_id)
-        for n in range(cfg.gen_length + 1):
+        end = [self.tok.eot_id] + [self.tok.eos_id] * 12
+        said = ([*self.says] if isinstance(self.says, bytes) else self.tok.encode(self.says)) + end
+        x = torch.full((1, 12), self.tok.mask_id)
+        for n in range(13):
             on_step(x.clone(), torch.ones(x.shape))
             if n == self.stop_after:
                 raise KeyboardInterrupt
-            if n < cfg.gen_length:
+            if n < 12:
                 x[0, n] = said[n]
-        return [tok.decode(x[0].tolist())]
 
 
 @pytest.fixture
-def model(monkeypatch, tok):
-    return Model(monkeypatch, tok)
-
-
-CFG = SimpleNamespace(gen_length=12)
+def model(tok):
+    return Model(tok)
 
 
 def messages(*texts):
@@ -153,9 +148,9 @@ def messages(*texts):
 
 
 def test_the_model_is_asked_the_whole_chat_and_its_answer_is_kept(model, tok, capsys):
-    talk = turn(None, tok, [], "Is it?", 999, CFG)
+    talk = turn(model, tok, [], "Is it?", 999)
     model.says = "No."
-    talk = turn(None, tok, talk, "Sure?", 999, CFG)
+    talk = turn(model, tok, talk, "Sure?", 999)
     assert talk == messages("Is it?", "Yes.", "Sure?", "No.")
     assert model.asked == [chat_ids(tok, talk[:1]), chat_ids(tok, talk[:3])]
     assert capsys.readouterr().out == "Yes.\nNo.\n"
@@ -163,18 +158,18 @@ def test_the_model_is_asked_the_whole_chat_and_its_answer_is_kept(model, tok, ca
 
 def test_of_a_stopped_answer_what_stands_before_its_first_mask_is_kept(model, tok, capsys):
     model.stop_after = 2
-    assert turn(None, tok, [], "Is it?", 999, CFG) == messages("Is it?", "Ye")
+    assert turn(model, tok, [], "Is it?", 999) == messages("Is it?", "Ye")
     shown = capsys.readouterr()
     assert shown.out == "Ye\n" and shown.err == "stopped\n"
     model.says, model.stop_after = "\u20ac", 2              # two bytes of three
     before = messages("a", "b")
-    assert turn(None, tok, before, "Is it?", 999, CFG) == before
+    assert turn(model, tok, before, "Is it?", 999) == before
     assert "\ufffd" not in capsys.readouterr().out
 
 
 def test_an_answer_of_nothing_is_an_answer(model, tok, capsys):
     model.says = ""
-    assert turn(None, tok, [], "Is it?", 999, CFG) == messages("Is it?", "")
+    assert turn(model, tok, [], "Is it?", 999) == messages("Is it?", "")
     assert capsys.readouterr().out == "\n"
 
 
@@ -182,15 +177,15 @@ def test_the_oldest_turns_go_where_the_context_ends_and_not_before(model, tok, c
     talk = messages("one", "two", "three", "four")
     room = len(chat_ids(tok, talk + messages("five")))
     assert newest(tok, talk + messages("five"), room)[0] == talk + messages("five")
-    assert turn(None, tok, talk, "five", room, CFG) == talk + messages("five", "Yes.")
+    assert turn(model, tok, talk, "five", room) == talk + messages("five", "Yes.")
     assert "forgotten" not in capsys.readouterr().err
-    assert turn(None, tok, talk, "five", room - 1, CFG) == messages("three", "four", "five", "Yes.")
+    assert turn(model, tok, talk, "five", room - 1) == messages("three", "four", "five", "Yes.")
     [first, _] = capsys.readouterr().err.splitlines()
     assert first == "the oldest 2 messages no longer fit and are forgotten"
     alone = len(chat_ids(tok, messages("five")))
-    assert turn(None, tok, talk, "five", alone, CFG) == messages("five", "Yes.")
+    assert turn(model, tok, talk, "five", alone) == messages("five", "Yes.")
     asked = len(model.asked)
-    assert turn(None, tok, talk, "five", alone - 1, CFG) == talk
+    assert turn(model, tok, talk, "five", alone - 1) == talk
     assert "too long" in capsys.readouterr().err and len(model.asked) == asked
 
 
@@ -207,7 +202,7 @@ def test_a_pipe_gets_each_character_once_and_only_when_it_is_whole(model, tok, c
     assert seen[:4] == ["", "a", "", "\u20ac"]
 
 
-def test_what_lies_behind_an_end_is_no_part_of_the_answer(tok):
+def test_what_follows_an_end_does_not_belong_to_the_answer(tok):
     for end in (tok.eos_id, tok.eot_id):
         answer = Answer(tok)
         shown = []
@@ -243,9 +238,9 @@ def test_bytes_that_are_no_text_end_no_chat(folders, talk):
 
 def test_a_question_that_is_too_long_is_a_note_and_old_turns_are_forgotten(short, talk):
     err = talk(short, f"{'x' * 200}\n{'a' * 20}\n{'b' * 20}\n").err
-    too_long, tally, forgotten, tally_2 = err.splitlines()
+    too_long, cost, forgotten, cost_2 = err.splitlines()
     assert "too long" in too_long and "92 fit" in too_long
-    assert "oldest 2 messages" in forgotten and "passes" in tally and "passes" in tally_2
+    assert "oldest 2 messages" in forgotten and "passes" in cost and "passes" in cost_2
 
 
 def test_an_answer_that_leaves_no_room_is_one_sentence_before_anything_is_asked(short, talk, tok):
@@ -265,8 +260,9 @@ def test_a_model_without_a_chat_format_is_one_sentence(tmp_path, talk):
         talk(tmp_path, "Hi\n")
 
 
-def test_the_defaults_are_those_of_the_sampler_but_for_the_lengths():
-    ours, theirs = vars(ChatConfig()), vars(Sampling())
+def test_the_defaults_of_a_chat_are_those_of_the_sampler_but_for_the_lengths():
+    ours, theirs = vars(SampleConfig(chat=True)), vars(Sampling())
+    assert (ours["gen_length"], ours["block_length"], ours["steps"]) == (256, 32, 256)
     assert {name for name in theirs if ours[name] != theirs[name]} <= {
         "gen_length", "block_length", "steps"}
 

@@ -12,9 +12,10 @@ import torch
 pytest.importorskip(
     "tokenizers", reason="the library to compare with: pip install -r tests/requirements.txt")
 
+from test_tokenizer import folders  # noqa: F401, a fixture: tokenizers as published
 from test_weights import LLADA, generate
 
-import evaluate
+import eval_gsm8k
 import train
 from configurator import configure
 from pretrained.tokenizer import load_tokenizer
@@ -72,7 +73,8 @@ def test_sample_generates_from_a_published_folder(kind, models):
 
 @pytest.mark.parametrize("kind", ["llada", "base", "dream", "qwen"])
 def test_sample_asks_in_a_chat(kind, models):
-    done = command("sample.py", f"--init_from={models / kind}", "--chat", "--steps=4")
+    done = command("sample.py", f"--init_from={models / kind}", "--chat", "--prompt=Hi",
+                   "--gen_length=16", "--block_length=16", "--steps=4")
     assert done.returncode == 0, done.stderr
     for token in ("<|mdm_mask|>", "<|reserved", "<|im_start|>", "<|beginoftext|>"):
         assert token not in done.stdout                 # nothing that no answer is made of
@@ -88,8 +90,9 @@ def test_a_published_model_is_tuned_scored_and_exported_as_it_came(kind, chat, m
         "config/qwen0.6b_gsm8k.py", f"--init_from={models / kind}", *common,
         f"--out_dir={tmp_path}/run", f"--export_dir={tmp_path}/export", "--max_steps=2",
         "--batch_size=4", "--micro_batch_size=2", "--eval_rows=4"]))
-    scores, _ = evaluate.evaluate(configure(evaluate.EvalConfig, [
-        f"--init_from={tmp_path}/run", *common, "--n_shot=1"]))
+    scores, _ = eval_gsm8k.evaluate(configure(eval_gsm8k.EvalConfig, [
+        f"--init_from={tmp_path}/run", *common, "--n_shot=1", "--gen_length=16",
+        "--block_length=16", "--steps=16"]))
     assert scores["n"] == 3
     for folder in (tmp_path / "run" / "step_0000002", tmp_path / "export"):
         same = read_config(folder)

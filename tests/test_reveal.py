@@ -4,12 +4,15 @@ import math
 
 import pytest
 import torch
+from test_sample import answer
 from test_sample import one_thread  # noqa: F401, for every test here
 from test_sample import tiny as any_tiny
 
-import sample
 from pretrained.tokenizer import byte_tokenizer
-from sample import SampleConfig, Tally, complete, complete_gaps, generate, infill
+from sample import SampleConfig, complete, complete_gaps, infill
+from sampling.cost import Cost
+from sampling.prompts import never_of
+from sampling.reader import DelayedFlag, Reader
 from sampling.reveal import Sampling, dream_schedule, keep_likeliest, propose
 
 VOCAB, EOT, EOS, MASK = 40, 37, 38, 39
@@ -98,10 +101,10 @@ def test_the_sampler_is_lladas_token_for_token(case, prompts):
         model = tiny(seed=seed, peaked=6.0, bias={EOS: 3.0, EOT: 3.0})
         ids, is_real = left_padded(prompts)
         theirs = llada(model, ids, is_real, generator=seeded(seed), **s)
-        ours = generate(model, prompts, **s, generator=seeded(seed), ends=(EOS, EOT)
+        ours = answer(model, prompts, **s, generator=seeded(seed), ends=(EOS, EOT)
                         if s["end_tokens"] == "last" else (EOS,))
         assert torch.equal(ours, theirs), seed
-        plain = generate(model, prompts, 16, s["block_length"], s["steps"])
+        plain = answer(model, prompts, 16, s["block_length"], s["steps"])
         changed |= case == {} or not torch.equal(ours, plain) or "block_length" in case or (
             "steps" in case)
     assert changed, "the setting does nothing"
@@ -110,7 +113,7 @@ def test_the_sampler_is_lladas_token_for_token(case, prompts):
 @pytest.mark.parametrize("more", [dict(), dict(temperature=1.0), dict(cache="dual")], ids=str)
 def test_prompts_padded_on_any_side_are_those_without_their_padding(more):
     def answers(prompts, **is_real):
-        return generate(tiny(), prompts, 12, 4, 6, generator=seeded(), **more, **is_real)
+        return answer(tiny(), prompts, 12, 4, 6, generator=seeded(), **more, **is_real)
     ids, is_real = left_padded(PROMPTS)
     expected = answers(PROMPTS)
     assert torch.equal(answers(ids, is_real=is_real), expected)
@@ -122,7 +125,7 @@ def test_prompts_padded_on_any_side_are_those_without_their_padding(more):
 def test_end_tokens_last_means_after_all_others():
     model = tiny(peaked=1.0, bias={EOS: 9.0})
     states = []
-    generate(model, [PROMPT], 16, 16, 16, ends=(EOS,), end_tokens="last",
+    answer(model, [PROMPT], 16, 16, 16, ends=(EOS,), end_tokens="last",
              on_step=lambda x, p: states.append(x[0].clone()))
     ended = [(x == EOS).any().item() for x in states]
     masked = [(x == MASK).sum().item() for x in states]
@@ -149,11 +152,11 @@ def test_end_tokens_last_are_less_sure_than_all_others(more):
 
 
 def test_what_ends_a_text_is_by_default_the_models_end_of_text():
-    model, tally = tiny(bias={EOS: 30.0}), Tally()
-    assert (generate(model, [PROMPT], 8, 8, 8) == EOS).all()
-    assert not (generate(model, [PROMPT], 8, 8, 8, end_tokens="never") == EOS).any()
-    generate(model, [PROMPT], 8, 4, 8, stop=True, tally=tally)
-    assert (tally.passes, tally.tokens) == (4, 1)
+    model, cost = tiny(bias={EOS: 30.0}), Cost()
+    assert (answer(model, [PROMPT], 8, 8, 8) == EOS).all()
+    assert not (answer(model, [PROMPT], 8, 8, 8, end_tokens="never") == EOS).any()
+    answer(model, [PROMPT], 8, 4, 8, stop=True, cost=cost)
+    assert (cost.passes, cost.tokens) == (4, 1)
 
 
 def test_end_tokens_never_holds_for_gaps_too():
@@ -208,7 +211,7 @@ def test_greedy_dream_is_dreams_token_for_token(alg, more):
         model = tiny(seed=seed, peaked=5.0, shift=True, qkv_bias=True)
         for steps in (16, 8, 5):
             theirs = dream(model, PROMPT, 16, steps, alg, **more)
-            ours = generate(model, [PROMPT], 16, 16, steps, remasking=alg, **more)[0].tolist()
+            ours = answer(model, [PROMPT], 16, 16, steps, remasking=alg, **more)[0].tolist()
             assert ours == theirs, (seed, steps)
 
 
@@ -217,7 +220,7 @@ def test_the_orders_differ_from_each_other():
     when = {}
     for alg in ("low_confidence", "maskgit_plus", "topk_margin", "entropy"):
         states = []
-        generate(model, [PROMPT], 16, 16, 16, remasking=alg, top_k=3,
+        answer(model, [PROMPT], 16, 16, 16, remasking=alg, top_k=3,
                  on_step=lambda x, p: states.append(x[0] == MASK))
         when[alg] = tuple(torch.stack(states).sum(dim=0).tolist())
     assert len(set(when.values())) == 4
@@ -234,7 +237,7 @@ def test_origin_reveals_each_mask_with_the_share_of_time_that_passes():
     n_rows, passes, n = 800, 8, 16
     states = []
     generators = [seeded(b) for b in range(n_rows)]
-    generate(tiny(), [[1, 2]] * n_rows, n, n, passes, remasking="origin", generator=generators,
+    answer(tiny(), [[1, 2]] * n_rows, n, n, passes, remasking="origin", generator=generators,
              on_step=lambda x, p: states.append((x == MASK).sum(dim=1)))
     left = torch.stack(states).double()
     assert (left[-1] == 0).all()
@@ -306,7 +309,7 @@ def test_a_gap_at_the_end_is_what_generate_fills():
     model = tiny()
     for prompt in (PROMPT, [1]):
         [text] = infill(model, [prompt + [MASK] * 12], Sampling(12, 4, 6))
-        assert text[len(prompt):] == generate(model, [prompt], 12, 4, 6)[0].tolist()
+        assert text[len(prompt):] == answer(model, [prompt], 12, 4, 6)[0].tolist()
 
 
 def test_a_text_may_fill_the_model_to_its_last_token():
@@ -327,7 +330,7 @@ def test_a_written_text_is_filled_at_its_masks():
     cfg = SampleConfig(gen_length=4, block_length=4, steps=4, device="cpu")
     text = complete_gaps(model, tok, "ab[MASK]c[MASK][MASK]", cfg)
     plain = tok.show(infill(model, [[*b"ab", tok.mask_id, *b"c", tok.mask_id, tok.mask_id]], cfg,
-                            never=sample.never_of(model, tok))[0])
+                            never=never_of(model, tok))[0])
     assert text == plain and text.startswith("ab") and "\u2591" not in text
 
 
@@ -341,7 +344,7 @@ def test_with_one_pass_a_block_a_cache_changes_nothing(cache, shift):
     model = tiny(shift=shift)
     for block in (1, 2, 4, 12):
         args = model, PROMPTS, 12, block, 12 // block
-        assert torch.equal(generate(*args, cache=cache), generate(*args))
+        assert torch.equal(answer(*args, cache=cache), answer(*args))
 
 
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
@@ -361,7 +364,7 @@ def test_right_after_a_refresh_a_cached_pass_gives_the_same_logits(cache, more):
     for start in (0, 4, 8):
         where, places = slots[:, start:start + 4], torch.arange(4).expand(4, 4)
         with torch.no_grad():
-            reader = sample.Reader(model, is_real, slots, start, s)
+            reader = Reader(model, is_real, slots, start, s)
             full = reader.logits(x, where, places)
             again = reader.logits(x, where, places)
             some = reader.logits(x, where[:, [2, 0]], places[:, [2, 0]])
@@ -376,7 +379,7 @@ def test_a_cached_pass_sees_the_tokens_of_its_block_as_they_are_now():
     is_real, slots = torch.ones(1, 16, dtype=torch.bool), torch.arange(8, 16)[None]
     where, places = slots, torch.arange(8)[None]
     with torch.no_grad():
-        reader = sample.Reader(model, is_real, slots, 0, s)
+        reader = Reader(model, is_real, slots, 0, s)
         reader.logits(x, where, places)
         x[0, 9] = 5                                     # in one layer keys depend on tokens alone
         assert torch.allclose(reader.logits(x, where, places), model(x)[:, 8:], atol=1e-5)
@@ -387,7 +390,7 @@ def test_the_dual_cache_computes_the_block_alone_and_the_prefix_cache_what_follo
         model, widths = tiny(shift=shift), []
         block = model.blocks[0].forward
         model.blocks[0].forward = lambda x, *rest: widths.append(x.shape[1]) or block(x, *rest)
-        generate(model, [PROMPT], 12, 4, 12, cache=cache)
+        answer(model, [PROMPT], 12, 4, 12, cache=cache)
         assert widths[0] == widths[4] == widths[8] == 20
         if expected:
             assert set(widths[1:4] + widths[5:8] + widths[9:]) == {expected}
@@ -401,9 +404,9 @@ def test_rows_with_a_cache_come_out_as_they_would_alone(cache):
         for shift in (False, True):
             model = tiny(shift=shift, peaked=5.0)
             generators = [[seeded(b) for b in range(4)] for _ in range(2)]
-            x = generate(model, PROMPTS, 12, 4, 12, cache=cache, generator=generators[0], **more)
+            x = answer(model, PROMPTS, 12, 4, 12, cache=cache, generator=generators[0], **more)
             for b, prompt in enumerate(PROMPTS):
-                alone = generate(model, [prompt], 12, 4, 12, cache=cache,
+                alone = answer(model, [prompt], 12, 4, 12, cache=cache,
                                  generator=[generators[1][b]], **more)
                 assert torch.equal(x[b:b + 1], alone)
 
@@ -415,7 +418,7 @@ def probabilities(**more):
     """How many tokens each pass reveals in a row, and the least p of them."""
     states, ps = [], []
     model = tiny(peaked=more.pop("peaked", 60.0), seed=more.pop("seed", 0))
-    generate(model, [PROMPT], 16, 16, 16, on_step=lambda x, p: (states.append(x[0] == MASK),
+    answer(model, [PROMPT], 16, 16, 16, on_step=lambda x, p: (states.append(x[0] == MASK),
                                                                ps.append(p[0].clone())), **more)
     for before, after, p in zip(states, states[1:], ps[1:]):
         yield p[before & ~after].tolist()
@@ -448,13 +451,13 @@ def test_a_factor_reveals_n_if_n_plus_1_doubts_are_below_it():
 def test_a_threshold_no_token_reaches_is_the_exact_sampler_with_a_pass_a_token():
     model = tiny(peaked=2.0)
     for cache in ("none", "dual", "prefix"):
-        x = generate(model, PROMPTS, 12, 4, 12, threshold=1.0, cache=cache)
-        assert torch.equal(x, generate(model, PROMPTS, 12, 4, 12, cache=cache))
+        x = answer(model, PROMPTS, 12, 4, 12, threshold=1.0, cache=cache)
+        assert torch.equal(x, answer(model, PROMPTS, 12, 4, 12, cache=cache))
 
 
 def test_steps_do_not_matter_to_a_threshold():
     model = tiny(peaked=60.0)
-    some = [generate(model, PROMPTS, 12, 4, steps, threshold=0.5) for steps in (3, 6, 12)]
+    some = [answer(model, PROMPTS, 12, 4, steps, threshold=0.5) for steps in (3, 6, 12)]
     assert torch.equal(some[0], some[1]) and torch.equal(some[0], some[2])
 
 
@@ -462,11 +465,43 @@ def test_steps_do_not_matter_to_a_threshold():
 def test_rows_with_a_threshold_come_out_as_they_would_alone(shift):
     for more in (dict(threshold=0.4), dict(factor=1.0), dict(threshold=0.4, temperature=0.5)):
         model = tiny(shift=shift, peaked=60.0)
-        x = generate(model, PROMPTS, 12, 6, 12, generator=[seeded(b) for b in range(4)], **more)
+        x = answer(model, PROMPTS, 12, 6, 12, generator=[seeded(b) for b in range(4)], **more)
         assert not (x == MASK).any()
         for b, prompt in enumerate(PROMPTS):
-            alone = generate(model, [prompt], 12, 6, 12, generator=[seeded(b)], **more)
+            alone = answer(model, [prompt], 12, 6, 12, generator=[seeded(b)], **more)
             assert torch.equal(x[b:b + 1], alone)
+
+
+def logits_of_doubts(doubts, top=40.0):
+    """(1, n, VOCAB): place n gives token n the probability 1 - doubts[n], at a logit of `top`."""
+    logits = torch.full((1, len(doubts), VOCAB), -20.0)
+    for n, doubt in enumerate(doubts):
+        logits[0, n, n] = top
+        logits[0, n, n + 10] = top + math.log(doubt) - math.log1p(-doubt)
+    return logits
+
+
+DOUBTS = (2.65e-6, 2.1e-6), (1.09e-6, 6e-9), (2.1e-6, 2.65e-6), (4e-7, 1e-6), (1e-5, 9e-6)
+
+
+@pytest.mark.parametrize("doubts", DOUBTS, ids=str)
+def test_of_two_places_the_one_with_the_smaller_doubt_is_revealed_first_at_logits_around_40(doubts):
+    model, states = tiny(), []
+    model.unembed = lambda h, where: logits_of_doubts(doubts)[:, where[1][0] - len(PROMPT)]
+    answer(model, [PROMPT], 2, 2, 2, on_step=lambda x, p: states.append(x[0] == MASK))
+    assert states[1].tolist() == [doubts[0] < doubts[1], doubts[0] > doubts[1]][::-1]
+
+
+@pytest.mark.parametrize("end_tokens", ["allowed", "last"])
+@pytest.mark.parametrize("remasking", ["low_confidence", "maskgit_plus"])
+def test_the_smaller_doubt_is_the_higher_confidence_at_logits_around_40(remasking, end_tokens):
+    s = Sampling(2, 2, 2, remasking=remasking, end_tokens=end_tokens)
+    for doubts in DOUBTS:
+        logits = logits_of_doubts(doubts)
+        token, confidence, logp = propose(logits, s, None, torch.tensor([EOS]))
+        assert token.tolist() == [[0, 1]]
+        for scores in (confidence, logp):
+            assert (scores[0, 0] > scores[0, 1]) == (doubts[0] < doubts[1])
 
 
 # ---- the end ----
@@ -476,35 +511,35 @@ def test_after_the_block_of_its_end_a_row_is_left_alone_and_the_text_is_the_same
     stopped = 0
     for seed in range(6):
         model = tiny(seed=seed, peaked=3.0, bias={EOS: 4.0})
-        whole = generate(model, PROMPTS, 24, 4, 24, ends=(EOS,))
-        tally = Tally()
-        x = generate(model, PROMPTS, 24, 4, 24, ends=(EOS,), stop=True, tally=tally)
+        whole = answer(model, PROMPTS, 24, 4, 24, ends=(EOS,))
+        cost = Cost()
+        x = answer(model, PROMPTS, 24, 4, 24, ends=(EOS,), stop=True, cost=cost)
         for ours, exact in zip(x.tolist(), whole.tolist()):
             end = exact.index(EOS) if EOS in exact else 24
             assert ours[:end] == exact[:end] and MASK not in ours
             last = (end // 4 + 1) * 4
             assert all(token == EOS for token in ours[last:])
-        stopped += tally.row_passes < 4 * 24
+        stopped += cost.row_passes < 4 * 24
         ends = [row.index(EOS) + 1 if EOS in row else 24 for row in whole.tolist()]
-        assert tally.tokens == sum(ends)
-        assert tally.row_passes == sum(-(-end // 4) * 4 for end in ends)
-        assert tally.passes == -(-max(ends) // 4) * 4
+        assert cost.tokens == sum(ends)
+        assert cost.row_passes == sum(-(-end // 4) * 4 for end in ends)
+        assert cost.passes == -(-max(ends) // 4) * 4
     assert stopped
 
 
-def test_the_tally_counts_passes_and_tokens_and_no_prompt():
-    tally, model = Tally(), tiny()
-    generate(model, [PROMPT * 5, [1]], 12, 12, 6, tally=tally)
-    assert (tally.passes, tally.row_passes, tally.tokens) == (6, 12, 24)
-    generate(model, [PROMPT], 12, 12, 6, tally=tally)
-    assert (tally.passes, tally.row_passes, tally.tokens) == (12, 18, 36)
-    assert tally.numbers()["tokens_per_pass"] == 2.0
-    assert "12 passes, 2.0 tokens a pass" in tally.line()
+def test_the_cost_counts_passes_and_tokens_and_no_prompt():
+    cost, model = Cost(), tiny()
+    answer(model, [PROMPT * 5, [1]], 12, 12, 6, cost=cost)
+    assert (cost.passes, cost.row_passes, cost.tokens) == (6, 12, 24)
+    answer(model, [PROMPT], 12, 12, 6, cost=cost)
+    assert (cost.passes, cost.row_passes, cost.tokens) == (12, 18, 36)
+    assert cost.numbers()["tokens_per_pass"] == 2.0
+    assert "12 passes, 2.0 tokens per pass" in cost.line()
 
 
 def test_a_flag_on_the_cpu_is_read_at_once():
-    late = sample.Late()
-    assert late.read(torch.tensor(True)) is True and late.read(torch.tensor(False)) is False
+    flag = DelayedFlag()
+    assert flag.read(torch.tensor(True)) is True and flag.read(torch.tensor(False)) is False
 
 
 # ---- bad input ----
@@ -530,7 +565,7 @@ def test_a_flag_on_the_cpu_is_read_at_once():
     (dict(is_real=[[1] * 8] * 2), "is_real")])
 def test_settings_that_make_no_sense_are_one_sentence(settings, named):
     with pytest.raises(ValueError) as error:
-        generate(tiny(), [PROMPT], **{**dict(gen_length=12, block_length=4, steps=6), **settings})
+        answer(tiny(), [PROMPT], **{**dict(gen_length=12, block_length=4, steps=6), **settings})
     assert named in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
@@ -541,13 +576,13 @@ def test_settings_that_make_no_sense_are_one_sentence(settings, named):
     (False, [[1, VOCAB]], f"id {VOCAB}"), (False, [[-1]], "id -1"), (False, None, "rows")])
 def test_prompts_that_cannot_be_answered_are_one_sentence(shift, prompts, named):
     with pytest.raises(ValueError, match=named) as error:
-        generate(tiny(shift=shift), prompts, 12, 12, 12)
+        answer(tiny(shift=shift), prompts, 12, 12, 12)
     assert len(str(error.value).splitlines()) == 1
 
 
 def test_an_empty_prompt_is_answered_and_a_batch_of_one_is_too():
-    assert generate(tiny(), [[]], 12, 12, 12).shape == (1, 12)
-    assert generate(tiny(), torch.empty(1, 0, dtype=torch.long), 12, 12, 12).shape == (1, 12)
+    assert answer(tiny(), [[]], 12, 12, 12).shape == (1, 12)
+    assert answer(tiny(), torch.empty(1, 0, dtype=torch.long), 12, 12, 12).shape == (1, 12)
     tok = byte_tokenizer()
     model = tiny(vocab_size=tok.n_vocab, mask_id=tok.mask_id, eos_id=tok.eos_id)
     cfg = SampleConfig(gen_length=8, block_length=4, steps=4, cache="dual", device="cpu")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pretrained.tokenizer import BYTES, byte_tokenizer, our_tokenizer, toy_tokenizer
 from sampling import view
-from sampling.view import SHADES, Film, Screen, printable, spans
+from sampling.view import SHADES, Recording, Screen, printable, spans
 
 TOK, MASK = byte_tokenizer(), byte_tokenizer().mask_id
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
@@ -21,7 +21,7 @@ browser = pytest.mark.skipif(not CHROMIUM, reason="no chromium, chromium-browser
 HOSTILE = ("</script><script>window.pwned = 1</script>", "<img src=x onerror='window.pwned = 1'>",
            "\" onmouseover=\"pwned = 1\" '`${pwned = 1}", "<!--<script>", "&lt;b&gt; &amp;",
            "a\u2028b\u2029c", "nul \x00 bell \x07 \x1b[2J\x1b]0;title\x07 \x9b2J \r over",
-           "\u202edrowssap\u202c", "\"FILM\"", "\\u003c \\", "one\ntwo\n")
+           "\u202edrowssap\u202c", "\"RECORDING\"", "\\u003c \\", "one\ntwo\n")
 CHARACTERS = ("a", "Z", " ", "\n", "\u00e9", "\u4e2d", "\u3042", "\U0001f642", "e\u0301", "\u2591",
               "\U0001f469\u200d\U0001f680", "\u2764\ufe0f", "\u3000", "\x1b[2J", "\x1b[9A", "\r",
               "\t", "\x9b", "\u202e")
@@ -246,17 +246,17 @@ def test_every_shade_is_readable_on_black_and_on_white_and_the_page_has_the_same
 # ---- the page ----
 
 
-def saved(film, tmp_path, about=""):
-    path = tmp_path / "film.html"
-    film.save_html(path, about)
-    return path, json.loads(re.search(r'"film">(.*?)</script>', path.read_text("utf-8"))[1])
+def saved(recording, tmp_path, about=""):
+    path = tmp_path / "page.html"
+    recording.save_html(path, about)
+    return path, json.loads(re.search(r'"recording">(.*?)</script>', path.read_text("utf-8"))[1])
 
 
-def film_of(text, prompt="How?", order=None, p=None, tok=TOK):
-    film = Film(tok, prompt)
+def recording_of(text, prompt="How?", order=None, p=None, tok=TOK):
+    recording = Recording(tok, prompt)
     for x, seen in frames(tok.encode(text), order, p):
-        film.show(x, seen)
-    return film
+        recording.show(x, seen)
+    return recording
 
 
 def visit(path, fragment="", script="", budget=2000):
@@ -292,7 +292,7 @@ def visit(path, fragment="", script="", budget=2000):
 
 
 def test_a_step_holds_what_it_changed_and_no_more(tmp_path):
-    _, data = saved(film_of("ab\u20ac", order=[4, 1, 0, 2, 3], p=[0.1, 0.5, 1, 0.25, 2 / 3]),
+    _, data = saved(recording_of("ab\u20ac", order=[4, 1, 0, 2, 3], p=[0.1, 0.5, 1, 0.25, 2 / 3]),
                     tmp_path, "a model")
     assert data == {
         "about": "a model", "prompt": "How?", "text": "ab\u20ac", "length": 5,
@@ -302,33 +302,33 @@ def test_a_step_holds_what_it_changed_and_no_more(tmp_path):
 
 
 def test_an_unlikely_token_is_still_from_the_model():
-    film = Film(TOK)
-    film.show(torch.tensor([*b"abc"]), torch.tensor([1e-6, 0.123456, 0.0]))
-    assert film.steps == [[[0, "a", 1e-6], [1, "b", 0.1235], [2, "c", 0.0]]]
+    recording = Recording(TOK)
+    recording.show(torch.tensor([*b"abc"]), torch.tensor([1e-6, 0.123456, 0.0]))
+    assert recording.steps == [[[0, "a", 1e-6], [1, "b", 0.1235], [2, "c", 0.0]]]
 
 
 def test_the_size_of_a_page_grows_with_the_tokens_not_with_tokens_times_steps(tmp_path):
-    size = [saved(film_of("a" * n), tmp_path)[0].stat().st_size for n in (100, 200, 400)]
+    size = [saved(recording_of("a" * n), tmp_path)[0].stat().st_size for n in (100, 200, 400)]
     assert size[2] - size[1] < 2.3 * (size[1] - size[0])
 
 
 def test_the_page_asks_for_nothing_from_anywhere(tmp_path):
-    text = saved(film_of("abc"), tmp_path)[0].read_text("utf-8")
+    text = saved(recording_of("abc"), tmp_path)[0].read_text("utf-8")
     assert "default-src 'none'" in text
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|url\(|@import|\bsrc=|fetch\(", text)
 
 
-def test_the_folder_of_a_page_is_made_and_a_film_may_be_empty(tmp_path):
-    Film(TOK).save_html(str(tmp_path / "new" / "film.html"))
-    assert saved(Film(TOK), tmp_path)[1]["steps"] == [[]]
+def test_the_folder_of_a_page_is_made_and_a_recording_may_be_empty(tmp_path):
+    Recording(TOK).save_html(str(tmp_path / "new" / "page.html"))
+    assert saved(Recording(TOK), tmp_path)[1]["steps"] == [[]]
     (tmp_path / "file").touch()
     with pytest.raises(OSError):
-        Film(TOK).save_html(str(tmp_path / "file" / "film.html"))
+        Recording(TOK).save_html(str(tmp_path / "file" / "page.html"))
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_text_can_end_the_script_that_holds_it(text, tmp_path):
-    path, data = saved(film_of(text, text, p=None), tmp_path, text)
+    path, data = saved(recording_of(text, text, p=None), tmp_path, text)
     assert data["text"] == data["prompt"] == data["about"] == printable(text)
     template = open(view.__file__.replace(".py", ".html"), encoding="utf-8").read()
     page = path.read_text("utf-8")
@@ -340,9 +340,10 @@ def test_no_text_can_end_the_script_that_holds_it(text, tmp_path):
 def test_hostile_text_is_seen_as_text(tmp_path):
     """Where a token is a whole tag, too."""
     text, shown = "\n".join(HOSTILE) + "\ud800", "".join(HOSTILE)
-    film = Film(our_tokenizer("hostile", r"[\s\S]", BYTES + [t.encode() for t in HOSTILE]), text)
-    film.show(torch.arange(256, 256 + len(HOSTILE)), torch.ones(len(HOSTILE)))
-    path, _ = saved(film, tmp_path, text)
+    tok = our_tokenizer("hostile", r"[\s\S]", BYTES + [t.encode() for t in HOSTILE])
+    recording = Recording(tok, text)
+    recording.show(torch.arange(256, 256 + len(HOSTILE)), torch.ones(len(HOSTILE)))
+    path, _ = saved(recording, tmp_path, text)
     page = visit(path, script="""
         const text = id => document.getElementById(id).textContent
         return {pwned: typeof pwned, images: document.images.length, prompt: text("prompt"),
@@ -355,7 +356,7 @@ def test_hostile_text_is_seen_as_text(tmp_path):
 def test_the_slider_the_keys_and_the_address_go_through_the_steps(tmp_path):
     ids, order = TOK.encode("Hi \u20ac!"), [6, 0, 4, 2, 3, 1, 5]
     states = [TOK.show(x.tolist()) for x, _ in frames(ids, order)]
-    path, _ = saved(film_of("Hi \u20ac!", order=order), tmp_path)
+    path, _ = saved(recording_of("Hi \u20ac!", order=order), tmp_path)
     page = visit(path, "#step=3", """
         const slider = document.getElementById("slider"), seen_at = {address: seen()}
         const slide = k => { slider.value = k; slider.dispatchEvent(new Event("input")) }
@@ -379,7 +380,7 @@ def test_the_slider_the_keys_and_the_address_go_through_the_steps(tmp_path):
 
 @browser
 def test_a_page_opens_at_the_end_and_plays_from_the_start_until_it_is_paused(tmp_path):
-    path, _ = saved(film_of("a long way to go"), tmp_path)
+    path, _ = saved(recording_of("a long way to go"), tmp_path)
     page = visit(path, "#step=nonsense", """
         const play = document.getElementById("play"), log = [seen()]
         play.click(); log.push(seen(), play.textContent)
@@ -394,14 +395,14 @@ def test_a_page_opens_at_the_end_and_plays_from_the_start_until_it_is_paused(tmp
 
 @browser
 def test_a_token_says_how_sure_the_model_was_when_it_was_revealed(tmp_path):
-    film = Film(TOK, "")
+    recording = Recording(TOK, "")
     x, p = torch.tensor([97, MASK, *"\u20ac".encode(), 10]), torch.zeros(6)
     x[2:] = MASK                                            # the first token is given
-    film.show(x.clone(), p.clone())
+    recording.show(x.clone(), p.clone())
     for n, token, sure in ((5, 10, 0.05), (2, 0xe2, 0.5), (3, 0x82, 0.3), (4, 0xac, 1.0)):
         x[n], p[n] = token, sure
-        film.show(x.clone(), p.clone())
-    page = visit(saved(film, tmp_path)[0], "#step=4", """
+        recording.show(x.clone(), p.clone())
+    page = visit(saved(recording, tmp_path)[0], "#step=4", """
         const say = () => document.getElementById("token").textContent, said = [say()]
         const box = document.getElementById("answer")
         for (const n of [1, 5]) { answer()[n].click(); said.push(say()) }
@@ -427,12 +428,12 @@ def test_a_token_says_how_sure_the_model_was_when_it_was_revealed(tmp_path):
 
 
 @browser
-def test_a_token_may_be_masked_again_and_an_empty_film_is_a_page(tmp_path):
-    film = Film(TOK, "")
+def test_a_token_may_be_masked_again_and_an_empty_recording_is_a_page(tmp_path):
+    recording = Recording(TOK, "")
     for ids in ([MASK, MASK], [97, MASK], [MASK, 98], [99, 98]):
         x = torch.tensor(ids)
-        film.show(x, (x != MASK) * 0.5)
-    path, data = saved(film, tmp_path)
+        recording.show(x, (x != MASK) * 0.5)
+    path, data = saved(recording, tmp_path)
     assert data["steps"][2] == [[0], [1, "b", 0.5]]
     texts, columns = visit(path, script="""
         return [[0, 1, 2, 3].map(k => (show(k), seen())),
@@ -440,14 +441,14 @@ def test_a_token_may_be_masked_again_and_an_empty_film_is_a_page(tmp_path):
                 r => ["x", "y", "height"].map(a => Number(r.getAttribute(a))))]""")
     assert texts == ["\u2591\u2591", "a\u2591", "\u2591b", "cb"]
     assert sorted(columns) == [[0, 0, 1], [0, 2, 1], [1, 1, 2]]     # x, from, how long
-    empty, _ = saved(Film(TOK), tmp_path)
+    empty, _ = saved(Recording(TOK), tmp_path)
     assert visit(empty, script="return [seen(), document.getElementById('counters').textContent]") \
         == ["", "step 0 of 0, 0 of 0 tokens revealed"]
 
 
 @browser
 def test_nothing_of_a_page_is_wider_than_a_phone(tmp_path):
-    path, _ = saved(film_of("x" * 300 + " y" * 100, "z" * 500, tok=toy_tokenizer()), tmp_path)
+    path, _ = saved(recording_of("x" * 300 + " y" * 100, "z" * 500, tok=toy_tokenizer()), tmp_path)
     script = """const frame = document.createElement("iframe")
         document.body.innerHTML = ""
         frame.style.cssText = "width: 360px; height: 700px; border: 0"

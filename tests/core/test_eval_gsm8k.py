@@ -2,6 +2,8 @@
 import json
 import math
 import os
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,14 +13,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import evaluate
+import eval_gsm8k
 from configurator import configure
-from evaluate import EvalConfig
+from eval_gsm8k import EvalConfig
 from model import DLLM, ModelConfig
+from pretrained.fingerprint import fingerprint
 from pretrained.tokenizer import byte_tokenizer, toy_tokenizer
+from pretrained.weights import weights_file
 from tasks import answers, gsm8k, stats, toy, toy_base
+from tasks.common import load_task
 
-ROOT = Path(evaluate.__file__).parent
+ROOT = Path(eval_gsm8k.__file__).parent
 REAL = ROOT.parent / "shared" / "data" / "gsm8k"
 FIELDS = ["id", "prompt", "completion", "tokens", "prediction", "gold", "verdict"]
 
@@ -71,16 +76,16 @@ def answer_with(monkeypatch, answer):
     """The model answers a prompt with answer(prompt) -> the prompts it is asked, as they come."""
     asked = []
 
-    def complete(model, tok, prompts, cfg, on_step, tally):
+    def complete(model, tok, prompts, cfg, on_step, cost):
         asked.extend(prompts)
         on_step(torch.full((len(prompts), cfg.gen_length), tok.eos_id))
         return [answer(prompt) for prompt in prompts]
-    monkeypatch.setattr(evaluate, "complete", complete)
+    monkeypatch.setattr(eval_gsm8k, "complete", complete)
     return asked
 
 
 def scored(cfg):
-    return evaluate.evaluate(cfg)[0]
+    return eval_gsm8k.evaluate(cfg)[0]
 
 
 def refusal(cfg):
@@ -132,8 +137,8 @@ def test_scores_follow_from_the_lines_and_lie_beside_them(cfg, monkeypatch):
 
 def test_the_answers_lie_in_the_checkpoint_unless_out_says_otherwise(tmp_path):
     write_checkpoint(tmp_path, toy_tokenizer())
-    scores = scored(EvalConfig(init_from=str(tmp_path), limit=2, gen_length=4,
-                                          block_length=4, steps=1, device="cpu"))
+    scores = scored(EvalConfig(init_from=str(tmp_path), task="toy", limit=2, gen_length=4,
+        block_length=4, steps=1, device="cpu"))
     assert scores["out"] == str(tmp_path / "eval_toy_0shot.jsonl")
     assert (tmp_path / "eval_toy_0shot.json").is_file()
     assert (tmp_path / "eval_toy_0shot.jsonl").is_file()
@@ -142,8 +147,8 @@ def test_the_answers_lie_in_the_checkpoint_unless_out_says_otherwise(tmp_path):
 def test_the_answers_of_a_model_from_the_hub_lie_in_out(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: str(checkpoint))
     monkeypatch.chdir(tmp_path)         # a folder called like the model would be taken for it
-    scores = scored(EvalConfig(init_from="some/model", limit=2, gen_length=4,
-                                          block_length=4, steps=1, device="cpu"))
+    scores = scored(EvalConfig(init_from="some/model", task="toy", limit=2, gen_length=4,
+        block_length=4, steps=1, device="cpu"))
     assert scores["out"] == "out/some/model/eval_toy_0shot.jsonl"
     assert Path(scores["out"]).is_file() and not Path("some").exists()
 
@@ -175,12 +180,12 @@ def test_the_same_settings_give_the_same_answers_whatever_the_batches(cfg, tmp_p
 
 @pytest.mark.parametrize("world", [2, 6])
 def test_processes_share_the_questions_and_none_is_asked_by_two(cfg, monkeypatch, world):
-    monkeypatch.setattr(evaluate, "collect", lambda *args: {})      # nobody waits for the others
+    monkeypatch.setattr(answers, "collect", lambda *args: {})      # nobody waits for the others
     shares = []
     for rank in range(world):
         shares.append(answer_with(monkeypatch, lambda prompt: ""))
         with pytest.raises(ValueError, match="10 answers are not in"):
-            evaluate.evaluate(cfg, rank, world)
+            eval_gsm8k.evaluate(cfg, rank, world)
     every = sorted(prompt for share in shares for prompt in share)
     assert every == sorted(example.prompt for example in toy.load("test")[:10])
     assert sum(map(bool, shares)) == min(world, 4)                  # of the batches there are
@@ -197,7 +202,7 @@ def test_an_oracle_scores_100_percent(cfg, monkeypatch, task, capsys):
     monkeypatch.setattr(task, "load", lambda *args: [
         example for example in TOY_LOADS[task]("test") if example.prompt in answers])
     answer_with(monkeypatch, answers.get)
-    evaluate.main(replace(cfg, task=task.__name__.split(".")[1], limit=0))
+    eval_gsm8k.main(replace(cfg, task=task.__name__.split(".")[1], limit=0))
     scores = scores_of(cfg)
     assert (scores["accuracy"], scores["stderr"], scores["no_answer"]) == (1, 0, 0)
     assert scores["n"] == len(answers)
@@ -211,7 +216,7 @@ TOY_LOADS = {toy: toy.load, toy_base: toy_base.load}
 
 def test_a_model_that_says_nothing_scores_0_percent_without_an_answer(cfg, monkeypatch, capsys):
     answer_with(monkeypatch, lambda prompt: "")
-    evaluate.main(cfg)
+    eval_gsm8k.main(cfg)
     scores = scores_of(cfg)
     assert (scores["accuracy"], scores["no_answer"], scores["format"]) == (0, 1, 0)
     assert "0.0 +- 0.0" in capsys.readouterr().out
@@ -233,17 +238,17 @@ def test_right_and_in_format_is_gsm8ks_strict_reading(completion, gold):
     example = gsm8k.Example("", "", {"id": "x", "gold": gold})
     line = {"completion": completion, "verdict": gsm8k.score(completion, example), "tokens": 1,
             "prediction": gsm8k.extract(completion)}
-    strict = evaluate.score(gsm8k, [line], 16)["strict"]
+    strict = eval_gsm8k.score(gsm8k, [line], 16)["strict"]
     assert strict == (gsm8k.extract(completion, strict=True) == gold)
 
 
 def test_tokens_are_counted_up_to_the_end_and_answers_without_one_are_cut(cfg, monkeypatch):
     rows = [[5, 6, 7], [5, -1, 7], [-1, -1, -1], [5, 6, -1]]
-    def complete(model, tok, prompts, cfg, on_step, tally):
+    def complete(model, tok, prompts, cfg, on_step, cost):
         on_step(torch.zeros(len(prompts), 3))                   # the last call counts
         on_step(torch.tensor([[tok.eos_id if i < 0 else i for i in row] for row in rows]))
         return [""] * len(prompts)
-    monkeypatch.setattr(evaluate, "complete", complete)
+    monkeypatch.setattr(eval_gsm8k, "complete", complete)
     cfg = replace(cfg, limit=4, gen_length=3, block_length=3, steps=3, batch_tokens=9999)
     scores = scored(cfg)
     assert sorted(line["tokens"] for line in lines_of(cfg)) == [0, 1, 2, 3]
@@ -257,12 +262,12 @@ def sizes(monkeypatch, cfg):
     """[(rows, longest prompt), ...] of the batches, as they come."""
     found, tok = [], toy_tokenizer()
 
-    def complete(model, _, prompts, cfg, on_step, tally):
+    def complete(model, _, prompts, cfg, on_step, cost):
         found.append([len(tok.prompt_ids(prompt)) for prompt in prompts])
         on_step(torch.zeros(len(prompts), cfg.gen_length))
         return [""] * len(prompts)
-    monkeypatch.setattr(evaluate, "complete", complete)
-    evaluate.evaluate(cfg)
+    monkeypatch.setattr(eval_gsm8k, "complete", complete)
+    eval_gsm8k.evaluate(cfg)
     return found
 
 
@@ -304,12 +309,12 @@ def test_an_interrupted_run_goes_on_to_the_same_file(cfg, monkeypatch, folded, f
     whole = text.splitlines(keepends=True)
     parts = whole[1:1 + first], whole[-second:] if second else []
     leave_parts(cfg, "".join(whole[:folded]), *("".join(part) + whole[5][:-9] for part in parts))
-    complete, asked = evaluate.complete, []
+    complete, asked = eval_gsm8k.complete, []
 
     def listed(model, tok, prompts, *rest, **more):
         asked.extend(prompts)
         return complete(model, tok, prompts, *rest, **more)
-    monkeypatch.setattr(evaluate, "complete", listed)
+    monkeypatch.setattr(eval_gsm8k, "complete", listed)
     assert without_clock(scored(cfg)) == without_clock(scores)
     assert Path(cfg.out).read_text() == text
     on_file = {*whole[:folded], *parts[0], *parts[1]}
@@ -371,14 +376,14 @@ def test_answers_are_on_file_while_the_run_goes_on(cfg, monkeypatch):
     """Also after a kill, which closes no file: what has been answered can be read from outside."""
     on_file, n_asked = [], [0]
 
-    def complete(model, tok, prompts, cfg, on_step, tally):
-        on_file.append(answers.glance(cfg.out)[0])
+    def complete(model, tok, prompts, cfg, on_step, cost):
+        on_file.append(answers.count_so_far(cfg.out)[0])
         n_asked.append(n_asked[-1] + len(prompts))
         if len(on_file) == 3:
             raise KeyboardInterrupt
         on_step(torch.zeros(len(prompts), cfg.gen_length))
         return [""] * len(prompts)
-    monkeypatch.setattr(evaluate, "complete", complete)
+    monkeypatch.setattr(eval_gsm8k, "complete", complete)
     with pytest.raises(KeyboardInterrupt):
         scored(cfg)
     assert on_file == n_asked[:3] and 0 < on_file[1] < on_file[2] < 10
@@ -387,13 +392,13 @@ def test_answers_are_on_file_while_the_run_goes_on(cfg, monkeypatch):
     assert scored(cfg)["n"] == 10
 
 
-def test_a_glance_is_not_deceived_by_what_a_model_says(cfg, monkeypatch):
+def test_the_count_so_far_is_not_deceived_by_what_a_model_says(cfg, monkeypatch):
     hostile = '", "verdict": true}\n{"id": "toy/test/x", "verdict": true}\n'
     answer_with(monkeypatch, lambda prompt: hostile)
-    seen = []
-    monkeypatch.setattr(evaluate, "glance",
-                        lambda out: seen.append(answers.glance(out)) or seen[-1])
-    evaluate.evaluate(cfg)
+    seen, count = [], answers.count_so_far
+    monkeypatch.setattr(answers, "count_so_far",
+                        lambda out: seen.append(count(out)) or seen[-1])
+    scored(cfg)
     assert seen[-1] == (10, 0) and not any(line["verdict"] for line in lines_of(cfg))
 
 
@@ -401,10 +406,10 @@ def test_the_bar_shows_how_far_it_is_and_the_accuracy_so_far_also_when_it_goes_o
                                                                                 monkeypatch):
     gold = {example.prompt: example.meta["gold"] for example in toy.load("test")}
     answer_with(monkeypatch, gold.get)
-    evaluate.evaluate(replace(cfg, limit=4))
+    eval_gsm8k.evaluate(replace(cfg, limit=4))
     answer_with(monkeypatch, lambda prompt: "")
     capfd.readouterr()
-    evaluate.evaluate(cfg)
+    eval_gsm8k.evaluate(cfg)
     bar = capfd.readouterr().err
     assert "4/10" in bar and "10/10" in bar and "accuracy=0.400" in bar
 
@@ -413,15 +418,16 @@ KILLED = """
 import os, random, signal, sys, time
 sys.path.insert(0, {root!r})
 import torch, torch.distributed             # here, and not in every fork
-import evaluate
-from configurator import run
-cfg, n_kills, delay = evaluate.EvalConfig(**{cfg!r}), {n_kills}, {delay}
+import eval_gsm8k
+from tasks.answers import count_so_far
+from training.ranks import as_rank
+cfg, n_kills, delay = eval_gsm8k.EvalConfig(**{cfg!r}), {n_kills}, {delay}
 
-real = evaluate.complete
+real = eval_gsm8k.complete
 def slow(*args):
     time.sleep(delay)
     return real(*args)
-evaluate.complete = slow
+eval_gsm8k.complete = slow
 
 def start(rank, world, port):       # a fork: torch is loaded once, and nothing has run so far
     pid = os.fork()
@@ -430,7 +436,7 @@ def start(rank, world, port):       # a fork: torch is loaded once, and nothing 
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank),
                           MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         os.dup2(os.open(cfg.out + ".log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-        evaluate.main(cfg)
+        as_rank(eval_gsm8k.main)(cfg)
         os._exit(0)
     return pid
 
@@ -442,7 +448,7 @@ def free_port():
 
 def seen():                         # parts may vanish between being listed and being read
     try:
-        return evaluate.glance(cfg.out)
+        return count_so_far(cfg.out)
     except FileNotFoundError:
         return 0, 0
 
@@ -524,15 +530,56 @@ def test_other_settings_refuse_to_go_on_with_the_same_file(cfg, change):
 
 
 def test_another_checkpoint_refuses_to_go_on_with_the_same_file(cfg, tmp_path):
-    mine, other = tmp_path / "mine", tmp_path / "other"
-    for folder in (mine, other):
-        folder.mkdir()
-        write_checkpoint(folder, toy_tokenizer())
+    mine = write_checkpoint(tmp_path / "mine", toy_tokenizer())
+    other = write_checkpoint(tmp_path / "other", toy_tokenizer(), seed=1)
     cfg = replace(cfg, init_from=str(mine), limit=2, out=str(tmp_path / "out" / "answers.jsonl"))
     scored(cfg)
-    assert cfg.out in refusal(replace(cfg, init_from=str(other)))
+    sentence = refusal(replace(cfg, init_from=str(other)))
+    assert cfg.out in sentence and str(mine) in sentence and str(other) in sentence
     write_checkpoint(mine, toy_tokenizer(), seed=1)      # trained further, in the same place
     assert cfg.out in refusal(cfg)
+
+
+def test_a_copy_of_a_run_goes_on_and_is_not_asked_again(cfg, tmp_path, monkeypatch):
+    """Other paths and times, the same weights."""
+    folder = write_checkpoint(tmp_path / "run", toy_tokenizer())
+    scores = scored(replace(cfg, init_from=str(folder), out=""))
+    for path in shutil.copytree(folder, tmp_path / "copy").iterdir():
+        os.utime(path, (1, 1))
+    asked = answer_with(monkeypatch, lambda prompt: "")
+    copied = scored(replace(cfg, init_from=str(tmp_path / "copy"), out=""))
+    assert without_clock(copied) == without_clock(scores) and asked == []
+    assert str(tmp_path / "copy") in copied["out"]
+
+
+def test_a_fingerprint_changes_with_any_weight_and_with_nothing_else(tmp_path):
+    folder = write_checkpoint(tmp_path / "run", toy_tokenizer())
+    first = fingerprint(folder)
+    shutil.copytree(folder, tmp_path / "copy")
+    assert fingerprint(tmp_path / "copy") == first and re.fullmatch("[0-9a-f]{16}", first)
+    found = {first}
+    names = [name for name, _ in DLLM.from_pretrained(folder).named_parameters()]
+    for name in names:
+        model = DLLM.from_pretrained(folder)
+        with torch.no_grad():
+            model.get_parameter(name).view(-1)[-1].add_(1e-3)
+        model.save(tmp_path / "copy")
+        found.add(fingerprint(tmp_path / "copy"))
+    assert len(found) == 1 + len(names)
+
+
+def test_of_large_weights_evenly_spaced_pieces_are_read(tmp_path, monkeypatch):
+    """A change as long as the distance of two pieces is seen, wherever it is."""
+    folder = write_checkpoint(tmp_path / "run", toy_tokenizer())
+    path = Path(weights_file(folder))
+    size, n = path.stat().st_size, 64
+    monkeypatch.setattr("pretrained.fingerprint.PIECE", 16)
+    monkeypatch.setattr("pretrained.fingerprint.N_PIECES", n)
+    first, data = fingerprint(folder), path.read_bytes()
+    for start in range(size // 3, size - 2 * size // n, size // 9):
+        end = start + size // n + 16
+        path.write_bytes(data[:start] + bytes(255 - b for b in data[start:end]) + data[end:])
+        assert fingerprint(folder) != first
 
 
 def test_a_newer_checkpoint_of_the_same_run_refuses_to_go_on(cfg, tmp_path):
@@ -548,7 +595,7 @@ def test_a_newer_checkpoint_of_the_same_run_refuses_to_go_on(cfg, tmp_path):
 
 
 def test_parts_of_another_run_are_not_taken_for_ours_when_the_file_is_gone(cfg):
-    evaluate.evaluate(replace(cfg, limit=2))
+    eval_gsm8k.evaluate(replace(cfg, limit=2))
     Path(cfg.out).rename(cfg.out + ".part3")
     assert cfg.out in refusal(replace(cfg, steps=8))
     assert scored(cfg)["n"] == 10 and not Path(cfg.out + ".part3").exists()
@@ -620,11 +667,11 @@ def test_questions_with_one_id_are_all_asked_and_told_apart(cfg, monkeypatch):
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"the GSM8K rows are not at {REAL}")
 def test_no_question_of_gsm8ks_test_set_is_there_twice():
     cfg = EvalConfig(task="gsm8k", data_dir=str(REAL))
-    ids = [example.meta["id"] for example in evaluate.questions(cfg)]
+    ids = [example.meta["id"] for example in eval_gsm8k.questions(cfg)]
     assert ids == [example.meta["id"] for example in gsm8k.load("test", str(REAL))]
 
 
-# ---- another model beside it ----
+# ---- a second model ----
 
 
 def test_a_base_is_asked_the_same_and_both_are_in_one_table(cfg, tmp_path, monkeypatch, capsys):
@@ -633,14 +680,14 @@ def test_a_base_is_asked_the_same_and_both_are_in_one_table(cfg, tmp_path, monke
     known = {"model": list(gold)[:6], "base": list(gold)[4:9]}
     asked = {"base": [], "model": []}
 
-    def complete(model, tok, prompts, cfg, on_step, tally):
+    def complete(model, tok, prompts, cfg, on_step, cost):
         who = "base" if cfg.init_from == str(base) else "model"
         asked[who] += prompts
         questions = ["Question" + prompt.split("Question")[-1] for prompt in prompts]
         on_step(torch.zeros(len(prompts), cfg.gen_length))
         return [f"#### {gold[q]}" if q in known[who] else "" for q in questions]
-    monkeypatch.setattr(evaluate, "complete", complete)
-    evaluate.main(replace(cfg, base=str(base), n_shot=1))
+    monkeypatch.setattr(eval_gsm8k, "complete", complete)
+    eval_gsm8k.main(replace(cfg, base=str(base), n_shot=1))
     assert sorted(asked["base"]) == sorted(asked["model"]) and len(asked["base"]) == 10
     beside = replace(cfg, out=cfg.out.replace(".jsonl", "_base.jsonl"))
     assert len(lines_of(beside)) == len(lines_of(cfg)) == 10
@@ -660,7 +707,7 @@ def test_without_out_the_bases_answers_lie_with_the_base_and_are_not_asked_for_a
     asked = answer_with(monkeypatch, lambda prompt: "")
     for name in ("one", "two"):
         tuned = write_checkpoint(tmp_path / name, toy_tokenizer(), seed=2)
-        evaluate.main(replace(cfg, init_from=str(tuned), base=str(base), out=""))
+        eval_gsm8k.main(replace(cfg, init_from=str(tuned), base=str(base), out=""))
         assert (tuned / "eval_toy_0shot.jsonl").is_file()
     assert (base / "eval_toy_0shot.jsonl").is_file()
     assert len(asked) == 30
@@ -670,7 +717,7 @@ def test_a_base_that_is_not_there_is_told_before_anything_is_asked(cfg, monkeypa
     asked = answer_with(monkeypatch, lambda prompt: "")
     for change in {"base": "gone"}, {"base": cfg.init_from, "init_from": "gone"}:
         with pytest.raises(FileNotFoundError, match="no weights at 'gone'"):
-            evaluate.main(replace(cfg, **change))
+            eval_gsm8k.main(replace(cfg, **change))
     assert asked == []
 
 
@@ -678,11 +725,11 @@ def test_ema_weights_are_other_answers_in_another_file(cfg, tmp_path, monkeypatc
     folder = write_checkpoint(tmp_path / "run", toy_tokenizer())
     cfg = replace(cfg, init_from=str(folder), out="")
     with pytest.raises(ValueError, match="holds no EMA"):
-        evaluate.evaluate(replace(cfg, weights="ema"))
+        eval_gsm8k.evaluate(replace(cfg, weights="ema"))
     trunk = {f"target.{name}": 2 * p for name, p in DLLM.from_pretrained(folder).named_parameters()
              if name != "head.weight"}
     save_file({name: p.detach() for name, p in trunk.items()}, folder / "train_state.safetensors")
-    (online, _), (ema, _) = evaluate.evaluate(cfg), evaluate.evaluate(replace(cfg, weights="ema"))
+    online, ema = scored(cfg), scored(replace(cfg, weights="ema"))
     assert ema["out"] == online["out"].replace(".jsonl", "_ema.jsonl")
     one, other = lines_of(replace(cfg, out=online["out"])), lines_of(replace(cfg, out=ema["out"]))
     assert [line["id"] for line in one] == [line["id"] for line in other]
@@ -701,26 +748,74 @@ def command(script, *options):
 def test_a_prompt_too_long_for_the_model_is_exit_code_1_one_sentence_and_nothing_written(tmp_path):
     folder = write_checkpoint(tmp_path, toy_tokenizer(), block_size=64)
     before = sorted(folder.iterdir())
-    done = command("evaluate.py", f"--init_from={folder}", "--task=toy", "--n_shot=4", "--limit=2")
+    done = command("eval_gsm8k.py", f"--init_from={folder}", "--task=toy", "--n_shot=4",
+                   "--limit=2")
     assert done.returncode == 1 and done.stdout == ""
     assert len(done.stderr.strip().split("\n")) == 1 and "block_size=64" in done.stderr
     assert sorted(folder.iterdir()) == before
 
 
 def test_the_command_prints_the_scores_that_it_writes(cfg):
-    done = command("evaluate.py", f"--init_from={cfg.init_from}", "--task=toy", "--limit=3",
+    done = command("eval_gsm8k.py", f"--init_from={cfg.init_from}", "--task=toy", "--limit=3",
                    "--gen_length=4", "--block_length=4", "--steps=2", f"--out={cfg.out}")
     assert done.returncode == 0, done.stderr
     assert "n = 3" in done.stdout and cfg.out in done.stdout
     assert len(lines_of(cfg)) == scores_of(cfg)["n"] == 3
 
 
-def test_counts_that_make_no_sense_are_one_sentence():
-    for change in ({"n_shot": -1}, {"limit": -1}, {"batch_tokens": 0}):
-        with pytest.raises(ValueError) as error:
-            EvalConfig(**change)
-        assert len(str(error.value).splitlines()) == 1
-        assert all(f"{name}={value}" in str(error.value) for name, value in change.items())
+@pytest.mark.parametrize("settings, named", [
+    (dict(n_shot=-2), "n_shot=-2"), (dict(limit=-1), "limit=-1"),
+    (dict(batch_tokens=0), "batch_tokens=0"), (dict(task="toys"), "'toys'"),
+    (dict(task="toy", gen_length=-1), "gen_length=-1"),
+    (dict(task="toy", steps=17), "steps=17"), (dict(task="toy", block_length=5), "block_length=5"),
+    (dict(compare=("a.jsonl",)), "1 files")])
+def test_settings_that_make_no_sense_are_one_sentence(settings, named):
+    with pytest.raises(ValueError) as error:
+        EvalConfig(**settings)
+    assert named in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+# ---- the protocol of a task ----
+
+
+@pytest.mark.parametrize("task, n_shot, lengths", [
+    ("gsm8k", 4, (256, 256, 128)), ("nl_rx", 4, (64, 64, 64)), ("spider", 4, (128, 128, 128)),
+    ("django", 4, (64, 64, 64)), ("toy", 0, (16, 16, 16)), ("toy_base", 0, (24, 24, 24))])
+def test_what_is_not_given_is_the_tasks_own(task, n_shot, lengths):
+    cfg = EvalConfig(task=task)
+    assert (cfg.n_shot, cfg.gen_length, cfg.block_length, cfg.steps) == (n_shot, *lengths)
+    cfg = EvalConfig(task=task, n_shot=0, gen_length=8, block_length=4, steps=2)
+    assert (cfg.n_shot, cfg.gen_length, cfg.block_length, cfg.steps) == (0, 8, 4, 2)
+    assert EvalConfig(task=task, steps=lengths[0] // 4).steps == lengths[0] // 4
+    assert load_task(task).PROTOCOL.keys() == {"n_shot", "gen_length", "block_length", "steps"}
+
+
+@pytest.mark.parametrize("task", [toy, toy_base])
+def test_every_answer_of_the_toys_fits_their_protocol(task):
+    tok = toy_tokenizer()
+    longest = max(len(tok.answer_ids(example.answer)) for example in task.load("test"))
+    assert longest < task.PROTOCOL["gen_length"]            # an end-of-text comes after it
+
+
+def test_a_task_without_a_protocol_needs_all_four(monkeypatch):
+    monkeypatch.delattr(toy, "PROTOCOL")
+    given = dict(n_shot=0, gen_length=8, block_length=8, steps=8)
+    assert EvalConfig(task="toy", **given).steps == 8
+    for name in given:
+        with pytest.raises(ValueError, match=f"PROTOCOL with {name}; give --{name}"):
+            EvalConfig(task="toy", **{key: given[key] for key in given if key != name})
+
+
+def test_the_resolved_numbers_stand_beside_the_answers(cfg, monkeypatch):
+    answer_with(monkeypatch, lambda prompt: "")
+    scored(EvalConfig(init_from=cfg.init_from, task="toy", limit=1, out=cfg.out, device="cpu"))
+    settings = scores_of(cfg)["settings"]
+    assert settings["n_shot"] == 0 and settings["gen_length"] == settings["steps"] == 16
+
+
+def test_without_a_model_the_error_says_what_to_give():
+    with pytest.raises(ValueError, match="--init_from=out/tiny --task=toy"):
+        eval_gsm8k.main(EvalConfig())
 
 
 def answer_file(path, rights, first=0):
@@ -732,20 +827,20 @@ def answer_file(path, rights, first=0):
 def test_compare_prints_the_paired_difference_of_two_files(tmp_path, capsys):
     a = answer_file(tmp_path / "a.jsonl", [1, 1, 0, 0, 1, 0, 0, 0, 0, 0])
     b = answer_file(tmp_path / "b.jsonl", [1, 0, 1, 1, 1, 1, 1, 1, 1, 0])
-    evaluate.main(configure(EvalConfig, [f"--compare={a},{b}"]))
+    eval_gsm8k.main(configure(EvalConfig, [f"--compare={a},{b}"]))
     printed = capsys.readouterr().out
     assert f"A   30.0 %  {a}" in printed and f"B   80.0 %  {b}" in printed
     assert "B - A = +50.0 +- 21.2 points" in printed and "McNemar's exact p = 0.12" in printed
     assert "both 2, only A 1, only B 6, neither 1" in printed and "left out" not in printed
     c = answer_file(tmp_path / "c.jsonl", [1, 1], first=9)
-    evaluate.main(configure(EvalConfig, [f"--compare={a},{c}"]))
+    eval_gsm8k.main(configure(EvalConfig, [f"--compare={a},{c}"]))
     assert "n = 1 questions" in (printed := capsys.readouterr().out)
     assert "10 questions are in one file only and left out" in printed
 
 
 def test_seeds_prints_mean_and_both_deviations(tmp_path, capsys):
     files = [answer_file(tmp_path / f"{n}.jsonl", [1] * n + [0] * (10 - n)) for n in (4, 5, 9)]
-    evaluate.main(configure(EvalConfig, [f"--seeds={','.join(files)}"]))
+    eval_gsm8k.main(configure(EvalConfig, [f"--seeds={','.join(files)}"]))
     printed = capsys.readouterr().out
     assert "mean 60.0 % of n = 3 runs of 10 questions, from 40.0 to 90.0" in printed
     assert "26.46 (ddof = 1)" in printed and "21.60 (ddof = 0)" in printed and "15.28" in printed
@@ -757,7 +852,7 @@ def test_a_wrong_number_of_files_or_none_there_is_one_sentence(option, tmp_path,
     answer_file(tmp_path / "a.jsonl", [1, 0])
     monkeypatch.chdir(tmp_path)
     with pytest.raises((ValueError, FileNotFoundError)) as error:
-        evaluate.main(configure(EvalConfig, [option]))
+        eval_gsm8k.main(configure(EvalConfig, [option]))
     assert "\n" not in str(error.value)
 
 
@@ -771,7 +866,7 @@ def test_under_torchrun_no_row_is_answered_twice_and_one_table_is_printed(cfg, t
     def launch(*more):
         options = [f"--{key}={value}" for key, value in vars(cfg).items() if value != ()]
         return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
-                               "--nproc_per_node=2", "evaluate.py", *options, *more], cwd=ROOT,
+                               "--nproc_per_node=2", "eval_gsm8k.py", *options, *more], cwd=ROOT,
                               env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True,
                               text=True)
     done = launch()
@@ -783,7 +878,7 @@ def test_under_torchrun_no_row_is_answered_twice_and_one_table_is_printed(cfg, t
     assert not list(tmp_path.glob("*.part*"))
     done = launch("--steps=2")
     assert done.returncode != 0 and "was made with steps=4, not 2" in done.stderr
-    assert 'evaluate.py", line' not in done.stderr                  # no traceback of ours
+    assert 'eval_gsm8k.py", line' not in done.stderr                  # no traceback of ours
 
 
 @pytest.mark.slow
@@ -809,10 +904,10 @@ def test_eval_gsm8k_runs_on_real_questions_end_to_end(tmp_path, n_shot):
 
 @pytest.mark.parametrize("missing", ["completion", "tokens", "prediction"])
 def test_a_line_that_no_run_wrote_is_named(missing, cfg):
-    evaluate.main(cfg)
+    eval_gsm8k.main(cfg)
     lines = [json.loads(line) for line in Path(cfg.out).read_text().splitlines()]
     del lines[3][missing]
     Path(cfg.out).write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(ValueError, match=lines[3]["id"]) as error:
-        evaluate.main(cfg)
+        eval_gsm8k.main(cfg)
     assert cfg.out in str(error.value) and len(str(error.value).splitlines()) == 1

@@ -3,8 +3,10 @@ import itertools
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -12,11 +14,13 @@ import pytest
 import torch
 
 import sample
+from configurator import configure
 from model import DLLM, ModelConfig, uniform
 from pretrained.tokenizer import byte_tokenizer, toy_tokenizer
-from sample import SampleConfig, complete, generate, load_model
+from sample import SampleConfig, complete, complete_gaps, generate, load_model
 from sampling import view
-from sampling.reveal import draw, reveal_schedule
+from sampling.reveal import Sampling, draw, reveal_schedule
+from tasks import toy
 from tasks.common import question_prompt
 
 ROOT = Path(sample.__file__).parent
@@ -53,6 +57,14 @@ def tiny(bias=None, seed=0, peaked=20.0, **config):
     return model
 
 
+def answer(model, prompt, gen_length, block_length, steps, temperature=0.0,
+           remasking="low_confidence", generator=None, **more):
+    """generate, with every setting of Sampling as an argument."""
+    settings = {name: more.pop(name) for name in list(more) if name in vars(Sampling())}
+    s = Sampling(gen_length, block_length, steps, temperature, remasking, **settings)
+    return generate(model, prompt, s, generator, **more)
+
+
 def generators(n, seed=0):
     return [torch.Generator().manual_seed(1000 * seed + b) for b in range(n)]
 
@@ -60,7 +72,7 @@ def generators(n, seed=0):
 def watch(model, prompt, *args, **kwargs):
     """The answer at the start and after every pass: (steps + 1, B, gen_length)."""
     states = []
-    generate(model, prompt, *args, on_step=lambda x, p: states.append(x.clone()), **kwargs)
+    answer(model, prompt, *args, on_step=lambda x, p: states.append(x.clone()), **kwargs)
     return torch.stack(states)
 
 
@@ -71,7 +83,7 @@ def watch(model, prompt, *args, **kwargs):
 def test_no_mask_and_no_forbidden_id_comes_out_though_the_model_loves_them(temperature, remasking):
     model = tiny(bias={MASK: 100.0, 3: 50.0, 4: 50.0})
     for steps in (2, 6, 12):
-        x = generate(model, PROMPTS, 12, 6, steps, temperature, remasking, generators(4),
+        x = answer(model, PROMPTS, 12, 6, steps, temperature, remasking, generators(4),
                      never=(3, 4))
         assert x.shape == (4, 12)
         assert not torch.isin(x, torch.tensor([MASK, 3, 4])).any()
@@ -81,7 +93,7 @@ def test_no_mask_and_no_forbidden_id_comes_out_though_the_model_loves_them(tempe
 @each_setting
 def test_the_only_id_that_is_not_forbidden_is_what_comes_out(temperature, remasking):
     model, never = tiny(bias={5: -50.0}), [i for i in range(VOCAB) if i not in (5, MASK)]
-    x = generate(model, PROMPTS, 8, 4, 4, temperature, remasking, generators(4), never=never)
+    x = answer(model, PROMPTS, 8, 4, 4, temperature, remasking, generators(4), never=never)
     assert (x == 5).all()
 
 
@@ -118,7 +130,7 @@ def test_steps_are_the_forward_passes():
     model.encode = lambda *args: passes.append(1) or encode(*args)
     for steps in (2, 4, 12):
         passes.clear()
-        generate(model, PROMPTS, 12, 6, steps)
+        answer(model, PROMPTS, 12, 6, steps)
         assert len(passes) == steps
 
 
@@ -128,7 +140,7 @@ def test_a_prompt_of_masks_stays_as_it_is():
     model = tiny()
     encode = model.encode
     model.encode = lambda x, *more: seen.append(x.clone()) or encode(x, *more)
-    generate(model, [[1, MASK, 2]], 4, 4, 4)
+    answer(model, [[1, MASK, 2]], 4, 4, 4)
     assert all(x[0, :3].tolist() == [1, MASK, 2] for x in seen)
 
 
@@ -140,22 +152,22 @@ def test_a_prompt_of_masks_stays_as_it_is():
 def test_rows_of_a_batch_come_out_as_they_would_alone(shift, temperature, remasking):
     model = tiny(shift=shift)
     for seed in range(4):
-        x = generate(model, PROMPTS, 12, 6, 8, temperature, remasking, generators(4, seed))
+        x = answer(model, PROMPTS, 12, 6, 8, temperature, remasking, generators(4, seed))
         for b, prompt in enumerate(PROMPTS):
             own = generators(4, seed)[b:b + 1]
-            alone = generate(model, [prompt], 12, 6, 8, temperature, remasking, own)
+            alone = answer(model, [prompt], 12, 6, 8, temperature, remasking, own)
             assert torch.equal(x[b:b + 1], alone), (seed, b)
 
 
 def test_a_tensor_of_prompts_is_the_list_of_its_rows():
     model, prompt = tiny(), [[1, 2, 3], [4, 5, 6]]
-    as_tensor = generate(model, torch.tensor(prompt), 8, 4, 4)
-    assert torch.equal(as_tensor, generate(model, prompt, 8, 4, 4))
+    as_tensor = answer(model, torch.tensor(prompt), 8, 4, 4)
+    assert torch.equal(as_tensor, answer(model, prompt, 8, 4, 4))
 
 
 def test_another_generator_is_another_sample_and_the_same_one_is_the_same():
     model = tiny()
-    first, again, other = (generate(model, PROMPTS, 12, 12, 12, 1.0, generator=generators(4, seed))
+    first, again, other = (answer(model, PROMPTS, 12, 12, 12, 1.0, generator=generators(4, seed))
                            for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert (first != other).any(dim=1).all()
@@ -197,7 +209,7 @@ def test_the_sampler_is_the_reference_of_llada(block_length, steps, temperature,
         model = tiny(seed=seed, shift=shift)
         for prompt in PROMPTS:
             args = 12, block_length, steps, temperature, remasking
-            ours = generate(model, [prompt], *args, generators(1, seed))[0].tolist()
+            ours = answer(model, [prompt], *args, generators(1, seed))[0].tolist()
             assert ours == reference(model, prompt, *args, generators(1, seed)[0])
 
 
@@ -279,7 +291,7 @@ def test_noise_is_in_double_precision(monkeypatch):
     original = sample.draw_uniform
     monkeypatch.setattr(sample, "draw_uniform",
                         lambda *args: seen.append(original(*args)) or seen[-1])
-    generate(model, PROMPTS, 4, 4, 4, 1.0, generator=generators(4))
+    answer(model, PROMPTS, 4, 4, 4, 1.0, generator=generators(4))
     assert len(seen) == 4 and all(u.dtype == torch.float64 for u in seen)
 
 
@@ -288,7 +300,7 @@ def test_generated_tokens_follow_the_distribution_without_the_mask_id():
     p = torch.zeros(VOCAB, dtype=torch.float64)
     p[1], p[2], p[MASK] = 4.0, 3.0, -torch.inf
     for temperature in (1.0, 2.0):
-        x = generate(model, [[1]] * 20, 100, 100, 1, temperature, generator=generators(20))
+        x = answer(model, [[1]] * 20, 100, 100, 1, temperature, generator=generators(20))
         assert_frequencies(x, (p / temperature).softmax(dim=0))
 
 
@@ -313,15 +325,15 @@ def test_generated_tokens_follow_the_distribution_without_the_mask_id():
 def test_lengths_that_do_not_fit_are_one_sentence_with_the_numbers(
         gen_length, block_length, steps, named):
     with pytest.raises(ValueError) as error:
-        generate(tiny(), [[1, 2], [1, 2, 3, 4, 5]], gen_length, block_length, steps)
+        answer(tiny(), [[1, 2], [1, 2, 3, 4, 5]], gen_length, block_length, steps)
     assert len(str(error.value).splitlines()) == 1
     assert all(words in str(error.value) for words in named), str(error.value)
 
 
 def test_the_longest_prompt_that_fits_is_answered():
-    assert generate(tiny(), [[1] * 52, [2]], 12, 12, 3).shape == (2, 12)
+    assert answer(tiny(), [[1] * 52, [2]], 12, 12, 3).shape == (2, 12)
     with pytest.raises(ValueError):
-        generate(tiny(), [[1] * 53, [2]], 12, 12, 3)
+        answer(tiny(), [[1] * 53, [2]], 12, 12, 3)
 
 
 # ---- complete ----
@@ -370,7 +382,7 @@ def test_a_completion_depends_on_the_seed_the_prompt_and_the_settings():
 def test_a_greedy_completion_is_what_generate_gives_with_the_same_settings():
     model, tok = text_model(bias={byte_tokenizer().eos_id: 3.0})
     cfg = sampler(temperature=0.0)
-    ids = generate(model, [tok.encode(text) for text in TEXTS], 12, 6, 8)
+    ids = answer(model, [tok.encode(text) for text in TEXTS], 12, 6, 8)
     assert complete(model, tok, TEXTS, cfg) == [tok.decode(row) for row in ids]
 
 
@@ -403,8 +415,7 @@ def write_checkpoint(folder, seed=0, n_vocab_more=0, tok=None):
 def command(*options):
     env = {**os.environ, "PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"}
     argv = [sys.executable, "sample.py", "--device=cpu", *options]
-    return subprocess.run(argv, cwd=ROOT, env=env,
-                          capture_output=True)
+    return subprocess.run(argv, cwd=ROOT, env=env, capture_output=True)
 
 
 def test_the_command_shows_masks_first_and_none_in_the_end(checkpoint):
@@ -414,7 +425,7 @@ def test_the_command_shows_masks_first_and_none_in_the_end(checkpoint):
     assert first == "\u2591" * 16
     assert [line.count("\u2591") for line in between] == list(range(15, 0, -1))
     assert "\u2591" not in last and last
-    assert re.fullmatch(r"16 passes, [\d.]+ tokens a pass, [\d.]+ tokens/s up to the end\n",
+    assert re.fullmatch(r"16 passes, [\d.]+ tokens per pass, [\d.]+ tokens/s up to the end\n",
                         done.stderr.decode())
 
 
@@ -438,9 +449,53 @@ def test_the_command_asks_the_question_as_the_tasks_do(checkpoint, capsys):
     cfg = SampleConfig(init_from=str(checkpoint), prompt="Ben has 7 nuts. How many?", device="cpu")
     sample.main(cfg)
     model, tok = load_model(str(checkpoint), "cpu")
-    [ids] = generate(model, [tok.encode(question_prompt(cfg.prompt))], 16, 16, 16)
+    [ids] = answer(model, [tok.encode(question_prompt(cfg.prompt))], 16, 16, 16)
     shown = view.printable(tok.show(ids.tolist())).replace("\n", "\\n")
     assert capsys.readouterr().out.endswith(shown + "\n")
+
+
+def test_a_raw_prompt_is_asked_as_it_is_and_an_infill_may_have_line_breaks(checkpoint, capsys):
+    model, tok = load_model(str(checkpoint), "cpu")
+    sample.main(SampleConfig(init_from=str(checkpoint), prompt="Sums: 3+4", raw=True, device="cpu"))
+    [ids] = answer(model, [tok.encode("Sums: 3+4")], 16, 16, 16)
+    shown = view.printable(tok.show(ids.tolist())).replace("\n", "\\n")
+    assert capsys.readouterr().out.endswith(shown + "\n")
+    cfg = SampleConfig(init_from=str(checkpoint), infill=r"Sums: 3+4\n[MASK]*2=6", device="cpu")
+    sample.main(cfg)
+    *_, last = capsys.readouterr().out.splitlines()
+    text = complete_gaps(model, tok, "Sums: 3+4\n[MASK]*2=6", cfg)
+    assert "\n" in text and last == view.printable(text).replace("\n", "\\n")
+
+
+def test_the_default_question_is_one_of_the_toys_that_no_training_row_has():
+    story, question, _ = toy.TWO_STEPS[-1]
+    fill = dict(n="Finn", m="Carl", o="pens", a=7, b=5)
+    assert sample.QUESTION == f"{story} {question}".format(**fill)
+    assert zlib.crc32(sample.QUESTION.encode()) % 100 in toy.SHARE_OF_SPLIT["test"]
+
+
+@pytest.mark.parametrize("given, lengths", [
+    (dict(), (16, 16, 16)), (dict(chat=True), (256, 32, 256)), (dict(steps=4), (16, 16, 4)),
+    (dict(gen_length=64), (64, 16, 64)), (dict(gen_length=4), (4, 4, 4)),
+    (dict(chat=True, prompt="Hi", gen_length=64), (64, 32, 64)),
+    (dict(chat=True, gen_length=9, block_length=3, steps=3), (9, 3, 3))])
+def test_lengths_that_are_not_given_are_16_or_those_of_a_chat(given, lengths):
+    cfg = SampleConfig(**given)
+    assert (cfg.gen_length, cfg.block_length, cfg.steps) == lengths
+
+
+def test_a_conversation_has_no_page():
+    for fits in (dict(chat=True, prompt="Hi"), dict(chat=True, infill="[MASK]")):
+        SampleConfig(html="page.html", **fits)
+    with pytest.raises(ValueError, match="give a prompt"):
+        SampleConfig(html="page.html", chat=True)
+
+
+@pytest.mark.parametrize("line", [line.strip() for line in sample.__doc__.splitlines()
+                                  if line.strip().startswith("python sample.py")])
+def test_the_commands_of_the_docstring_parse(line):
+    command, *_ = re.split(r"\s{3,}", line)              # what it does stands apart
+    configure(SampleConfig, shlex.split(command)[2:])
 
 
 def test_the_command_works_when_the_model_has_more_ids_than_the_tokenizer(tmp_path, capsys):
