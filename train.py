@@ -20,7 +20,7 @@ from configurator import run            # first: it sets how idle threads wait, 
 
 import torch
 
-from evaluate import EvalConfig, evaluate
+from eval_gsm8k import EvalConfig, evaluate
 from model import diffusion_loss, forward_process, row_generators
 from pretrained.weights import new_folder
 from tasks.common import batch_at, collate
