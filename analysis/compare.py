@@ -240,8 +240,7 @@ def print_table(summary: dict):
     points = f"{100 * difference['mean']:+.1f} +- {100 * difference['stderr']:.1f} points (paired)"
     print(f"\nn = {arms['jepa']['n']} unseen questions, seed {summary['seed']}: JEPA - plain = "
           f"{points}; step time {summary['step_time_ratio']:.2f} x;\n{summary['seconds']:.0f} s in "
-          f"all. Base corpus: mean loss over t. On a CPU each arm has half of the cores, the base "
-          f"all of them.")
+          f"all. Base corpus: mean loss over t. On a CPU each arm has half of the cores.")
 
 
 if __name__ == "__main__":
