@@ -40,7 +40,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from analysis.predict import gpu_of, head_flops, parameters, shape_of, trunk_flops
 from jepa import DLLMJEPA, cosine_distance, pool
-from model import NLL_ROWS, DLLM, ModelConfig, diffusion_loss, forward_process, row_generators
+from model import NLL_CHUNK, DLLM, ModelConfig, diffusion_loss, forward_process, row_generators
 from pretrained.device import pick_device, pick_dtype, to_device
 from tasks import gsm8k
 from tasks.common import Row, batch_at, collate
@@ -300,7 +300,7 @@ def step_flops(kind: str, cfg: BenchConfig, config: ModelConfig, rows, step: int
     if kind in ("naive plain", "straightforward"):
         head = 3 * head_flops(config, len(x0) * T)
     else:  # logits in chunks are computed twice
-        head = (3 + (n_masked > NLL_ROWS)) * head_flops(config, n_masked)
+        head = (3 + (n_masked > NLL_CHUNK)) * head_flops(config, n_masked)
     with_gradient = 3 * trunk + again
     return round({
         "plain": with_gradient + head, "naive plain": with_gradient + head,

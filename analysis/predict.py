@@ -15,7 +15,7 @@ from configurator import run  # first: it sets variables that torch reads
 
 import torch
 
-from model import NLL_ROWS, PRESETS, ModelConfig
+from model import NLL_CHUNK, PRESETS, ModelConfig
 
 # bf16 FLOPs per second and bytes of memory per second, from the data sheets
 PEAKS = {"A100": (312e12, 2.04e12), "H100": (989e12, 3.35e12), "H200": (989e12, 4.8e12),
@@ -179,7 +179,7 @@ def memory(setup: Setup, config: ModelConfig, tokens: int) -> dict:
     gb["in flight"] = gathered if setup.n_gpu > 1 else 0
     layer = activation_bytes(config)
     kept = 2 * C * config.n_layer + layer if setup.is_checkpointed else config.n_layer * layer
-    logits = 3 * 4 * config.vocab_size * min(round(MASKED * tokens), NLL_ROWS)
+    logits = 3 * 4 * config.vocab_size * min(round(MASKED * tokens), NLL_CHUNK)
     gb["activations"] = tokens * kept + logits
     return {key: value / 1e9 for key, value in gb.items()}
 

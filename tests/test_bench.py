@@ -11,7 +11,7 @@ from analysis.bench import BenchConfig
 from analysis.predict import PredictConfig, Setup, shape_of
 from configurator import configure, run
 from jepa import DLLMJEPA, Predictor
-from model import DLLM, NLL_ROWS, PRESETS, ModelConfig
+from model import DLLM, NLL_CHUNK, PRESETS, ModelConfig
 from tests.test_packing import DREAM, LLADA, QWEN, kept_bytes, make_model
 
 torch.set_num_threads(1)
@@ -73,7 +73,7 @@ def test_the_closed_form_holds_at_the_width_of_8_b_and_in_chunks(monkeypatch):
         assert counted == bench.step_flops(name, cfg, config, rows)
     head = flops["plain"] - 3 * predict.trunk_flops(config, [166] * 60)
     n_masked, rest = divmod(head, 4 * predict.head_flops(config, 1))
-    assert n_masked > NLL_ROWS and rest == 0                    # in chunks: forward once more
+    assert n_masked > NLL_CHUNK and rest == 0                    # in chunks: forward once more
 
 
 @pytest.mark.parametrize("shape", [LLADA, DREAM], ids=["llada", "dream"])
