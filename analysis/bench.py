@@ -237,7 +237,8 @@ def two_gradients(objective, x0, maskable, is_real, generator):
     xt, is_masked = view(objective, x0, maskable, generator, T_CTX)
     xt_tgt, is_masked_tgt = view(objective, x0, maskable, generator, T_TGT)
     h, h_tgt = model.encode(xt, is_real), model.encode(xt_tgt, is_real)
-    diffusion = diffusion_loss(model.nll(h, x0, is_masked), is_masked, maskable, None)
+    t = torch.full((len(x0),), T_CTX)
+    diffusion = diffusion_loss(model.nll(h, x0, is_masked), is_masked, maskable, t)
     z_hat = objective.predictor(pool(h, is_content & ~is_masked))
     return diffusion + cosine_distance(z_hat, pool(h_tgt, is_content & ~is_masked_tgt)), {}
 

@@ -33,8 +33,9 @@ from tqdm import tqdm
 from analysis.predict import gpu_of, head_dim, head_flops, layer_matrices, shape_of
 from model import DLLM, ModelConfig
 from pretrained.device import pick_device, pick_dtype
-from sample import check_prompts, generate
-from sampling.reveal import check_lengths
+from sample import generate
+from sampling.prompts import check_prompts
+from sampling.reveal import Sampling, check_lengths
 
 
 @dataclass
@@ -91,8 +92,8 @@ def main(cfg: SamplingBenchConfig):
           f"{cfg.prompt_length} + {cfg.gen_length} tokens, {cfg.blocks} blocks of "
           f"{cfg.block_length}")
 
-    generate(model, prompts, cfg.block_length, cfg.block_length, min(2, cfg.block_length),
-             cache="dual")  # warm-up
+    warm_up = Sampling(cfg.block_length, cfg.block_length, min(2, cfg.block_length), cache="dual")
+    generate(model, prompts, warm_up)
     found = {name: {"seconds": []} for name in ways}
     for name in tqdm([name for _ in range(cfg.runs) for name in ways], unit="way"):
         began = time.perf_counter()
@@ -152,9 +153,10 @@ def first_blocks(model, prompts, cfg: SamplingBenchConfig, cache: str, passes: i
         seen.append(x)
         if len(seen) > cfg.blocks * passes:  # the first call comes before any pass
             raise Enough
+    steps = passes * (cfg.gen_length // cfg.block_length)
     try:
-        generate(model, prompts, cfg.gen_length, cfg.block_length,
-                 passes * (cfg.gen_length // cfg.block_length), cache=cache, on_step=on_step)
+        generate(model, prompts, Sampling(cfg.gen_length, cfg.block_length, steps, cache=cache),
+                 on_step=on_step)
     except Enough:
         pass
     return seen[-1][:, :cfg.blocks * cfg.block_length], len(seen) - 1
