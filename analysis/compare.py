@@ -152,6 +152,7 @@ class Child:
         self.reader = Thread(target=self.read, daemon=True)
         self.reader.start()
         self.bar = tqdm(total=total or None, desc=f"{arm:5}", position=position, leave=False,
+                        unit="step" if self.script == "train.py" else "question",
                         disable=None)  # None: no bar unless stderr is a terminal
 
     def read(self):
