@@ -136,7 +136,7 @@ def together(children: list):
     finally:
         for child in children:
             child.process.terminate()
-        for child in children:
+        for child in reversed(children):  # the first bar last: it puts the cursor back
             child.close()
 
 
