@@ -203,4 +203,4 @@ def floor_seconds(cfg: SamplingBenchConfig, config: ModelConfig, way: str, passe
 
 
 if __name__ == "__main__":
-    run(main, BenchConfig)
+    run(main, SamplingBenchConfig)

@@ -1,7 +1,9 @@
 """Laws of bench.py and predict.py: the closed forms are what is counted, and ratios are printed."""
 import json
+import subprocess
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from tests.test_packing import DREAM, LLADA, QWEN, kept_bytes, make_model
 
 torch.set_num_threads(1)
 
+ROOT = Path(__file__).resolve().parent.parent
 SMALL = BenchConfig(width=32, n_layer=3, vocab_size=300, batch_size=3, length=24, steps=1,
                     device="cpu")
 KINDS = ["plain", "naive plain", "jepa", "two gradients", "jepa padded", "jepa packed",
@@ -159,3 +162,12 @@ def test_a_bad_setting_stops_with_one_sentence(option, words, monkeypatch):
 
 def test_the_command_line_is_read():
     assert configure(BenchConfig, ["--preset=dream-7b", "--pack"]).pack
+
+
+@pytest.mark.parametrize("script", ["bench", "bench_sampling", "compare", "predict"])
+def test_the_scripts_start_from_anywhere(script, tmp_path):
+    command = [sys.executable, str(ROOT / f"analysis/{script}.py")]
+    done = subprocess.run([*command, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "--" in done.stdout, done.stderr
+    done = subprocess.run([*command, "--nothing=1"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("unknown setting 'nothing'")
