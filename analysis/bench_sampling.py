@@ -1,4 +1,4 @@
-"""What an answer costs: tokens per second of each way to sample, side by side in one run.
+"""Bench of sampling: tokens per second of each way to sample, side by side in one run.
 
     python analysis/bench_sampling.py                                a CPU, a random mid-size model
     python analysis/bench_sampling.py --preset=llada-8b              its shape, on a GPU
@@ -6,16 +6,15 @@
     straightforward  the published loop as usually written: logits of every token, a softmax over
                      the vocabulary in fp64, a Python loop over the rows
     exact            sample.py without shortcuts: the same tokens
-    prefix, dual     with a cache, as many tokens a pass as exact
-    dual, n a pass   the same with `per_pass` tokens a pass, as many as a threshold may reveal: a
-                     random model is never sure, so here a quota decides
+    prefix, dual     with a cache, as many tokens per pass as exact
+    dual, n a pass   the same with `per_pass` tokens per pass, as many as a threshold may reveal: a
+                     random model is never sure, so here a fixed number is revealed
 
-`as exact` is the share of tokens that are the exact sampler's: on a random model, whose answers
-hang on a hair, it is far lower than on a trained one. On a GPU `floor` is the share of the least
-possible time: in each pass all weights are read once and all products made, at the peak rates.
+`as exact` is the share of tokens equal to the exact sampler's. A random model has many near-ties,
+so it is far lower here than for a trained model. On a GPU `floor` is the least possible time as a
+share of the measured: each pass reads all weights once and does all products, at the peak rates.
 """
 import json
-import os
 import statistics
 import sys
 import time
@@ -23,40 +22,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")         # as in train.py
-os.environ.setdefault("GOMP_SPINCOUNT", "0")
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the modules are one folder up
+
+from configurator import run  # first: it sets variables that torch reads
 
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from configurator import run
-from model import DLLM, PRESETS, ModelConfig
+from analysis.predict import gpu_of, head_dim, head_flops, layer_matrices, shape_of
+from model import DLLM, ModelConfig
 from pretrained.device import pick_device, pick_dtype
-from sample import check_prompts, generate
-from sampling.reveal import check_lengths
-
-# bf16 products per second, bytes of memory per second
-PEAKS = {"A100": (312e12, 2.04e12), "H100": (989e12, 3.35e12), "H200": (989e12, 4.8e12)}
+from sample import generate
+from sampling.prompts import check_prompts
+from sampling.reveal import Sampling, check_lengths
 
 
 @dataclass
-class BenchConfig:
+class SamplingBenchConfig:
     preset: Literal["tiny", "llada-8b", "dream-7b"] = "tiny"  # of the model's shape
     n_layer: int = 0                    # 0: the preset's
     width: int = 512                    # n_embd of tiny, with an MLP of 2.75 times that
     vocab_size: int = 32000             # of tiny
     batch_size: int = 1                 # prompts at a time
-    prompt_length: int = 800            # tokens of each
+    prompt_length: int = 800            # tokens of each prompt
     gen_length: int = 256               # tokens to generate
     block_length: int = 32              # a block is finished before the next begins
-    blocks: int = 2                     # so many are timed, from the first; all cost the same
-    per_pass: float = 2.77              # tokens a pass of the last way (Fast-dLLM's on GSM8K)
-    runs: int = 1                       # of each way, in turns; medians are printed
+    blocks: int = 2                     # time only the first blocks; all cost the same
+    per_pass: float = 2.77              # tokens per pass of the last way (Fast-dLLM's on GSM8K)
+    runs: int = 1                       # runs of each way, in turns; medians are printed
     seed: int = 42                      # of the weights and the prompts
     device: str = "auto"                # cpu, cuda, mps; auto takes a GPU if there is one
-    json: bool = False                  # end with the numbers as one line of JSON
+    json: bool = False                  # print all numbers as one line of JSON at the end
 
     def __post_init__(self):
         most = self.gen_length // max(1, self.block_length)
@@ -73,37 +70,37 @@ class BenchConfig:
                              f"{self.vocab_size} at least 3: a token besides mask and end of text")
 
 
-def main(cfg: BenchConfig):
+def main(cfg: SamplingBenchConfig):
     device = pick_device(cfg.device)
-    config = shape_of(cfg)
-    check_prompts(config, [range(cfg.prompt_length)], cfg.gen_length)       # before 8 B are made
+    sizes = (cfg.width, cfg.vocab_size) if cfg.preset == "tiny" else (0, 0)
+    config = shape_of(cfg.preset, cfg.n_layer, *sizes)
+    check_prompts(config, [range(cfg.prompt_length)], cfg.gen_length)  # before 8 B are made
     model = random_model(config, device, cfg.seed)
     generator = torch.Generator().manual_seed(cfg.seed)
     prompts = torch.randint(2, config.vocab_size, (cfg.batch_size, cfg.prompt_length),
                             generator=generator)
-    passes = max(1, round(cfg.block_length / cfg.per_pass))                 # of a block
+    passes = max(1, round(cfg.block_length / cfg.per_pass))  # of a block
     fast = f"dual, {cfg.block_length / passes:.2f} a pass"
     ways = {"straightforward": lambda: straightforward(model, prompts, cfg),
-            "exact": lambda: some_blocks(model, prompts, cfg, "none", cfg.block_length),
-            "prefix": lambda: some_blocks(model, prompts, cfg, "prefix", cfg.block_length),
-            "dual": lambda: some_blocks(model, prompts, cfg, "dual", cfg.block_length),
-            fast: lambda: some_blocks(model, prompts, cfg, "dual", passes)}
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    print(f"{gpu or device.type}, {torch.get_num_threads()} threads, {model.compute_dtype}, "
+            "exact": lambda: first_blocks(model, prompts, cfg, "none", cfg.block_length),
+            "prefix": lambda: first_blocks(model, prompts, cfg, "prefix", cfg.block_length),
+            "dual": lambda: first_blocks(model, prompts, cfg, "dual", cfg.block_length),
+            fast: lambda: first_blocks(model, prompts, cfg, "dual", passes)}
+    device_name, peaks = gpu_of(device)
+    print(f"{device_name}, {torch.get_num_threads()} threads, {model.compute_dtype}, "
           f"{sum(p.numel() for p in model.parameters()):,} parameters, {cfg.batch_size} x "
           f"{cfg.prompt_length} + {cfg.gen_length} tokens, {cfg.blocks} blocks of "
           f"{cfg.block_length}")
 
-    generate(model, prompts, cfg.block_length, cfg.block_length, min(2, cfg.block_length),
-             cache="dual")                                                  # warm
+    warm_up = Sampling(cfg.block_length, cfg.block_length, min(2, cfg.block_length), cache="dual")
+    generate(model, prompts, warm_up)
     found = {name: {"seconds": []} for name in ways}
     for name in tqdm([name for _ in range(cfg.runs) for name in ways], unit="way"):
         began = time.perf_counter()
         tokens, found[name]["passes"] = ways[name]()
-        found[name]["tokens"] = tokens.cpu()                                # waits for the device
+        found[name]["tokens"] = tokens.cpu()  # synchronises
         found[name]["seconds"].append(time.perf_counter() - began)
     exact = found["exact"]["tokens"]
-    peaks = next((peaks for name, peaks in PEAKS.items() if name in gpu), None)
     print(f"\n{'':<18} {'seconds':>8} {'passes':>7} {'tokens/s':>9} {'over exact':>11} "
           f"{'as exact':>9} {'floor':>7}")
     for name, of in found.items():
@@ -112,8 +109,8 @@ def main(cfg: BenchConfig):
     for name, of in found.items():
         of["over_exact"] = found["exact"]["seconds"] / of["seconds"]
         of["as_exact"] = (of.pop("tokens") == exact).float().mean().item()
-        of["floor"] = peaks and floor_seconds(cfg, config, name, of["passes"], *peaks)
-        of["floor"] = peaks and of["floor"] / of["seconds"]
+        of["floor"] = peaks and (floor_seconds(cfg, config, name, of["passes"], *peaks)
+                                 / of["seconds"])
         floor = f"{of['floor']:.1%}" if peaks else "n/a"
         print(f"{name:<18} {of['seconds']:8.2f} {of['passes']:7} {of['tokens_per_s']:9.1f} "
               f"{of['over_exact']:11.2f} {of['as_exact']:9.1%} {floor:>7}")
@@ -123,61 +120,58 @@ def main(cfg: BenchConfig):
     ratios = {name: round(value, 3) for name, value in ratios.items()}
     print("\n" + "\n".join(f"{name:<30} {value:.2f}" for name, value in ratios.items()))
     if cfg.json:
-        print(json.dumps({"ratios": ratios, "ways": found, "device": gpu or device.type,
+        print(json.dumps({"ratios": ratios, "ways": found, "device": device_name,
                           "dtype": str(model.compute_dtype), "settings": vars(cfg)}))
 
 
-def shape_of(cfg: BenchConfig) -> ModelConfig:
-    shape = dict(PRESETS[cfg.preset])
-    if cfg.preset == "tiny":
-        shape |= {"vocab_size": cfg.vocab_size, "mask_id": 1, "eos_id": 0, "n_embd": cfg.width,
-                  "n_hidden": cfg.width * 11 // 4}
-    return ModelConfig(**shape | ({"n_layer": cfg.n_layer} if cfg.n_layer else {}))
-
-
 def random_model(config: ModelConfig, device, seed: int) -> DLLM:
-    """In the dtype it computes in; made on the device: 8 B take minutes on a CPU."""
+    """Make a model with random weights on the device; on a CPU 8 B would take minutes."""
     dtype = pick_dtype("auto", device)
     with torch.device("meta"):
         model = DLLM(config)
     model = model.to(dtype).to_empty(device=device).eval()
     generator = torch.Generator(device).manual_seed(seed)
     for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.02, generator=generator) if p.ndim > 1 else (
-            torch.nn.init.ones_(p))
+        if p.ndim > 1:
+            torch.nn.init.normal_(p, std=0.02, generator=generator)
+        else:
+            torch.nn.init.ones_(p)
     model.compute_dtype = dtype
     return model
 
 
-def some_blocks(model, prompts, cfg: BenchConfig, cache: str, passes: int):
-    """The first blocks -> their tokens (B, blocks * block_length), passes. No more is worked out:
-    what ends the work when they are there is an exception."""
+def first_blocks(model, prompts, cfg: SamplingBenchConfig, cache: str, passes: int):
+    """Generate the first blocks -> their tokens (B, blocks * block_length), number of passes.
+
+    An exception ends `generate` after them, so that no more is computed.
+    """
     class Enough(Exception):
         pass
     seen = []
 
-    def look(x, p):
+    def on_step(x, p):
         seen.append(x)
-        if len(seen) > cfg.blocks * passes:                                 # the first is no pass
+        if len(seen) > cfg.blocks * passes:  # the first call comes before any pass
             raise Enough
+    steps = passes * (cfg.gen_length // cfg.block_length)
     try:
-        generate(model, prompts, cfg.gen_length, cfg.block_length,
-                 passes * (cfg.gen_length // cfg.block_length), cache=cache, on_step=look)
+        generate(model, prompts, Sampling(cfg.gen_length, cfg.block_length, steps, cache=cache),
+                 on_step=on_step)
     except Enough:
         pass
     return seen[-1][:, :cfg.blocks * cfg.block_length], len(seen) - 1
 
 
 @torch.no_grad()
-def straightforward(model, prompts, cfg: BenchConfig):
-    """A token a pass, greedy: the published algorithm with no thought for its cost."""
+def straightforward(model, prompts, cfg: SamplingBenchConfig):
+    """Reveal one token per pass, greedily: the published algorithm without any optimisation."""
     config, P = model.config, prompts.shape[1]
     masks = torch.full((len(prompts), cfg.gen_length), config.mask_id)
     x = torch.cat([prompts, masks], dim=1).to(model.embed.weight.device)
     for block in range(cfg.blocks):
         end = P + (block + 1) * cfg.block_length
         for _ in range(cfg.block_length):
-            logits = model(x)                                               # (B, T, V)
+            logits = model(x)  # (B, T, V)
             logits[..., config.mask_id] = -torch.inf
             proposal = logits.argmax(dim=-1)
             p = logits.double().softmax(dim=-1)
@@ -190,18 +184,16 @@ def straightforward(model, prompts, cfg: BenchConfig):
     return x[:, P:end], cfg.blocks * cfg.block_length
 
 
-def floor_seconds(cfg: BenchConfig, config: ModelConfig, way: str, passes: int,
+def floor_seconds(cfg: SamplingBenchConfig, config: ModelConfig, way: str, passes: int,
                   flops_per_s: float, bytes_per_s: float) -> float:
-    """Each pass reads the weights (bf16) and multiplies; what takes longer, at the peak rates."""
-    C, D = config.n_embd, config.head_dim or config.n_embd // config.n_head
-    in_blocks = config.n_layer * (C * D * (2 * config.n_head + 2 * config.n_kv_head)
-                                  + 3 * C * config.n_hidden)
-    head, T = config.vocab_size * C, cfg.prompt_length + cfg.gen_length
+    """Predict the least time of all passes: reading weights (bf16) or products, the longer one."""
+    in_blocks, T = config.n_layer * layer_matrices(config), cfg.prompt_length + cfg.gen_length
+    read = 2 * (in_blocks + config.vocab_size * config.n_embd) / bytes_per_s
 
-    def one_pass(n_tokens):                                 # a row's tokens that are computed
-        attention = 4 * config.n_layer * n_tokens * T * config.n_head * D
-        flops = 2 * n_tokens * in_blocks + attention + 2 * cfg.block_length * head
-        return max(2 * (in_blocks + head) / bytes_per_s, cfg.batch_size * flops / flops_per_s)
+    def one_pass(n_tokens):  # that are computed of each row
+        attention = 4 * config.n_layer * n_tokens * T * config.n_head * head_dim(config)
+        flops = 2 * n_tokens * in_blocks + attention + head_flops(config, cfg.block_length)
+        return max(read, cfg.batch_size * flops / flops_per_s)
     if way.startswith("dual"):
         return cfg.blocks * one_pass(T) + (passes - cfg.blocks) * one_pass(cfg.block_length)
     if way == "prefix":
@@ -211,4 +203,4 @@ def floor_seconds(cfg: BenchConfig, config: ModelConfig, way: str, passes: int,
 
 
 if __name__ == "__main__":
-    run(main, BenchConfig)
+    run(main, SamplingBenchConfig)

@@ -1,19 +1,17 @@
-"""How probable a text is to a masked-diffusion model: what it knows, measured without generating.
+"""Likelihood of texts under a masked-diffusion model, measured without generating.
 
-Hide l of the L tokens of a text and ask for them. With l drawn uniformly from 1..L, and then every
-choice of l places as likely as any other,
+Mask l of a text's L tokens, chosen uniformly, with l uniform in 1..L. Then
 
-    log p(text)  >=  -L * E[ mean cross-entropy of the hidden tokens ]
+    log p(text)  >=  -L * E[ mean cross-entropy of the masked tokens ]
 
-which is how LLaDA is evaluated (arXiv 2502.09992, its public get_log_likelihood.py). Exact numbers
-of masks vary less than a coin for each token. With one token to hide no chance is left, and this is
-the model's own log p of it. Three uses of one mean:
+LLaDA is evaluated this way (arXiv 2502.09992, its public get_log_likelihood.py). An exact number of
+masks has less variance than one coin per token; for one token the estimate is exact. Three uses:
 
-    log_likelihood      of answers to prompts, by Monte Carlo
-    held_out_losses     of windows of a text, at fixed rates and with the same masks for all models
-    choose              of one-token answers, all of them in one pass
+    log_likelihood      of answers given prompts, by Monte Carlo
+    held_out_losses     of windows of a text, at fixed rates, under the same masks for every model
+    choose              among answers of one token, all scored in one pass
 
-Where a state scores the next token (Dream) nothing scores the first: it is always given.
+If state i scores token i + 1 (Dream), nothing scores the first token: it always stays visible.
 """
 import sys
 from itertools import islice
@@ -24,17 +22,17 @@ from tqdm import tqdm
 from model import row_generators, uniform
 from pretrained.device import to_device
 
-BATCH_TOKENS = 8192     # of one pass, padding included; the number is ours
+BATCH_TOKENS = 8192  # of one pass, padding included; our choice
 
 
 def log_likelihood(model, prompts: list[list[int]], answers: list[list[int]], n_samples: int = 128,
                    seed: int = 0, batch_tokens: int = BATCH_TOKENS):
-    """LLaDA's estimate of log p(answer | prompt): N prompts, N answers, ids -> (N,) fp64, in nats.
+    """Estimate log p(answer | prompt) as LLaDA does: N prompts, N answers -> (N,) fp64, in nats.
 
-    Unbiased for the bound above, exact for one token. The prompt is never masked. Masks come from
-    (seed, the prompt itself): a batch changes nothing, and answers to one prompt, the choices of a
-    question, meet the same chance. Raises ValueError for an empty answer, for lists that differ in
-    length, and for an empty prompt where the first token has no scorer.
+    Unbiased for the bound above, exact for answers of one token. The prompt is never masked. Masks
+    depend on (seed, prompt): not on the batch, and all choices of a question get the same ones.
+    Raises ValueError for an empty answer, for lists of different lengths, and for an empty prompt
+    if nothing scores the first token.
     """
     if n_samples < 1 or len(prompts) != len(answers) or not all(answers):
         raise ValueError(f"n_samples={n_samples} must be at least 1, and each of {len(prompts)} "
@@ -61,30 +59,20 @@ def log_likelihood(model, prompts: list[list[int]], answers: list[list[int]], n_
 def held_out_losses(model, windows, rates, seed: int = 0, batch_tokens: int = BATCH_TOKENS):
     """Mean cross-entropy per masked token of each window at each rate: (N, T), R -> (N, R) fp64.
 
-    A window's first token, BOS or text, is given; of the T - 1 others exactly round(t * (T - 1)),
-    at least one, are masked. Which, depends on (seed, rate, the window's own ids) alone: the same
-    for every model, batch and choice of windows, so that losses can be compared in pairs. Raises
-    ValueError for rates outside (0, 1] and for windows without a second token.
+    The first token, BOS or text, stays visible. masked_copies masks the others, in the same way for
+    every model, so that losses can be compared in pairs. Raises ValueError for rates outside (0, 1]
+    and for windows of one token.
     """
-    rates, n_maskable = [float(t) for t in rates], windows.shape[1] - 1
+    rates = [float(t) for t in rates]
     if not rates or not all(0 < t <= 1 for t in rates):
         raise ValueError(f"rates={tuple(rates)} must be one or more numbers above 0 and up to 1")
-    if n_maskable < 1:
+    if windows.shape[1] < 2:
         raise ValueError(f"windows of {windows.shape[1]} tokens leave none to mask; two are the "
                          f"least")
-
-    def copies():
-        for ids in windows:
-            keys = [(t, *ids.tolist()) for t in rates]
-            for t, generator in zip(rates, row_generators(seed, 0, keys)):
-                count = torch.tensor([max(1, int(t * n_maskable + 0.5))])
-                is_masked = exact_masks(count, n_maskable, generator)[0]
-                yield ids, torch.cat([is_masked.new_zeros(1), is_masked])
-
-    n_copies = len(windows) * len(rates)
-    losses = list(progress(mean_losses(model, copies(), batch_tokens), "held-out loss", "pass",
-                           n_copies))
-    return torch.tensor(losses, dtype=torch.float64).view(len(windows), len(rates))
+    copies = masked_copies(((ids, 1) for ids in windows.tolist()), rates, seed)
+    losses = progress(mean_losses(model, copies, batch_tokens), "held-out loss", "pass",
+                      len(windows) * len(rates))
+    return torch.tensor(list(losses), dtype=torch.float64).view(len(windows), len(rates))
 
 
 @torch.no_grad()
@@ -92,8 +80,8 @@ def choose(model, prompts: list[list[int]], choices: list[list[int]],
            batch_tokens: int = BATCH_TOKENS):
     """log p of K tokens at one [MASK] after each prompt: N prompts, (N, K) ids -> (N, K) fp64.
 
-    Its argmax is the answer, and exp().sum(1) the probability that the model leaves to the choices.
-    One pass a question: what is masked is the same for all of them, so this is log_likelihood.
+    The argmax is the answer; exp().sum(1) is the probability of all choices together. Equal to
+    log_likelihood of K answers, but in one pass per question, since all have the same [MASK].
     """
     check_first_is_given(model, prompts)
     choices, order = torch.tensor(choices), longest_first(prompts)
@@ -105,8 +93,8 @@ def choose(model, prompts: list[list[int]], choices: list[list[int]],
         xt, is_real = padded(ids, model.config.eos_id)
         h = model.encode(xt, is_real)
         last = torch.tensor([len(x) - 1 for x in ids])
-        logits = model.unembed(h, where=(torch.arange(len(ids)), last))         # (B, V)
-        of_choices = to_device(choices[list(which)], h.device)                  # (B, K)
+        logits = model.unembed(h, where=(torch.arange(len(ids)), last))  # (B, V)
+        of_choices = to_device(choices[list(which)], h.device)  # (B, K)
         log_p[list(which)] = logits.log_softmax(dim=-1).gather(1, of_choices).cpu().double()
         bar.update(len(ids))
     bar.close()
@@ -118,17 +106,35 @@ def choose(model, prompts: list[list[int]], choices: list[list[int]],
 
 
 def stratified_masks(L: int, n: int, generator):
-    """(n, L) masks whose numbers 1..L are uniform each and spread evenly together, as LLaDA's: a
-    random start and then steps of L / n, around the circle. If L divides n all are met alike."""
+    """Draw n masks of L places as LLaDA does -> (n, L) bool.
+
+    Each number of masks is uniform in 1..L; together they are spread evenly: a random start, then
+    steps of L / n modulo L. If L divides n, every number occurs equally often.
+    """
     start = torch.randint(L, (1,), generator=generator)
-    counts = (start + torch.arange(n) * L // n) % L + 1                     # (n,)
+    counts = (start + torch.arange(n) * L // n) % L + 1  # (n,)
     return exact_masks(counts, L, generator)
 
 
 def exact_masks(counts, L: int, generator):
-    """Masks with exactly so many places, any set of them as likely as another: (n,) -> (n, L)."""
+    """Draw masks with exactly these counts, every set of places equally likely: (n,) -> (n, L)."""
     u = uniform((len(counts), L), generator, "cpu")
-    return u.argsort(dim=1) < counts[:, None]       # of each row's random order of 0..L-1
+    return u.argsort(dim=1) < counts[:, None]  # argsort: a random permutation of 0..L-1 per row
+
+
+def masked_copies(rows, rates, seed: int):
+    """Yield ids (T,), is_masked (T,) of each row at each rate.
+
+    rows: pairs of ids and the number of them, at the front, that stay visible. Of the L others
+    exactly round(t * L), at least one, are masked. Masks depend on (seed, rate, ids) alone, not on
+    the model, the batch or the other rows.
+    """
+    for ids, n_given in rows:
+        L = len(ids) - n_given
+        for t, generator in zip(rates, row_generators(seed, 0, [(t, *ids) for t in rates])):
+            count = torch.tensor([max(1, int(t * L + 0.5))])
+            is_masked = exact_masks(count, L, generator)[0]
+            yield torch.tensor(ids), torch.cat([is_masked.new_zeros(n_given), is_masked])
 
 
 # ----------------------------------------------------------------------------------------------
@@ -138,16 +144,27 @@ def exact_masks(counts, L: int, generator):
 @torch.no_grad()
 def mean_losses(model, copies, batch_tokens: int):
     """Pairs ids (T,), is_masked (T,), longest first -> the mean loss of each, lazily, in order."""
+    for ids, is_masked, is_real in in_batches(copies, batch_tokens, model.config.eos_id):
+        h = model.encode(torch.where(is_masked, model.config.mask_id, ids), is_real)
+        yield from row_losses(model, h, ids, is_masked)
+
+
+def row_losses(model, h, ids, is_masked) -> list[float]:
+    """Mean cross-entropy of the masked tokens of each row, from the final states h (B, T, C)."""
+    nll = model.nll(h, ids, is_masked).cpu().double()  # of all masked tokens, row by row
+    return [row.mean().item() for row in nll.split(is_masked.sum(dim=1).tolist())]
+
+
+def in_batches(copies, batch_tokens: int, eos_id: int):
+    """Pairs ids (T,), is_masked (T,) -> ids (B, T), is_masked (B, T), is_real (B, T) or None."""
     for batch in batches(copies, batch_tokens, length=lambda copy: len(copy[0])):
-        x0, is_real = padded([ids for ids, _ in batch], model.config.eos_id)
+        ids, is_real = padded([ids for ids, _ in batch], eos_id)
         is_masked, _ = padded([is_masked for _, is_masked in batch], False)
-        h = model.encode(torch.where(is_masked, model.config.mask_id, x0), is_real)
-        nll = model.nll(h, x0, is_masked).cpu().double()                    # by rows, end to end
-        yield from (row.mean().item() for row in nll.split(is_masked.sum(dim=1).tolist()))
+        yield ids, is_masked, is_real
 
 
 def batches(rows, batch_tokens: int, length):
-    """Rows, longest first, in lists that take at most batch_tokens when padded, or one row."""
+    """Split rows, longest first, into lists of at most batch_tokens when padded, or of one row."""
     batch = []
     for row in rows:
         if batch and (len(batch) + 1) * length(batch[0]) > batch_tokens:
@@ -159,7 +176,7 @@ def batches(rows, batch_tokens: int, length):
 
 
 def padded(rows, fill):
-    """Rows of any lengths -> (B, T) filled at the right, is_real (B, T), or None if all are."""
+    """Pad rows at the right -> (B, T), is_real (B, T), or None if there is no padding."""
     x = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=fill)
     lengths = torch.tensor([len(row) for row in rows])
     is_real = torch.arange(x.shape[1]) < lengths[:, None]
@@ -167,16 +184,18 @@ def padded(rows, fill):
 
 
 def longest_first(rows) -> list[int]:
-    """What is too long for the model or its memory stops the run at its first pass."""
+    """Order rows so that one too long for the model or its memory stops the run at once."""
     return sorted(range(len(rows)), key=lambda i: -len(rows[i]))
 
 
 def check_first_is_given(model, prompts):
+    """Raise ValueError for an empty prompt if nothing scores the first token."""
     if model.config.shift and not all(prompts):
-        raise ValueError("an empty prompt leaves the answer's first token without a scorer, for "
+        raise ValueError("an empty prompt leaves the answer's first token without a score, since "
                          "in this model state i scores token i + 1; begin with its BOS")
 
 
 def progress(rows, what: str, unit: str, total: int | None = None):
+    """Draw a progress bar over rows, rarely if stderr is a file."""
     return tqdm(rows, total=total, desc=what, unit=unit, leave=False,
                 mininterval=0.5 if sys.stderr.isatty() else 15)

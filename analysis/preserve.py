@@ -1,12 +1,12 @@
-"""What fine-tuning has kept of its base: loss on Wikitext and answers to MMLU, compared in pairs.
+"""Preservation: what fine-tuning has kept of its base: Wikitext loss and MMLU, compared in pairs.
 
     python analysis/preserve.py --base=GSAI-ML/LLaDA-8B-Base --models=out/plain,out/jepa
 
-Every model meets the same windows under the same masks and the same questions: what has a small
-error is its difference to the base. The paper (arXiv 2606.00091, table 3) has the mean Wikitext
-loss minus the base's, and 500 questions of MMLU; windows, rates, questions and shots are ours, for
-it states none. Each model's numbers are kept in `out`, in a file named after its weights and all
-that was asked: a run that was interrupted, or gets one model more, measures what is missing.
+Every model gets the same windows under the same masks and the same questions, so its difference to
+the base has a small error. The paper (arXiv 2606.00091, table 3) reports the mean Wikitext loss
+minus the base's, and 500 questions of MMLU. It does not state windows, rates, questions and shots:
+these are ours. Each model's numbers are kept in `out`, in a file named after its weights and all it
+was asked. A second run measures only what is missing.
 """
 import hashlib
 import math
@@ -17,14 +17,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # see train.py; read when torch loads
-os.environ.setdefault("GOMP_SPINCOUNT", "0")
-
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))           # a script in a folder: the modules lie one above
+sys.path.insert(0, str(ROOT))  # the modules are one folder up
+
+from configurator import run  # first: it sets variables that torch reads
 
 from analysis.likelihood import BATCH_TOKENS, choose, held_out_losses
-from configurator import run
 from model import DLLM
 from pretrained.device import pick_device
 from pretrained.tokenizer import load_tokenizer
@@ -32,7 +30,7 @@ from pretrained.weights import find_weights, weights_file
 from sample import load_model
 from tasks import mmlu, wikitext
 from tasks.files import read_json, write_json
-from tasks.stats import mcnemar
+from tasks.stats import half_95, mcnemar
 
 
 @dataclass
@@ -40,14 +38,14 @@ class PreserveConfig:
     base: str = ""                      # before tuning: a checkpoint, an out_dir or a hub name
     models: tuple[str, ...] = ()        # the same after tuning, one or more, with commas between
     data_dir: str = ""                  # a folder with mmlu/ and wikitext/; empty: the hub
-    out: str = "out/preserve"           # folder of what was measured, and of summary.json
-    window: int = 512                   # tokens of Wikitext at a time
-    n_windows: int = 128                # spread evenly over the text; 0: all there are
-    rates: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of masking
-    n_questions: int = 500              # of MMLU, by a fixed draw; 0: all 14,042
-    n_shot: int = 5                     # solved questions of its subject before each, up to 5
+    out: str = "out/preserve"           # folder of each model's numbers and of summary.json
+    window: int = 512                   # tokens of a window of Wikitext
+    n_windows: int = 128                # spread evenly over the text; 0: all
+    rates: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # masking rates
+    n_questions: int = 500              # of MMLU, a fixed draw; 0: all 14,042
+    n_shot: int = 5                     # solved questions of the same subject before each, up to 5
     seed: int = 0                       # of the masks
-    batch_tokens: int = BATCH_TOKENS    # of one pass, padding included
+    batch_tokens: int = BATCH_TOKENS    # tokens of one pass, padding included
     device: str = "auto"                # cpu, cuda, cuda:1, ...; auto takes a GPU if there is one
 
     def __post_init__(self):
@@ -59,12 +57,12 @@ class PreserveConfig:
 
 def main(cfg: PreserveConfig):
     if not cfg.base or not cfg.models:
-        raise ValueError("it takes --base=... and --models=... to compare with it")
+        raise ValueError("name a base and models to compare with it: --base=... --models=...")
     print_tables(preserve(cfg), cfg)
 
 
 def preserve(cfg: PreserveConfig) -> dict:
-    """-> {model: its scores, and beside the base's their differences}, also in out/summary.json."""
+    """Measure all models -> {model: scores, differences to the base}, also in summary.json."""
     text_dir, mmlu_dir = (cfg.data_dir and os.path.join(cfg.data_dir, task)
                           for task in ("wikitext", "mmlu"))
     text, questions = wikitext.load_text("test", text_dir), mmlu.load("test", mmlu_dir)
@@ -79,28 +77,28 @@ def preserve(cfg: PreserveConfig) -> dict:
         measured = measure(cfg, name, text, asked)
         base = base or measured
         if measured["tokens"] != base["tokens"]:
-            raise ValueError(f"{name} and {cfg.base} do not read the same tokens, for their "
-                             f"tokenizers or block sizes differ: there is nothing to compare")
+            raise ValueError(f"{name} and {cfg.base} do not read the same tokens: their tokenizers "
+                             f"or block sizes differ")
         summary[name] = {"wikitext": score_losses(measured["losses"], base["losses"]),
                          "mmlu": score_choices(measured["log_p"], base["log_p"], gold),
                          "fewer_shots": measured["fewer_shots"]}
-    write_json(str(Path(cfg.out) / "summary.json"), {"settings": vars(cfg), "models": summary})
+    write_json(Path(cfg.out) / "summary.json", {"settings": vars(cfg), "models": summary})
     return summary
 
 
 def measure(cfg: PreserveConfig, name: str, text: str, asked: list[list[str]]) -> dict:
-    """What one model says, from its file in cfg.out, or measured, which makes that file.
+    """Read a model's numbers from its file in cfg.out, or measure them and write that file.
 
-    losses (N, R) and log_p (questions, 4), as lists; tokens, a hash of all it read; fewer_shots,
-    questions whose n_shot shots its block_size does not hold. asked: the prompts with n_shot, then
-    with one shot fewer, down to none.
+    asked: the prompts with n_shot shots, with one fewer, ... with none. Returns losses (N, R) and
+    log_p (questions, 4) as lists; tokens, a hash of all that it read; fewer_shots, the number of
+    questions that do not fit into its block_size with n_shot shots.
     """
     folder, device = find_weights(name), pick_device(cfg.device)
     tok, weights = load_tokenizer(folder), weights_file(folder)
     windows = wikitext.windows(text, tok, cfg.window, cfg.n_windows)
     block_size = DLLM.on_meta(folder).config.block_size
-    before, letters, left_out = zip(*(that_fits(tok, texts, block_size) for texts in zip(*asked)))
-    # the device too: in bf16 numbers are others than in fp32, and differences to a base are small
+    before, letters, left_out = zip(*(shorten(tok, texts, block_size) for texts in zip(*asked)))
+    # the device too: bf16 and fp32 give different numbers, and differences to a base are small
     key = digest(weights, os.stat(weights).st_mtime_ns, device.type, windows.tolist(), cfg.rates,
                  cfg.seed, before, letters)
     path = Path(cfg.out) / f"{Path(name).name}_{key}.json"
@@ -112,16 +110,16 @@ def measure(cfg: PreserveConfig, name: str, text: str, asked: list[list[str]]) -
     losses = held_out_losses(model, windows, cfg.rates, cfg.seed, cfg.batch_tokens)
     log_p = choose(model, before, letters, cfg.batch_tokens)
     if not losses.isfinite().all() or not log_p.isfinite().all():
-        raise ValueError(f"{name} gives probabilities that are no numbers: its weights are broken")
+        raise ValueError(f"{name} gives probabilities that are not finite: its weights are broken")
     measured = {"model": name, "weights": weights, "tokens": digest(windows.tolist(), before),
                 "fewer_shots": sum(map(bool, left_out)), "losses": losses.tolist(),
                 "log_p": log_p.tolist()}
-    write_json(str(path), measured)
+    write_json(path, measured)
     return measured
 
 
-def that_fits(tok, texts, block_size: int):
-    """The ids of the first text that leaves room for a letter, or of the last, and its number."""
+def shorten(tok, texts, block_size: int):
+    """Take the first text that leaves room for a letter, else the last -> ids, letters, index."""
     for n, text in enumerate(texts):
         before, letters = mmlu.letter_ids(tok, text)
         if len(before) < block_size:
@@ -130,11 +128,12 @@ def that_fits(tok, texts, block_size: int):
 
 
 def digest(*what) -> str:
+    """Hash anything that has a repr -> 12 hex digits."""
     return hashlib.blake2b(repr(what).encode(), digest_size=6).hexdigest()
 
 
 def score_losses(losses, base) -> dict:
-    """(N, R) losses, the base's -> the mean at each rate, over all, and its difference in pairs."""
+    """Losses (N, R) of a model and of the base -> their means and paired differences."""
     differences = [statistics.mean(a) - statistics.mean(b) for a, b in zip(losses, base)]
     return {"n": len(losses), "by_rate": [statistics.mean(column) for column in zip(*losses)],
             "mean": statistics.mean(map(statistics.mean, losses)),
@@ -142,7 +141,7 @@ def score_losses(losses, base) -> dict:
 
 
 def score_choices(log_p, base, gold) -> dict:
-    """(N, 4) log p, the base's, the N right ones -> accuracy and what changed against the base."""
+    """log p (N, 4) of a model and of the base, N right answers -> accuracy, changes to the base."""
     chosen = [row.index(max(row)) for row in log_p]
     right = [choice == g for choice, g in zip(chosen, gold)]
     was_right = [row.index(max(row)) == g for row, g in zip(base, gold)]
@@ -156,33 +155,28 @@ def score_choices(log_p, base, gold) -> dict:
             "letters": [share[i] / n for i in range(4)]}
 
 
-def half_95(differences) -> float:
-    """Half of the 95 % interval of their mean, by the normal approximation."""
-    n = len(differences)
-    return 1.96 * statistics.stdev(differences) / n ** 0.5 if n > 1 else math.nan
-
-
 def print_tables(summary: dict, cfg: PreserveConfig):
+    """Print a table of Wikitext and one of MMLU, a line per model."""
     width = min(17, max(map(len, summary)))
-    label = lambda name: f"{name[-width:]:{width}}"
-    base = summary[cfg.base]
+    base, labels = summary[cfg.base], {name: f"{name[-width:]:{width}}" for name in summary}
     print(f"\nWikitext: loss per masked token at t; {base['wikitext']['n']} windows of "
-          f"{cfg.window} tokens, the same masks\n{label('')}  "
+          f"{cfg.window} tokens, the same masks\n{'':{width}}  "
           + "".join(f"{t:6g}" for t in cfg.rates) + f"{'mean':>8}  minus base, 95 %")
     for name, scores in summary.items():
         s = scores["wikitext"]
-        print(f"{label(name)}  " + "".join(f"{t:6.2f}" for t in s["by_rate"]) + f"{s['mean']:8.4f}"
+        print(f"{labels[name]}  " + "".join(f"{t:6.2f}" for t in s["by_rate"])
+              + f"{s['mean']:8.4f}"
               + f" {s['minus_base']:+8.4f} +- {s['half_95']:.4f}" * (name != cfg.base))
 
     short = f" (fewer for {base['fewer_shots']} long questions)" * bool(base["fewer_shots"])
     print(f"\nMMLU, {cfg.n_shot}-shot{short}, the likeliest letter; always the same one: "
           f"{100 * base['mmlu']['always_one_letter']:.1f} %\n"
-          f"{label('')}  {'right':>11}  {'accuracy %':>11}  {'gained':>6}  {'lost':>5}  McNemar p  "
-          f"{'mass':>5}   A B C D, %")
+          f"{'':{width}}  {'right':>11}  {'accuracy %':>11}  {'gained':>6}  {'lost':>5}  "
+          f"McNemar p  {'mass':>5}   A B C D, %")
     for name, scores in summary.items():
         s = scores["mmlu"]
         against = f"{s['gained']:6}  {s['lost']:5}  {s['p']:9.3f}" if name != cfg.base else " " * 24
-        print(f"{label(name)}  {s['right']:5}/{s['n']:5}  {100 * s['accuracy']:5.1f} +- "
+        print(f"{labels[name]}  {s['right']:5}/{s['n']:5}  {100 * s['accuracy']:5.1f} +- "
               f"{100 * s['stderr']:.1f}  {against}  {s['mass']:5.3f}   "
               + " ".join(f"{100 * share:.0f}" for share in s["letters"]))
 

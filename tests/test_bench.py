@@ -1,22 +1,26 @@
-"""Laws of the bench: its closed forms are what is counted, and its ratios are printed for all."""
+"""Laws of bench.py and predict.py: the closed forms are what is counted, and ratios are printed."""
 import json
+import subprocess
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from analysis import bench
-from analysis.bench import BenchConfig, Setup
+from analysis import bench, predict
+from analysis.bench import BenchConfig
+from analysis.predict import PredictConfig, Setup, shape_of
 from configurator import configure, run
 from jepa import DLLMJEPA, Predictor
-from model import DLLM, NLL_ROWS, PRESETS, ModelConfig
+from model import DLLM, NLL_CHUNK, PRESETS, ModelConfig
 from tests.test_packing import DREAM, LLADA, QWEN, kept_bytes, make_model
 
 torch.set_num_threads(1)
 
-SMALL = BenchConfig(width=32, n_layer=3, vocab_size=300, batch_size=3, pad_to=40, length=24,
-                    steps=1, device="cpu")
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = BenchConfig(width=32, n_layer=3, vocab_size=300, batch_size=3, length=24, steps=1,
+                    device="cpu")
 KINDS = ["plain", "naive plain", "jepa", "two gradients", "jepa padded", "jepa packed",
          "straightforward"]
 
@@ -26,7 +30,7 @@ def test_parameters_are_counted_as_the_meta_device_has_them(preset):
     config = ModelConfig(**PRESETS[preset])
     with torch.device("meta"):
         model = DLLM(config)
-    counted = bench.parameters(config)
+    counted = predict.parameters(config)
     assert sum(counted.values()) == sum(p.numel() for p in model.parameters())
     assert counted["layers"] == sum(p.numel() for p in model.blocks.parameters())
     assert counted["head"] == model.head.weight.numel()
@@ -34,10 +38,10 @@ def test_parameters_are_counted_as_the_meta_device_has_them(preset):
 
 def test_parameters_of_other_shapes_and_of_the_predictor_are_counted_too():
     for config in (LLADA, DREAM, QWEN):
-        assert sum(bench.parameters(config).values()) == sum(
+        assert sum(predict.parameters(config).values()) == sum(
             p.numel() for p in DLLM(config).parameters())
         for k in (0, 1, 3):
-            assert bench.predictor_parameters(config, k) == sum(
+            assert predict.predictor_parameters(config, k) == sum(
                 p.numel() for p in Predictor(config.n_embd, k).parameters())
 
 
@@ -50,7 +54,7 @@ def uneven_rows(config):
 @pytest.mark.parametrize("shape", [LLADA, DREAM, QWEN], ids=["llada", "dream", "qwen"])
 def test_the_closed_form_of_a_step_is_what_is_counted(shape, kind, checkpoint_activations):
     cfg = replace(SMALL, checkpoint_activations=checkpoint_activations, pack=shape is QWEN)
-    model = make_model(replace(shape, eos_id=0))
+    model = make_model(replace(shape, eos_id=0, block_size=bench.PAD_TO))
     model.checkpoint_activations = checkpoint_activations
     step, rows = bench.make_steps(cfg, model)[kind], uneven_rows(shape)
     counted = bench.count_flops(step, bench.batch_of(cfg, rows, 0))
@@ -58,9 +62,10 @@ def test_the_closed_form_of_a_step_is_what_is_counted(shape, kind, checkpoint_ac
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_the_closed_form_holds_at_the_width_of_8_b_and_in_chunks():
-    cfg = BenchConfig(preset="llada-8b", n_layer=2, batch_size=60, n_pred_layer=0)
-    config = bench.shape_of(cfg)
+def test_the_closed_form_holds_at_the_width_of_8_b_and_in_chunks(monkeypatch):
+    monkeypatch.setattr(bench, "N_PRED_LAYER", 0)               # whose weights would take a while
+    cfg = BenchConfig(preset="llada-8b", n_layer=2, batch_size=60)
+    config = shape_of("llada-8b", n_layer=2)
     with torch.device("meta"):
         model = DLLM(config)
     model.compute_dtype = torch.bfloat16
@@ -69,9 +74,9 @@ def test_the_closed_form_holds_at_the_width_of_8_b_and_in_chunks():
              for name in ("plain", "jepa", "two gradients")}
     for name, counted in flops.items():
         assert counted == bench.step_flops(name, cfg, config, rows)
-    head = flops["plain"] - 3 * bench.trunk_flops(config, [166] * 60)
-    n_masked, rest = divmod(head, 4 * bench.head_flops(config, 1))
-    assert n_masked > NLL_ROWS and rest == 0                    # in chunks: forward once more
+    head = flops["plain"] - 3 * predict.trunk_flops(config, [166] * 60)
+    n_masked, rest = divmod(head, 4 * predict.head_flops(config, 1))
+    assert n_masked > NLL_CHUNK and rest == 0                    # in chunks: forward once more
 
 
 @pytest.mark.parametrize("shape", [LLADA, DREAM], ids=["llada", "dream"])
@@ -84,7 +89,7 @@ def test_activations_have_the_bytes_of_the_closed_form(shape, dtype):
         kept.append(kept_bytes(model, lambda: model.encode(torch.zeros(B, T, dtype=torch.long))))
     # a CPU's attention puts heads first, so that its output is copied before o_proj
     copied = shape.n_embd * dtype.itemsize
-    assert (kept[1] - kept[0]) / (B * T) == bench.activation_bytes(shape, dtype.itemsize) + copied
+    assert (kept[1] - kept[0]) / (B * T) == predict.activation_bytes(shape, dtype.itemsize) + copied
 
 
 def test_states_have_the_bytes_of_the_closed_form():
@@ -97,7 +102,7 @@ def test_states_have_the_bytes_of_the_closed_form():
     def size(tensors):
         return sum(x.numel() * x.element_size() for x in tensors) / 1e9
     weights = list(objective.model.parameters())
-    gb = bench.memory(Setup("here", "", 1, 0, bench.FP32), LLADA, tokens=0)
+    gb = predict.memory(Setup("here", "", 1, 0, predict.FP32), LLADA, tokens=0)
     assert gb["weights"] == gb["grads"] == pytest.approx(size(weights))
     assert gb["ema"] == pytest.approx(size(objective.target.parameters()))
     assert gb["moments"] == pytest.approx(size(optimizer.state[p][key] for p in weights
@@ -105,17 +110,22 @@ def test_states_have_the_bytes_of_the_closed_form():
     assert gb["predictor"] == pytest.approx(4 * size(objective.predictor.parameters()))
 
 
-def test_what_is_predicted_for_8_b_agrees_with_what_is_known_of_it():
+def test_what_is_predicted_for_8_b_agrees_with_what_is_known_of_it(capsys):
     config = ModelConfig(**PRESETS["llada-8b"])
-    eight, four, lean, lora = (bench.memory(setup, config, 1328) for setup in bench.SETUPS)
+    eight, four, lean, lora = (predict.memory(setup, config, 1328) for setup in predict.SETUPS)
     assert eight["weights"] + eight["grads"] + eight["moments"] == pytest.approx(16.03, abs=0.01)
     assert four["weights"] == 2 * eight["weights"] and lean["in flight"] == 0
     assert lora["grads"] * 1e9 / 4 == 16 * 32 * (4 * 8192 + 3 * 16384)      # of adapters alone
-    for setup, gb in zip(bench.SETUPS, (eight, four, lean, lora)):
-        assert sum(gb.values()) < 0.92 * setup.memory, setup.name           # it leaves some air
-    assert bench.trunk_flops(config, [512]) / 512 + bench.head_flops(config, 1) == pytest.approx(
-        14.995e9 + 0.524e6 * 512, rel=1e-4)
-    assert "0.668 x two gradients" in bench.prediction(0.4)
+    for setup, gb in zip(predict.SETUPS, (eight, four, lean, lora)):
+        assert sum(gb.values()) < 0.92 * setup.gigabytes, setup.name           # it leaves some air
+    of_token = predict.trunk_flops(config, [512]) / 512 + predict.head_flops(config, 1)
+    assert of_token == pytest.approx(14.995e9 + 0.524e6 * 512, rel=1e-4)
+    head = 3 * predict.MASKED * predict.head_flops(config, 1)
+    trunk = predict.trunk_flops(config, [166]) / 166              # of one token
+    assert (4 * trunk + head) / (6 * trunk + head) == pytest.approx(0.668, abs=5e-4)
+    predict.main(PredictConfig())
+    names = [line[:20].strip() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert names == [setup.name for setup in predict.SETUPS]
 
 
 def test_the_bench_ends_with_one_line_of_json(capsys):
@@ -134,14 +144,14 @@ def test_lengths_are_those_of_the_data(tmp_path):
     row = {"question": "Ann has 12 apples.", "answer": "12 + 3 = 15\n#### 15"}
     (tmp_path / "train.jsonl").write_text((json.dumps(row) + "\n") * 257)
     cfg = replace(SMALL, data_dir=str(tmp_path))
-    [one] = bench.make_rows(cfg, bench.shape_of(cfg))
+    [one] = bench.make_rows(cfg, shape_of("tiny", vocab_size=300))
     assert len(one.prompt) == len("Question : Ann has 1 2 apples . \n Answer :".split(" "))
     assert len(one.answer) == len("1 2 + 3 = 1 5 \n # # # # 1 5".split(" "))
     assert 1 not in one.prompt + one.answer                     # the mask's id
 
 
 @pytest.mark.parametrize("option, words", [
-    ("--steps=0", "at least 1"), ("--length=2", "pad_to"), ("--steps=x", "an int"),
+    ("--steps=0", "at least 1"), ("--length=2", "from 3 to 256"), ("--steps=x", "an int"),
     ("--device=cuda:77", "cuda:77")])
 def test_a_bad_setting_stops_with_one_sentence(option, words, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["bench.py", option])
@@ -152,3 +162,12 @@ def test_a_bad_setting_stops_with_one_sentence(option, words, monkeypatch):
 
 def test_the_command_line_is_read():
     assert configure(BenchConfig, ["--preset=dream-7b", "--pack"]).pack
+
+
+@pytest.mark.parametrize("script", ["bench", "bench_sampling", "compare", "predict"])
+def test_the_scripts_start_from_anywhere(script, tmp_path):
+    command = [sys.executable, str(ROOT / f"analysis/{script}.py")]
+    done = subprocess.run([*command, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "--" in done.stdout, done.stderr
+    done = subprocess.run([*command, "--nothing=1"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("unknown setting 'nothing'")

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from analysis import bench_sampling
-from analysis.bench_sampling import BenchConfig, floor_seconds, shape_of
+from analysis.bench_sampling import SamplingBenchConfig, floor_seconds
+from analysis.predict import shape_of
 from configurator import run
 from model import PRESETS, ModelConfig
 
-SMALL = BenchConfig(width=32, n_layer=2, vocab_size=60, batch_size=2, prompt_length=9,
-                    gen_length=12, block_length=4, per_pass=2, device="cpu", json=True)
+SMALL = SamplingBenchConfig(width=32, n_layer=2, vocab_size=60, batch_size=2, prompt_length=9,
+                            gen_length=12, block_length=4, per_pass=2, device="cpu", json=True)
 
 
 @pytest.fixture(autouse=True)
@@ -55,14 +56,15 @@ def test_blocks_of_one_token_are_timed_too(capsys):
 
 def test_the_floor_of_a_small_pass_is_reading_the_weights():
     """LLaDA-8B in bf16 on an H200: 15.0 GB take 3.12 ms."""
-    cfg, config = BenchConfig(preset="llada-8b", blocks=1), ModelConfig(**PRESETS["llada-8b"])
+    cfg = SamplingBenchConfig(preset="llada-8b", blocks=1)
+    config = ModelConfig(**PRESETS["llada-8b"])
     bytes_per_s = 4.8e12
     one = floor_seconds(cfg, config, "dual", 2, 989e12, bytes_per_s) - floor_seconds(
         cfg, config, "dual", 1, 989e12, bytes_per_s)
     assert one == pytest.approx(3.12e-3, rel=0.01)
     assert floor_seconds(cfg, config, "exact", 1, 1e12, bytes_per_s) == pytest.approx(
         (14.995e9 + 0.524e6 * 1056) * 1056 / 1e12, rel=0.08)    # but for the head on other rows
-    assert shape_of(cfg) == config
+    assert shape_of("llada-8b") == config
 
 
 @pytest.mark.parametrize("option, words", [
@@ -75,5 +77,5 @@ def test_a_setting_that_does_not_fit_is_one_sentence(option, words, monkeypatch)
         "width", "n_layer", "vocab_size", "gen_length", "block_length", "per_pass", "device")]
     monkeypatch.setattr(sys, "argv", ["bench_sampling.py", *small, option])
     with pytest.raises(SystemExit) as caught:
-        run(bench_sampling.main, BenchConfig)
+        run(bench_sampling.main, SamplingBenchConfig)
     assert words in str(caught.value) and "\n" not in str(caught.value)

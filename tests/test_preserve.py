@@ -12,10 +12,11 @@ import torch
 
 from analysis import preserve
 from analysis.likelihood import held_out_losses
-from analysis.preserve import PreserveConfig, half_95, mcnemar, score_choices, score_losses
+from analysis.preserve import PreserveConfig, score_choices, score_losses
 from model import DLLM, ModelConfig
 from pretrained.tokenizer import byte_tokenizer, toy_tokenizer
 from tasks import wikitext
+from tasks.stats import half_95, mcnemar
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent / "shared" / "data"
@@ -95,7 +96,7 @@ def test_the_summary_is_what_likelihood_measures(cfg, root):
     assert scores["mean"] == pytest.approx(losses[1].mean().item())
     difference = (losses[1] - losses[0]).mean(dim=1)
     assert scores["minus_base"] == pytest.approx(difference.mean().item())
-    assert scores["half_95"] == pytest.approx(1.96 * difference.std().item() / 10 ** 0.5)
+    assert scores["half_95"] == pytest.approx(half_95(difference.tolist()))     # Student's t
     saved = json.loads((Path(cfg.out) / "summary.json").read_text())
     assert saved["models"] == summary and saved["settings"]["rates"] == [0.3, 0.9]
 
@@ -239,18 +240,11 @@ def test_weights_that_overflow_are_told_and_not_kept(cfg, tmp_path):
         model.norm.weight.fill_(1e38)                   # finite, so that the file can be read
     model.save(folder)
     cfg.models = (str(folder),)
-    assert "no numbers: its weights are broken" in refusal(cfg)
+    assert "not finite: its weights are broken" in refusal(cfg)
     assert not any(name.startswith("huge") for name in files_of(cfg))
 
 
 # ---- scores ----
-
-
-def test_mcnemar_is_the_two_sided_sign_test():
-    assert mcnemar(0, 0) == mcnemar(1, 1) == mcnemar(5, 5) == mcnemar(3, 4) == 1
-    assert mcnemar(0, 1) == 1 and mcnemar(0, 5) == 2 / 32
-    assert mcnemar(2, 8) == mcnemar(8, 2) == 2 * (1 + 10 + 45) / 1024
-    assert mcnemar(400, 500) < 1e-3
 
 
 def test_choices_are_counted_by_hand():
@@ -267,11 +261,13 @@ def test_choices_are_counted_by_hand():
 
 
 def test_losses_are_compared_window_by_window():
-    losses, base = [[1.0, 3.0], [2.0, 6.0]], [[1.0, 1.0], [2.0, 2.0]]
+    losses, base = [[1.0, 3.0], [2.0, 6.0], [2.0, 4.0]], [[1.0, 1.0], [2.0, 2.0], [2.0, 2.0]]
     scores = score_losses(losses, base)
-    assert scores["by_rate"] == [1.5, 4.5] and scores["mean"] == 3 and scores["minus_base"] == 1.5
-    assert scores["half_95"] == pytest.approx(1.96 * math.sqrt(0.5) / math.sqrt(2))
-    assert math.isnan(half_95([1.0]))
+    assert scores["by_rate"] == pytest.approx([5 / 3, 13 / 3]) and scores["mean"] == 3
+    assert scores["minus_base"] == pytest.approx(4 / 3)
+    # differences 1, 2, 1: Student's t of two degrees of freedom is 4.303
+    assert scores["half_95"] == pytest.approx(4.303 * math.sqrt(1 / 3) / math.sqrt(3), rel=1e-3)
+    assert math.isnan(score_losses(losses[:1], base[:1])["half_95"])
 
 
 # ---- the whole path ----

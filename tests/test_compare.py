@@ -1,0 +1,127 @@
+"""Laws of compare.py: two arms that differ in lambda alone, one writer, and nobody else's files."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from analysis import compare
+from analysis.compare import CompareConfig
+from configurator import configure
+
+ROOT = Path(__file__).resolve().parent.parent
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def command(tmp_path, *options):
+    """A comparison of a few steps, in tmp_path/out."""
+    base = tmp_path / "base.py"
+    base.write_text((ROOT / "config/tiny_base.py").read_text() + "\nmax_steps = 20\n")
+    return [sys.executable, "analysis/compare.py", f"--base={base}", f"--out_dir={tmp_path}/out",
+            "--seed=7", "--device=cpu", *options]
+
+
+def run(tmp_path, *options):
+    return subprocess.run(command(tmp_path, *options), cwd=ROOT, env=ENV, text=True,
+                          capture_output=True, timeout=600)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_base_two_arms_and_a_table(tmp_path):
+    other = tmp_path / "out/other/eval_toy_0shot.jsonl"
+    old = tmp_path / "out/jepa/eval_toy_4shot.jsonl"            # of the weights that are replaced
+    for path in (other, old):
+        path.parent.mkdir(parents=True)
+        path.write_text("precious")
+    (old.parent / compare.MARKER).touch()
+    done = run(tmp_path, "--train=--max_steps=30")
+    assert done.returncode == 0, done.stderr
+    assert other.read_text() == "precious" and not old.exists()
+
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert list(summary) == ["arms", "jepa_minus_plain", "step_time_ratio", "seed", "lambda_jepa",
+                             "diffusion_t", "seconds"]
+    assert list(summary["arms"]) == ["base", "plain", "jepa"] and summary["seed"] == 7
+    for arm in summary["arms"].values():
+        assert list(arm) == ["accuracy", "stderr", "n", "held_out_loss", "base_corpus_loss",
+                             "seconds", "ms_per_step"]
+        assert 0 <= arm["accuracy"] <= 1 and arm["n"] == 1000
+        assert arm["stderr"] == pytest.approx((arm["accuracy"] * (1 - arm["accuracy"])
+                                               / arm["n"]) ** 0.5)
+        assert len(arm["held_out_loss"]) == 4 and len(arm["base_corpus_loss"]) == 4
+    assert (summary["arms"]["plain"]["held_out_loss"]["1"]
+            < summary["arms"]["base"]["held_out_loss"]["1"])
+    assert summary["step_time_ratio"] > 1
+
+    # the arms differ in lambda alone, and start from the same base
+    folders = [tmp_path / "out" / name for name in ("plain", "jepa")]
+    plain, jepa = [json.loads((folder / "settings.json").read_text()) for folder in folders]
+    assert {key for key in plain if plain[key] != jepa[key]} == {"lambda_jepa", "out_dir"}
+    first = [lines(folder / "log.jsonl")[0] for folder in folders]
+    assert first[0] == first[1] and first[0]["step"] == 0
+
+    # every line says whose it is, and no bar is drawn where there is no terminal
+    shown, _, table = done.stdout.partition("scoring base, plain, jepa on 1,000 unseen questions\n")
+    assert {line.split("|")[0] for line in shown.splitlines()} == {"base  ", "plain ", "jepa  "}
+    assert "plain | step 30: held-out loss" in shown and "\r" not in done.stdout
+    assert done.stderr == ""
+    assert "points (paired); step time" in table
+    assert all(len(line) <= 100 for line in table.splitlines())
+
+
+def test_the_first_arm_that_fails_ends_the_other_and_is_one_sentence(tmp_path):
+    done = run(tmp_path, "--train=--max_steps=100000 --micro_batch_size=31")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert "train.py of " in done.stderr and "ended with exit code 1" in done.stderr
+    assert "micro_batch_size=31" in done.stderr                 # what that arm said last
+    assert "| batch_size=32 must be a multiple" in done.stdout
+    assert not (tmp_path / "out/summary.json").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_runs_too(tmp_path, number):
+    parent = subprocess.Popen(command(tmp_path), cwd=ROOT, env=ENV, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              start_new_session=True)
+    for line in parent.stdout:                                  # the base is at work
+        if "step 0: held-out loss" in line:
+            break
+    parent.send_signal(number)
+    assert parent.wait(timeout=120) == 128 + number
+    with pytest.raises(ProcessLookupError):                     # none of its group is left
+        time.sleep(0.5)
+        os.killpg(parent.pid, 0)
+
+
+def test_a_folder_that_it_did_not_make_stops_it(tmp_path):
+    kept = tmp_path / "jepa" / "eval_toy_0shot.jsonl"
+    kept.parent.mkdir()
+    kept.write_text("precious")
+    with pytest.raises(ValueError, match="jepa was not made by compare.py"):
+        compare.main(CompareConfig(out_dir=str(tmp_path)))
+    assert [path.name for path in tmp_path.rglob("*")] == ["jepa", kept.name]
+    assert kept.read_text() == "precious"
+
+
+@pytest.mark.parametrize("option, words", [
+    ("--train=--out_dir=x --seed=3", "leave out out_dir, seed"),
+    ("--train=--lambda_jepa=0", "both arms the same"),
+    ("--train=--lrr=1", "did you mean 'lr'"),
+    ("--base=nothing.py", "no config file nothing.py"),
+    ("RANK", "without torchrun")])
+def test_a_setting_that_does_not_fit_is_one_sentence(option, words, tmp_path, monkeypatch):
+    if option == "RANK":
+        monkeypatch.setenv("RANK", "0")
+    options = [f"--out_dir={tmp_path}/out", *[option] * (option != "RANK")]
+    with pytest.raises((ValueError, OSError), match=words) as error:
+        compare.main(configure(CompareConfig, options))
+    assert len(str(error.value).splitlines()) == 1
+    assert not (tmp_path / "out").exists()
