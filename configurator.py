@@ -57,8 +57,7 @@ def run(main, cls, default=None):
     except BrokenPipeError:  # `| head` has closed the pipe: leave without the flush at exit
         os._exit(128 + signal.SIGPIPE)
     except (ValueError, OSError) as error:
-        is_first = os.environ.get("RANK", "0") == "0"  # of processes with the same settings
-        sys.exit(str(error) if is_first else 1)  # on stderr, with exit code 1
+        sys.exit(str(error) if os.environ.get("RANK", "0") == "0" else 1)  # rank 0 says it
 
 
 def read_file(path, cls):

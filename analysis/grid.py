@@ -28,7 +28,7 @@ import torch
 from tqdm import tqdm
 
 from analysis.arms import ARMS
-from analysis.study import choose, frame_of, key_of, read_results
+from analysis.frames import choose, frame_of, key_of, read_results
 from analysis.tables import render
 from configurator import configure, run
 from eval_gsm8k import EvalConfig

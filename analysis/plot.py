@@ -35,7 +35,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.arms import ARMS, AT_RATES, label, plain_of, rank_of
-from analysis.study import Study, by_arm, last_of_each, read_study, run_of
+from analysis.frames import Study, by_arm, last_of_each, read_study, run_of
 from configurator import run
 from sampling.view import printable
 from tasks.stats import Z, half_95

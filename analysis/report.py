@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))           # a script in a folder: the modules lie 
 
 from analysis.arms import label
 from analysis.plot import FIGURES, draw, save
-from analysis.study import Study, by_arm, last_of_each, read_study
+from analysis.frames import Study, by_arm, last_of_each, read_study
 from analysis.tables import Table, spread, table, tables_of
 from configurator import run
 from sampling.view import printable

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))           # a script in a folder: the modules lie 
 import pandas as pd
 
 from analysis.arms import label, plain_of, rank_of
-from analysis.study import at_chosen, choose, frame_of, pairs_of, read_results, tested
+from analysis.frames import at_chosen, choose, frame_of, pairs_of, read_results, tested
 from configurator import run
 from tasks.answers import read_common
 from tasks.files import read_json

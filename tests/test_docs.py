@@ -236,7 +236,8 @@ def test_every_paragraph_of_a_table_has_as_many_cells():
 
 
 def test_the_example_task_keeps_the_contract(tmp_path):
-    source = next(block for block in blocks(ROOT / "docs/tasks.md", "python") if "def load" in block)
+    source = next(block for block in blocks(ROOT / "docs/tasks.md", "python")
+                  if "def load" in block)
     (tmp_path / "mine.py").write_text(source)
     spec = importlib.util.spec_from_file_location("mine", tmp_path / "mine.py")
     mine = importlib.util.module_from_spec(spec)

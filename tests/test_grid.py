@@ -13,7 +13,7 @@ import pytest
 from analysis import grid
 from analysis.arms import ARMS
 from analysis.grid import Grid, GridConfig, cell_of
-from analysis.study import key_of, read_results
+from analysis.frames import key_of, read_results
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = "--max_steps=2 --batch_size=4 --eval_rows=4 --device=cpu"

@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_jepa import CONFIG, IDS, as_batch, eight_rows, make_model, seeded
-from test_train import assert_resuming_changes_nothing, cfg, data_dir, lines, sentence_of, torchrun  # noqa: F401
+from test_train import (assert_resuming_changes_nothing, cfg, data_dir, lines,  # noqa: F401
+                        sentence_of, torchrun)
 
 from jepa import DLLMJEPA, ema_update, make_target
 from model import DLLM, row_generators

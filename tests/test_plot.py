@@ -13,7 +13,7 @@ import pytest
 from analysis import arms, plot
 from analysis.arms import ARMS, arm_of
 from analysis.plot import FIGURES, PlotConfig, draw, pareto, pearson, save, short, style_of
-from analysis.study import by_arm, last_of_each, model_of, read_study
+from analysis.frames import by_arm, last_of_each, model_of, read_study
 from train import TrainConfig
 
 pytest.importorskip("matplotlib", reason="figures need requirements-plots.txt")

@@ -162,7 +162,7 @@ def test_every_module_imports(path):
 
 
 def test_collectives_have_one_home():
-    """torch.distributed is joined, asked and left in training/ranks.py; FSDP and DCP in sharding."""
+    """torch.distributed is used in training/ranks.py, and FSDP and DCP in training/sharding.py."""
     for path in SOURCES:
         names = set(modules_in(ast.parse(path.read_text())))
         if path.name not in ("ranks.py", "sharding.py"):

@@ -16,7 +16,7 @@ from test_plot import HOSTILE, write, write_study
 from analysis import report
 from analysis.plot import FIGURES
 from analysis.report import ReportConfig
-from analysis.study import read_study
+from analysis.frames import read_study
 from tasks.stats import half_95
 
 ROOT = Path(__file__).resolve().parent.parent

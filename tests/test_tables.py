@@ -12,7 +12,7 @@ import pytest
 
 from analysis import tables
 from analysis.arms import ARMS, label
-from analysis.study import choose, frame_of, read_results
+from analysis.frames import choose, frame_of, read_results
 from analysis.tables import TablesConfig, render
 from tasks.stats import half_95, t_test
 

@@ -526,7 +526,8 @@ def scripts():
     found = []
     for path in sorted([*REPO.glob("*.py"), *REPO.glob("*/*.py")]):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "run" and len(node.args) > 1:
+            is_run = isinstance(node, ast.Call) and ast.unparse(node.func) == "run"
+            if is_run and len(node.args) > 1:
                 if path.parent.name not in ("tests", "config"):
                     found.append((str(path.relative_to(REPO)), ast.unparse(node.args[1])))
     return found

@@ -464,7 +464,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(cfg, monkeypatch):
 
 @pytest.mark.slow
 def test_the_bare_command_trains_one_model_and_says_how_many_questions_it_answers(tmp_path):
-    """`python train.py`, with fewer steps: one process, a summary, and answers of this run alone."""
+    """With fewer steps and questions: a summary, and the answers of this run alone."""
     command = [sys.executable, "train.py", "config/tiny.py", f"--out_dir={tmp_path}/out"]
     for steps, n in ((3, 40), (5, 50)):         # the second run overwrites the first
         done = subprocess.run([*command, f"--max_steps={steps}", f"--test_questions={n}"],
