@@ -1,14 +1,33 @@
-"""Makes the project importable from tests/ and names the marker of the longer tests."""
+"""Put the project on the path, one thread in each process, and the fixtures of several modules."""
 import os
+import signal
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE / "core")]
-if "PYTEST_XDIST_WORKER" in os.environ:             # pytest -n: one thread each; read by torch
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ["OMP_NUM_THREADS"] = "1"     # before torch: the models are so small that threads cost
+                                        # time, and sums are added in one order in every process
+from helpers import write_gsm8k     # noqa: E402
+from train import TrainConfig       # noqa: E402
 
 
 def pytest_configure(config):
+    """Name the marker of the longer tests."""
     config.addinivalue_line("markers",
                             "slow: takes more than a few seconds; leave out with -m 'not slow'")
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A GSM8K folder of 320 short rows of unequal length (256 of them are held out)."""
+    return write_gsm8k(tmp_path_factory.mktemp("gsm8k"))
+
+
+@pytest.fixture
+def cfg(data_dir, tmp_path):
+    """Three steps of a small model on that folder, into tmp_path/run."""
+    return TrainConfig(out_dir=str(tmp_path / "run"), tokenizer="toy", task="gsm8k",
+                       data_dir=str(data_dir), max_length=64, batch_size=8, max_steps=3, lr=1e-3,
+                       eval_rows=8, device="cpu", eval_t=(0.5,), log_every=1)

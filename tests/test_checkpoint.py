@@ -2,27 +2,37 @@
 import errno
 import json
 import os
-import re
+import random
+import resource
 import shutil
 import signal
-import subprocess
-import sys
-import textwrap
 import time
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError, safe_open
+import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from test_train import ROOT, cfg, data_dir, fingerprint, lines, sentence_of  # noqa: F401
 
 import train
-from model import DLLM, row_generators
-from pretrained.weights import newest_checkpoint
+from helpers import (Ranks, assert_same, fingerprint, lines, make_model, run_ranks, seeded,
+                     sentence_of, tensors, wait_until)
+from jepa import DLLMJEPA
+from model import DLLM, ModelConfig, row_generators
+from pretrained import weights
+from pretrained.tokenizer import load_tokenizer
+from pretrained.weights import newest_checkpoint, read_safetensors
+from tasks.common import batch_at, load_task, tokenize
+from tasks.files import read_json
 from train import main
 from training import checkpoint, setup
+from training.ranks import start_ranks
+from training.sharding import shard
 
 
 @pytest.fixture(autouse=True)
@@ -31,67 +41,6 @@ def handlers():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
-
-
-def tensors(out_dir):
-    """Everything that a run left, of one process or by ranks (whose rows are joined in order)."""
-    folder = Path(newest_checkpoint(out_dir))
-    found = load_file(folder / "model.safetensors")
-    if (folder / "train_state.safetensors").is_file():
-        return found | load_file(folder / "train_state.safetensors")
-    for path in sorted((folder / "train_state").iterdir()):     # shard-00001-..., shard-00002-...
-        with safe_open(path, "pt") as file:
-            for name in file.keys():
-                rows = file.get_tensor(name)
-                found[name] = torch.cat([found[name], rows]) if name in found else rows
-    return found
-
-
-def assert_same(cfg, other, exactly=True):
-    a, b = tensors(cfg.out_dir), tensors(other.out_dir)
-    assert a.keys() == b.keys()
-    for name in a:
-        if exactly:
-            assert torch.equal(a[name], b[name]), name
-        else:
-            scale = a[name].abs().max().item()
-            torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4 * scale, msg=name)
-
-
-def patched(tmp_path, cfg, patch="", n=1):
-    """The run as a program of its own, on n processes, after some lines of Python."""
-    script = tmp_path / f"run_{len(list(tmp_path.glob('run_*.py')))}.py"
-    script.write_text(f"""
-import os, signal, sys
-sys.path.insert(0, {str(ROOT)!r})
-import torch, train
-from training import checkpoint, setup
-torch.set_num_threads({torch.get_num_threads()})    # sums are added in the same order
-{patch}
-def main(cfg):
-    train.main(train.TrainConfig(**{vars(cfg)!r}))
-sys.argv[1:] = []
-train.run(train.as_rank(main), train.TrainConfig)
-""")
-    return launched(script, n)
-
-
-def launched(script, n):
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"]
-    launch = launch if n > 1 else []
-    return subprocess.Popen([sys.executable, *launch, script], text=True, stderr=subprocess.PIPE,
-                            stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
-
-
-def make(folder):
-    folder.mkdir()
-    return folder
-
-
-def finished(process, code=0):
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == code, err
-    return out, err
 
 
 # ----------------------------------------------------------------------------------------------
@@ -159,39 +108,36 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on_as_if_nothing_had_been(
     assert_same(cfg, stopped)
 
 
-POISON = """
-def poisoned(self, x0, maskable, is_real, generator, *rest, forward=setup.DLLMJEPA.forward):
-    loss, parts = forward(self, x0, maskable, is_real, generator, *rest)
-    seeds = {g.initial_seed() for g in generator}
-    return (loss * torch.nan if BAD & seeds else loss), parts
-setup.DLLMJEPA.forward = poisoned
-"""
+def poison(seeds, forward=setup.DLLMJEPA.forward):
+    """Make the loss NaN of each batch with an example whose generator has one of these seeds."""
+    def poisoned(self, x0, maskable, is_real, generator, *rest):
+        loss, parts = forward(self, x0, maskable, is_real, generator, *rest)
+        is_bad = seeds & {g.initial_seed() for g in generator}
+        return (loss * torch.nan if is_bad else loss), parts
+    setup.DLLMJEPA.forward = poisoned
 
 
-def poison(cfg, data_dir, step=1):
-    """Two examples of the batch of a step, and code that makes their loss NaN."""
-    from pretrained.tokenizer import load_tokenizer
-    from tasks.common import batch_at, load_task, tokenize
+def two_examples(cfg, data_dir, step=1):
+    """Return the ids of two neighbours in the batch of a step, and the seeds of their masks."""
     rows = tokenize(load_task("gsm8k").load("train", str(data_dir)), load_tokenizer("toy"), 64)
     batch, _ = batch_at(step, rows, cfg.batch_size, cfg.seed)
     ids = sorted(row.example_id for row in batch[2:4])
-    seeds = {g.initial_seed() for g in row_generators(cfg.seed, step, ids)}
-    return ids, f"BAD = {seeds}\n{POISON}"
+    return ids, {g.initial_seed() for g in row_generators(cfg.seed, step, ids)}
 
 
 def test_a_nan_stops_the_run_and_names_the_examples(cfg, monkeypatch, data_dir):
-    ids, code = poison(cfg, data_dir)
+    ids, seeds = two_examples(cfg, data_dir)
     monkeypatch.setattr(setup.DLLMJEPA, "forward", setup.DLLMJEPA.forward)      # undone at the end
-    exec(code, {"setup": setup, "torch": torch})
+    poison(seeds)
     said = sentence_of(monkeypatch, cfg, "--save_every=1", "--micro_batch_size=2")
     assert "at step 2 the gradient is not finite" in said and f"id {ids[0]}, {ids[1]};" in said
     assert Path(newest_checkpoint(cfg.out_dir)).name == "step_0000001"
 
 
 def test_a_nan_may_be_skipped_and_changes_nothing(cfg, monkeypatch, data_dir, capsys):
-    ids, code = poison(cfg, data_dir)
+    ids, seeds = two_examples(cfg, data_dir)
     monkeypatch.setattr(setup.DLLMJEPA, "forward", setup.DLLMJEPA.forward)
-    exec(code, {"setup": setup, "torch": torch})
+    poison(seeds)
     main(replace(cfg, max_steps=2, lr=0.0, on_nan="skip", log_every=1))
     assert f"id {ids[0]}, {ids[1]}; that update is left out" in capsys.readouterr().out
     found = tensors(cfg.out_dir)
@@ -206,9 +152,9 @@ def test_a_nan_between_two_log_lines_is_found_at_the_next_and_has_changed_nothin
     """The update is left out on the device; the loop asks when it waits for the log line anyway."""
     cfg = replace(cfg, max_steps=4, log_every=4, on_nan="skip", optimizer=optimizer, lr=1e-3,
                   save_every=1, keep=9)
-    ids, code = poison(cfg, data_dir)
+    ids, seeds = two_examples(cfg, data_dir)
     monkeypatch.setattr(setup.DLLMJEPA, "forward", setup.DLLMJEPA.forward)
-    exec(code, {"setup": setup, "torch": torch})
+    poison(seeds)
     monkeypatch.setattr(train.Log, "is_due", lambda self, step: step == 4)
     main(cfg)
     assert f"at step 2 the gradient is not finite, because of the examples with id {ids[0]}" in (
@@ -220,87 +166,61 @@ def test_a_nan_between_two_log_lines_is_found_at_the_next_and_has_changed_nothin
     assert all(p.isfinite().all() for p in three.values())
 
 
+def limit_files(size):
+    """Let this process write no file beyond this size in bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
 @pytest.mark.slow
-def test_a_disk_that_is_full_in_earnest(cfg, tmp_path):
-    patch = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (MAX, MAX))"
+def test_a_disk_that_is_full_in_earnest(cfg):
     main(replace(cfg, max_steps=1))
     before = fingerprint(newest_checkpoint(cfg.out_dir))
     for limit in (2_000_000, 5_000_000):        # in the midst of the model, and of the moments
-        _, err = finished(patched(tmp_path, replace(cfg, resume=True),
-                                  patch.replace("MAX", str(limit))), code=1)
+        _, err = run_ranks(replace(cfg, resume=True), 1, partial(limit_files, limit), code=1)
         assert "older ones are kept" in err and "Traceback" not in err
         assert fingerprint(newest_checkpoint(cfg.out_dir)) == before
 
 
+def make_smaller():
+    """Train a model so small that most of the time goes into saving it."""
+    setup.PRESETS["tiny"] = dict(n_layer=1, n_head=2, n_kv_head=2, n_embd=32, n_hidden=64)
+
+
 @pytest.mark.slow
-def test_thirty_kills_at_random_moments(cfg, tmp_path):
+def test_thirty_kills_at_random_moments(cfg):
     """A loop that mostly saves is killed 30 times; each checkpoint left is good, and in the end the
     run equals one that was left in peace."""
-    script = tmp_path / "sweep.py"
-    script.write_text(f"""
-import os, random, signal, sys, time
-sys.path.insert(0, {str(ROOT)!r})
-import torch, torch._dynamo, train          # AdamW loads the second, here and not in forks
-from training import setup
-from dataclasses import replace
-from pathlib import Path
-from model import DLLM
-from tasks.files import read_json
-from pretrained.weights import newest_checkpoint, read_safetensors
-setup.PRESETS["tiny"] = dict(n_layer=1, n_head=2, n_kv_head=2, n_embd=32, n_hidden=64)
-cfg = train.TrainConfig(**{vars(replace(cfg, max_steps=9999, save_every=1, eval_every=9999))!r})
-cfg = replace(cfg, warmup_ratio=0.0, min_lr_ratio=1.0)  # the same rates, wherever it is to end
+    cfg = replace(cfg, warmup_ratio=0.0, min_lr_ratio=1.0)  # the same rates, wherever it is to end
+    often = replace(cfg, max_steps=9999, save_every=1, eval_every=9999)
+    log, saving = Path(cfg.out_dir, "log.jsonl"), Path(cfg.out_dir, "saving")
 
-def child(work):        # a fork: torch is loaded once, and nothing has run in the parent
-    pid = os.fork()
-    if pid == 0:
-        torch.set_num_threads(1)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        work()
-        os._exit(0)
-    return pid
+    def newest():
+        with suppress(FileNotFoundError):
+            return newest_checkpoint(cfg.out_dir)
 
-def newest():
-    try:
-        return newest_checkpoint(cfg.out_dir)
-    except FileNotFoundError:
-        return None
-
-def check():
-    DLLM.from_pretrained(newest())
-    read_safetensors(os.path.join(newest(), "train_state.safetensors"))
-
-rng, reached, in_a_save = random.Random(1), 0, 0
-for kill in range(30):
-    log = Path(cfg.out_dir, "log.jsonl")
-    log.unlink(missing_ok=True)
-    pid = child(lambda: train.main(replace(cfg, resume=newest() is not None)))
-    while not (log.exists() and log.stat().st_size) and newest():       # first: anywhere at all
-        time.sleep(0.002)
-    time.sleep(rng.uniform(0, 0.8 if newest() else 2))
-    os.kill(pid, signal.SIGKILL)
-    assert os.waitpid(pid, 0)[1] == signal.SIGKILL, "the run was over"
-    in_a_save += Path(cfg.out_dir, "saving").exists()
-    if newest():
-        assert os.waitpid(child(check), 0)[1] == 0
-        step = read_json(os.path.join(newest(), "train_state.json"))["step"]
-        assert step >= reached
-        reached = step
-print(f"reached {{reached}}, {{in_a_save}} in a save", flush=True)
-rest = dict(save_every=9999, max_steps=reached + 5)
-assert os.waitpid(child(lambda: train.main(replace(cfg, resume=True, **rest))), 0)[1] == 0
-peace = replace(cfg, out_dir=cfg.out_dir + "_in_peace", **rest)
-assert os.waitpid(child(lambda: train.main(peace)), 0)[1] == 0
-""")
-    began = time.time()
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = re.search(r"reached (\d+), (\d+) in a save", done.stdout)
-    reached, in_a_save = map(int, found.groups())
-    print(f"{in_a_save} of 30 kills met a save, step {reached}, {time.time() - began:.0f} s")
+    rng, reached, in_a_save = random.Random(1), 0, 0
+    for _ in range(30):
+        log.unlink(missing_ok=True)
+        ranks = Ranks(replace(often, resume=newest() is not None), 1, make_smaller)
+        if newest():                                        # the first: anywhere at all
+            wait_until(lambda: log.exists() and log.stat().st_size)
+        time.sleep(rng.uniform(0, 0.8 if newest() else 2))
+        ranks.signal(signal.SIGKILL)
+        ranks.wait(code=-signal.SIGKILL)                    # so it was not over
+        in_a_save += saving.exists()
+        if newest():
+            DLLM.from_pretrained(newest())
+            read_safetensors(os.path.join(newest(), "train_state.safetensors"))
+            last = read_json(os.path.join(newest(), "train_state.json"))["step"]
+            assert last >= reached
+            reached = last
+    print(f"{in_a_save} of 30 kills met a save, step {reached}")
     assert reached and in_a_save
-    assert_same(cfg, replace(cfg, out_dir=cfg.out_dir + "_in_peace"))
+    rest = replace(cfg, save_every=9999, eval_every=9999, max_steps=reached + 5)
+    peace = replace(rest, out_dir=cfg.out_dir + "_in_peace")
+    run_ranks(replace(rest, resume=True), 1, make_smaller)
+    run_ranks(peace, 1, make_smaller)
+    assert_same(rest, peace)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -332,7 +252,7 @@ def test_the_ema_is_the_target_of_the_training_under_the_online_head(cfg, object
     monkeypatch.setitem(setup.PRESETS, "tiny", {**setup.PRESETS["tiny"], "tied_head": tied})
     main(replace(cfg, ema_decay=0.5))
     model, [objective] = with_ema(cfg.out_dir), objectives
-    x = torch.randint(60, (2, 9), generator=torch.Generator().manual_seed(0))
+    x = torch.randint(60, (2, 9), generator=seeded())
     h = objective.target.encode(x)
     assert torch.equal(model.encode(x), h)
     head = objective.target.embed if tied else objective.model.head     # a tied one is the EMA's
@@ -387,7 +307,7 @@ def test_an_ema_that_does_not_fit_is_one_sentence(cfg):
 
 @pytest.mark.slow
 def test_the_ema_of_a_sharded_run_is_joined_from_its_ranks(cfg):
-    finished(patched(Path(cfg.out_dir).parent, replace(cfg, shard=True), n=2))
+    run_ranks(replace(cfg, shard=True))
     model, found = with_ema(cfg.out_dir), tensors(cfg.out_dir)
     for name, p in model.named_parameters():
         assert torch.equal(p, found["head.weight" if name == "head.weight" else f"target.{name}"])
@@ -397,42 +317,49 @@ def test_the_ema_of_a_sharded_run_is_joined_from_its_ranks(cfg):
 # several processes
 
 
-KILL = """
-step = train.Log.step
-def killed(self, n, *rest):
-    step(self, n, *rest)
-    if n == 15:
-        os.kill(os.getpid(), signal.SIGKILL)
-train.Log.step = killed
-"""
+def kill_after_15():
+    """Let this process kill itself after step 15."""
+    log_step = train.Log.step
+
+    def killed(self, n, *rest):
+        log_step(self, n, *rest)
+        if n == 15:
+            os.kill(os.getpid(), signal.SIGKILL)
+    train.Log.step = killed
 
 
-COUNT = """
-encode = setup.DLLM.encode
-def counted(self, xt, is_real=None):
-    if self.head is None:                   # it has none
-        print(f"a pass of the target over {len(xt)} rows\\n", end="", flush=True)
-    return encode(self, xt, is_real)
-setup.DLLM.encode = counted
-"""
+def count_target_passes():
+    """Print a line for each pass of the target: the only network without a head."""
+    encode = DLLM.encode
+
+    def counted(self, xt, is_real=None):
+        if self.head is None:
+            print(f"a pass of the target over {len(xt)} rows", flush=True)
+        return encode(self, xt, is_real)
+    DLLM.encode = counted
+
+
+def limit_files_of(rank, module, name):
+    """Fill the disk for one rank when it first calls a function of this module."""
+    module = import_module(module)
+    real = getattr(module, name)
+
+    def full(*args, **kwargs):
+        if os.environ["RANK"] == str(rank):
+            limit_files(100_000)
+        return real(*args, **kwargs)
+    setattr(module, name, full)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what, rank", [("write_shards", 1), ("shutil.rmtree", 0)])
-def test_a_disk_that_is_full_for_one_rank_ends_all(cfg, tmp_path, what, rank):
+@pytest.mark.parametrize("rank, where", [(1, ("training.checkpoint", "write_shards")),
+                                         (0, ("shutil", "rmtree"))], ids=["state", "model"])
+def test_a_disk_that_is_full_for_one_rank_ends_all(cfg, rank, where):
     """From the state on for rank 1, or from the start, the model, for rank 0."""
-    patch = f"""
-import resource
-def full(*args, real=checkpoint.{what}, **kwargs):
-    if os.environ["RANK"] == "{rank}":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-    return real(*args, **kwargs)
-checkpoint.{what} = full
-"""
     cfg = replace(cfg, max_steps=2, shard=True, save_every=1)
-    finished(patched(tmp_path, replace(cfg, max_steps=1), n=2))
+    run_ranks(replace(cfg, max_steps=1))
     before = fingerprint(newest_checkpoint(cfg.out_dir))
-    _, err = finished(patched(tmp_path, replace(cfg, resume=True), patch, n=2), code=1)
+    _, err = run_ranks(replace(cfg, resume=True), 2, partial(limit_files_of, rank, *where), code=1)
     assert err.count("older ones are kept") == 1 and "File too large" in err, err
     assert fingerprint(newest_checkpoint(cfg.out_dir)) == before
 
@@ -440,9 +367,9 @@ checkpoint.{what} = full
 @pytest.mark.slow
 @pytest.mark.parametrize("shard", [False, True])
 def test_a_nan_of_one_rank_leaves_out_the_update_of_all(cfg, tmp_path, data_dir, shard):
-    ids, code = poison(cfg, data_dir)
+    ids, seeds = two_examples(cfg, data_dir)
     cfg = replace(cfg, max_steps=3, log_every=3, on_nan="skip", shard=shard)
-    out, _ = finished(patched(tmp_path, cfg, code, n=2))
+    out, _ = run_ranks(cfg, 2, partial(poison, seeds))
     assert f"at step 2 the gradient is not finite, because of the examples with id {ids[0]}" in out
     found = tensors(cfg.out_dir)
     assert all(value.isfinite().all() for value in found.values())
@@ -453,13 +380,11 @@ def test_a_nan_of_one_rank_leaves_out_the_update_of_all(cfg, tmp_path, data_dir,
 @pytest.mark.parametrize("n, shard", [(1, False), (2, False), (2, True)])
 def test_20_steps_are_12_and_kill_9_and_8_to_the_bit(cfg, tmp_path, n, shard):
     cfg = replace(cfg, max_steps=20, save_every=12, shard=shard)
-    finished(patched(tmp_path, cfg, n=n))
+    run_ranks(cfg, n)
     broken = replace(cfg, out_dir=str(tmp_path / "broken"))
-    process = patched(tmp_path, broken, KILL, n)
-    process.communicate(timeout=120)
-    assert process.returncode != 0
+    run_ranks(broken, n, kill_after_15, code=-signal.SIGKILL)
     assert Path(newest_checkpoint(broken.out_dir)).name == "step_0000012"
-    finished(patched(tmp_path, replace(broken, resume=True), n=n))
+    run_ranks(replace(broken, resume=True), n)
     assert_same(cfg, broken)
 
 
@@ -471,20 +396,20 @@ def test_one_process_two_and_two_sharded_are_one_run_which_any_number_resumes(cf
         replace(cfg, out_dir=str(tmp_path / name), resume=i > 2, shard=i > 1)
         for i, name in enumerate(("alone", "ddp", "sharded", "three", "again")))
     main(alone)
-    finished(patched(tmp_path, ddp, n=2))
+    run_ranks(ddp)
     assert_same(alone, ddp, exactly=False)
     # four steps sharded, in two micro-batches; then two more on one process, or on three
-    out, _ = finished(patched(tmp_path, replace(sharded, max_steps=4, micro_batch_size=3,
-                                                export_dir=str(tmp_path / "export")), COUNT, n=2))
+    out, _ = run_ranks(replace(sharded, max_steps=4, micro_batch_size=3,
+                               export_dir=str(tmp_path / "export")), 2, count_target_passes)
     assert out.count("a pass of the target over 3 rows") == 16  # of each micro-batch, step and rank
     shutil.copytree(sharded.out_dir, three.out_dir)
     main(replace(sharded, shard=False, resume=True))
     assert_same(alone, sharded, exactly=False)
-    finished(patched(tmp_path, three, n=3))
+    run_ranks(three, 3)
     assert_same(alone, three, exactly=False)
     # the other way round: first alone, then sharded
     main(replace(again, max_steps=4, shard=False, resume=False))
-    finished(patched(tmp_path, again, n=2))
+    run_ranks(again)
     assert_same(alone, again, exactly=False)
     for other in (ddp, sharded, three, again):
         for one, two in zip(lines(alone.out_dir), lines(other.out_dir), strict=True):
@@ -497,98 +422,91 @@ def test_one_process_two_and_two_sharded_are_one_run_which_any_number_resumes(cf
     assert all(p.isfinite().all() for p in exported.parameters())
 
 
+def train_a_sharded_and_a_whole_model(folder, _):
+    """Compare them on every rank: what is read, three steps, what is saved."""
+    start_ranks("cpu")
+    read, read_tensors = [], weights.read_tensors
+
+    def counted(*args):
+        for name, tensor in read_tensors(*args):
+            read.append(tensor.numel())
+            yield name, tensor
+    weights.read_tensors = counted
+    whole, model = DLLM.from_pretrained(folder / "a"), DLLM.on_meta(folder / "a")
+    n_read = sum(read)
+    read.clear()
+    whole.compute_dtype = model.compute_dtype = torch.bfloat16
+    joint, plain = DLLMJEPA(model), DLLMJEPA(whole)
+    shard(joint, torch.device("cpu"), folder / "a")
+    assert sum(read) < 0.4 * n_read, (sum(read), n_read)
+    assert model.head.weight is model.embed.weight
+    seen = {}
+
+    def look(block, args):
+        seen.update(weight=block.q_proj.weight.dtype, cos=args[1].dtype)
+    model.blocks[1].register_forward_pre_hook(look)
+    x0 = torch.randint(2, 50, (3, 9), generator=seeded())
+    real = torch.ones(3, 9, dtype=torch.bool)
+    losses = []
+    for objective in (joint, plain):
+        optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3, fused=True)
+        for n in range(3):
+            loss, _ = objective(x0, real, real, seeded(n))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            objective.update_target()
+            losses.append(loss.item())
+    assert seen == dict(weight=torch.bfloat16, cos=torch.float32), seen
+    assert all(abs(a - b) < 0.02 for a, b in zip(losses[:3], losses[3:])), losses
+    for objective in (joint.model, joint.target, joint.predictor):
+        assert all(p.dtype == torch.float32 for p in objective.parameters())
+    for (name, p), q in zip(joint.named_parameters(), plain.parameters()):
+        assert (p.full_tensor() - q).abs().max() < 4e-3, name       # a few steps of lr 1e-3
+    model.save(folder / "b" if dist.get_rank() == 0 else None)
+    dist.barrier()
+    again = DLLM.from_pretrained(folder / "b")
+    for p, q in zip(again.parameters(), model.parameters()):
+        assert torch.equal(p, q.full_tensor())
+
+
+def run_instead(main):
+    """Replace main of train.py."""
+    train.main = main
+
+
 @pytest.mark.slow
 def test_sharded_weights_come_row_by_row_from_the_file_and_go_back(cfg, tmp_path):
     """Of a model with a tied head, in bf16, on three ranks that do not divide its sizes."""
-    from model import ModelConfig
     config = ModelConfig(vocab_size=50, mask_id=1, eos_id=0, n_layer=2, n_head=2, n_kv_head=1,
                          n_embd=32, n_hidden=50, qk_norm=True, tied_head=True, block_size=64)
-    DLLM(config).init_weights(torch.Generator().manual_seed(1)).save(make(tmp_path / "a"))
-    make(tmp_path / "b")
-    body = f"""
-start_ranks("cpu")
-read, tensors = [], weights.read_tensors
-def counted(*args):
-    for name, tensor in tensors(*args):
-        read.append(tensor.numel())
-        yield name, tensor
-weights.read_tensors = counted
-whole, model = DLLM.from_pretrained({str(tmp_path / "a")!r}), DLLM.on_meta({str(tmp_path / "a")!r})
-n_read = sum(read)
-read.clear()
-whole.compute_dtype = model.compute_dtype = torch.bfloat16
-joint, plain = DLLMJEPA(model), DLLMJEPA(whole)
-shard(joint, torch.device("cpu"), {str(tmp_path / "a")!r})
-assert sum(read) < 0.4 * n_read, (sum(read), n_read)
-assert model.head.weight is model.embed.weight
-seen = {{}}
-def look(block, args):
-    seen.update(weight=block.q_proj.weight.dtype, cos=args[1].dtype)
-model.blocks[1].register_forward_pre_hook(look)
-x0 = torch.randint(2, 50, (3, 9), generator=torch.Generator().manual_seed(0))
-real = torch.ones(3, 9, dtype=torch.bool)
-losses = []
-for objective in (joint, plain):
-    optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3, fused=True)
-    for step in range(3):
-        loss, _ = objective(x0, real, real, torch.Generator().manual_seed(step))
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        objective.update_target()
-        losses.append(loss.item())
-assert seen == dict(weight=torch.bfloat16, cos=torch.float32), seen
-assert all(abs(a - b) < 0.02 for a, b in zip(losses[:3], losses[3:])), losses
-for objective in (joint.model, joint.target, joint.predictor):
-    assert all(p.dtype == torch.float32 for p in objective.parameters())
-for (name, p), q in zip(joint.named_parameters(), plain.parameters()):
-    assert (p.full_tensor() - q).abs().max() < 4e-3, name       # a few steps of lr 1e-3
-model.save({str(tmp_path / "b")!r} if dist.get_rank() == 0 else None)
-dist.barrier()
-again = DLLM.from_pretrained({str(tmp_path / "b")!r})
-for p, q in zip(again.parameters(), model.parameters()):
-    assert torch.equal(p, q.full_tensor())
-"""
-    script = tmp_path / "rows.py"
-    script.write_text(f"""
-import sys, torch
-sys.path.insert(0, {str(ROOT)!r})
-import torch.distributed as dist
-from jepa import DLLMJEPA
-from model import DLLM
-from pretrained import weights
-from training.ranks import as_rank, start_ranks
-from training.sharding import shard
-def main(cfg):
-{textwrap.indent(body, "    ")}
-as_rank(main)(None)
-""")
-    finished(launched(script, 3))
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    make_model(config, seed=1).save(tmp_path / "a")
+    main = partial(train_a_sharded_and_a_whole_model, tmp_path)
+    run_ranks(cfg, 3, partial(run_instead, main))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shard", [False, True])
-def test_under_torchrun_all_ranks_stop_at_one_step_and_a_mistake_is_said_once(cfg, tmp_path,
-                                                                              data_dir, shard):
+def test_all_ranks_stop_at_one_step_and_a_mistake_is_said_once(cfg, tmp_path, data_dir, shard):
     cfg = replace(cfg, max_steps=400, shard=shard, save_every=1000, min_lr_ratio=1.0,
                   warmup_ratio=0.0)
-    process = patched(tmp_path, cfg, n=2)
-    log = Path(cfg.out_dir) / "log.jsonl"
-    while process.poll() is None and not (log.exists() and len(lines(cfg.out_dir)) > 3):
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)         # torchrun passes it on
-    out, err = process.communicate(timeout=120)
-    assert process.returncode != 0 and "SIGTERM after step" in out, err
+    ranks, log = Ranks(cfg), Path(cfg.out_dir) / "log.jsonl"
+    wait_until(lambda: any(ranks.poll()) or log.exists() and len(lines(cfg.out_dir)) > 3)
+    ranks.signal(signal.SIGTERM)                # as torchrun passes it on
+    out, _ = ranks.wait(code=143)
+    assert "SIGTERM after step" in out
     step = int(Path(newest_checkpoint(cfg.out_dir)).name[5:])
     assert 3 <= step < 400 and f"after step {step} of" in out
-    finished(patched(tmp_path, replace(cfg, resume=True, max_steps=step + 2), n=2))
+    run_ranks(replace(cfg, resume=True, max_steps=step + 2))
     peace = replace(cfg, out_dir=str(tmp_path / "peace"), max_steps=step + 2)
-    finished(patched(tmp_path, peace, n=2))
+    run_ranks(peace)
     assert_same(cfg, peace)
     # and what is wrong is said by one rank: a setting, and a NaN with the ids of both ranks' rows
     bad = replace(cfg, out_dir=str(tmp_path / "bad"))
-    _, err = finished(patched(tmp_path, replace(bad, task="gsm9k"), n=2), code=1)
+    _, err = run_ranks(replace(bad, task="gsm9k"), code=1)
     assert err.count("there is no task") == 1
-    ids, code = poison(cfg, data_dir)           # neighbours in the batch: one on each rank
-    _, err = finished(patched(tmp_path, bad, code, n=2), code=1)
+    ids, seeds = two_examples(cfg, data_dir)           # neighbours in the batch: one on each rank
+    _, err = run_ranks(bad, 2, partial(poison, seeds), code=1)
     assert err.count(f"id {ids[0]}, {ids[1]};") == 1, err

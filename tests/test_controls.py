@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
-from test_jepa import (CONFIG, IDS, as_batch, eight_rows, flops_of, make_model, seeded, step,
-                       wide_batch)
-from test_train import (assert_same_step, cfg, data_dir, lines, sentence_of,  # noqa: F401
-                        tensors, torchrun, without_clock)
 from torch.utils.flop_counter import FlopCounterMode
 
+from helpers import (CONFIG, IDS, as_batch, assert_same_step, eight_rows, flops_of, lines,
+                     loss_lines, make_model, run_ranks, seeded, sentence_of, step, tensors,
+                     wide_batch, without_clock)
 from jepa import DLLMJEPA, cosine_distance, ema_update, pool
 from model import DLLM, PRESETS, ModelConfig, diffusion_loss, forward_process, row_generators
 from pretrained.tokenizer import load_tokenizer
@@ -22,8 +20,6 @@ from tasks.common import batch_at, collate, tokenize
 from train import TrainConfig, main
 from training.controls import PAPER, Anchor, Control, has_control, make_control
 from training.study import base_weights
-
-torch.set_num_threads(1)
 
 ARMS = [dict(target="online"), dict(target="frozen"), dict(target="shuffled"), dict(target="mean"),
         dict(target="random"), dict(masks="nested"), dict(pool="answer_visible"),
@@ -58,11 +54,6 @@ def base(data_dir, tmp_path_factory):
                      max_length=64, batch_size=8, max_steps=2, lr=1e-3, eval_rows=8, device="cpu",
                      lambda_jepa=0.0))
     return out_dir
-
-
-def tensors_of(folder):
-    return {**load_file(folder / "model.safetensors"),
-            **load_file(folder / "train_state.safetensors")}
 
 
 def inputs(rows=slice(0, 8), number=0):
@@ -174,7 +165,7 @@ def test_no_gradient_reaches_a_target_and_all_that_is_trained_gets_one(arm):
 def test_every_arm_trains_resumes_and_its_log_has_its_numbers(cfg, tmp_path, arm):
     cfg = replace(cfg, max_steps=4, save_every=2, micro_batch_size=4, t_tgt=0.5, **arm)
     main(replace(cfg, keep=9))
-    found = [line for line in lines(cfg.out_dir) if "loss" in line]
+    found = loss_lines(cfg.out_dir)
     assert {"skill", "rank", "diversity", "retrieval", "online_moved"} <= found[-1].keys()
     assert ("consistency" in found[-1]) == (arm.get("objective") == "consistency")
     assert ("ema_moved" in found[-1]) == (arm.get("objective") != "two_gradients")
@@ -213,11 +204,11 @@ def test_arms_go_with_adapters_half_weights_and_packed_rows(base, cfg, tmp_path,
     cfg = replace(cfg, init_from=str(base), tokenizer="", max_steps=2, save_every=1, keep=9, seed=3,
                   **arm, **tuning)
     main(cfg)
-    whole = tensors_of(Path(cfg.out_dir) / "step_0000002")
+    whole = tensors(Path(cfg.out_dir) / "step_0000002")
     shutil.rmtree(Path(cfg.out_dir) / "step_0000002")
     found = without_clock(cfg.out_dir)
     main(replace(cfg, resume=True))
-    resumed = tensors_of(Path(cfg.out_dir) / "step_0000002")
+    resumed = tensors(Path(cfg.out_dir) / "step_0000002")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert without_clock(cfg.out_dir) == found
 
@@ -231,10 +222,9 @@ def test_arms_go_with_adapters_half_weights_and_packed_rows(base, cfg, tmp_path,
 def test_two_processes_change_no_arm_and_nor_does_sharding(cfg, tmp_path, arm, shard):
     cfg = replace(cfg, max_steps=1, lambda_jepa=2.0, micro_batch_size=2, **arm)
     two = replace(cfg, shard=shard, out_dir=str(tmp_path / "two"))
-    done = torchrun(two)
-    assert done.returncode == 0, done.stderr
+    run_ranks(two)
     main(cfg)
-    one, other = ([line for line in lines(c.out_dir) if "loss" in line][0] for c in (cfg, two))
+    one, other = (loss_lines(c.out_dir)[0] for c in (cfg, two))
     assert one.keys() == other.keys()
     for name in one.keys() - {"ms", "seconds", "corr_same_rate"}:   # of the first rows of each rank
         sampled = name in ("online_moved", "ema_moved", "pred_norm", "pred_moved")
@@ -270,7 +260,7 @@ def test_a_frozen_target_never_moves(cfg):
     for name, p in model.named_parameters():
         if not name.startswith("head."):
             assert torch.equal(found[f"target.{name}"], p) and not torch.equal(found[name], p)
-    assert all(line["ema_moved"] == 0 for line in lines(cfg.out_dir) if "loss" in line)
+    assert all(line["ema_moved"] == 0 for line in loss_lines(cfg.out_dir))
 
 
 def test_shuffled_gives_each_row_the_target_of_the_row_before_it():
@@ -587,7 +577,7 @@ def test_an_anchored_run_stays_nearer_and_resumes_bit_for_bit(base, cfg, tmp_pat
     moved = []
     for strength in (0.0, 10.0):
         main(replace(cfg, anchor=strength, overwrite=True))
-        line = [line for line in lines(cfg.out_dir) if "loss" in line][-1]
+        line = loss_lines(cfg.out_dir)[-1]
         moved.append(line["online_moved"])
         assert ("anchor_ratio" in line) == (strength > 0)
     assert moved[1] < 0.8 * moved[0]
@@ -597,7 +587,7 @@ def test_an_anchored_run_stays_nearer_and_resumes_bit_for_bit(base, cfg, tmp_pat
     (Path(other.out_dir) / "log.jsonl").write_text((Path(cfg.out_dir) / "log.jsonl").read_text())
     main(replace(other, resume=True))
     whole, resumed = ({name: p for folder in [sorted(Path(c.out_dir).glob("step_*"))[-1]]
-                       for name, p in tensors_of(folder).items()} for c in (cfg, other))
+                       for name, p in tensors(folder).items()} for c in (cfg, other))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert without_clock(cfg.out_dir) == without_clock(other.out_dir)
 
@@ -609,9 +599,8 @@ def test_a_sharded_anchor_is_the_anchor(base, cfg, tmp_path):
     main(cfg)
     two = replace(cfg, shard=True, out_dir=str(tmp_path / "two"), max_steps=2)
     for settings in (two, replace(two, max_steps=3, resume=True)):
-        done = torchrun(settings)
-        assert done.returncode == 0, done.stderr
-    one, other = ([line for line in lines(c.out_dir) if "loss" in line] for c in (cfg, two))
+        run_ranks(settings)
+    one, other = (loss_lines(c.out_dir) for c in (cfg, two))
     assert len(one) == 3
     for name in ("loss", "grad_norm", "anchor_ratio", "online_moved", "ema_moved", "pred_moved"):
         for a, b in zip(one[:1] + one[2:], other[:1] + other[2:]):

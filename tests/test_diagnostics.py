@@ -5,9 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from test_jepa import IDS, as_batch, eight_rows, make_model, seeded, step
-from test_train import cfg, data_dir, lines, torchrun  # noqa: F401
 
+from helpers import IDS, as_batch, eight_rows, loss_lines, make_model, run_ranks, seeded, step
 from jepa import DLLMJEPA, cosine_distance
 from model import row_generators
 from train import main
@@ -16,9 +15,6 @@ from training.diagnostics import (bucket_numbers, collapsed, constant_floor, cos
                                   effective_rank, embedding_numbers, movement_numbers, off_diagonal,
                                   same_rate_number, sample)
 from training.ranks import gather_batch, scatter_batch
-
-torch.set_num_threads(1)
-
 
 def seen_of(mean, z_hat, z_tgt):
     return {"mean": mean, "z_hat": z_hat, "z_tgt": z_tgt}
@@ -202,7 +198,7 @@ def test_a_collapse_in_the_last_quarter_is_named_once_below_half_of_the_first_li
 
 def test_the_first_line_is_of_the_base_and_the_rest_come_every_log_every_steps(cfg):
     main(replace(cfg, max_steps=9, log_every=4, save_every=100))
-    found = [line for line in lines(cfg.out_dir) if "loss" in line]
+    found = loss_lines(cfg.out_dir)
     assert [line["step"] for line in found] == [1, 4, 8, 9]
     for line in found:
         assert line["skill"] == pytest.approx(1 - line["jepa"] / line["jepa_floor"], rel=1e-3)
@@ -223,7 +219,7 @@ def test_no_diagnostic_is_computed_between_two_lines(cfg, monkeypatch):
 
 def test_plain_diffusion_is_told_without_a_word_on_embeddings(cfg):
     main(replace(cfg, lambda_jepa=0.0))
-    for line in (line for line in lines(cfg.out_dir) if "loss" in line):
+    for line in loss_lines(cfg.out_dir):
         assert {"nll_t0.25", "online_moved"} <= line.keys()
         assert not {"rank", "skill", "ema_moved", "pred_norm", "corr_views"} & line.keys()
 
@@ -234,9 +230,8 @@ def test_two_processes_tell_the_numbers_of_one(cfg, tmp_path):
     main(cfg)
     for shard in (False, True):
         two = replace(cfg, shard=shard, out_dir=str(tmp_path / f"two{shard}"))
-        done = torchrun(two)
-        assert done.returncode == 0, done.stderr
-        one, other = ([line for line in lines(c.out_dir) if "loss" in line] for c in (cfg, two))
+        run_ranks(two)
+        one, other = (loss_lines(c.out_dir) for c in (cfg, two))
         for name in one[0].keys() - {"ms", "seconds", "corr_same_rate"}:
             sampled = name in ("online_moved", "ema_moved", "pred_norm", "pred_moved")
             rel = 0.05 if sampled else 1e-3

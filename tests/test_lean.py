@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_jepa import CONFIG, IDS, as_batch, eight_rows, make_model, seeded
-from test_train import (assert_resuming_changes_nothing, cfg, data_dir, lines,  # noqa: F401
-                        sentence_of, torchrun)
 
+from helpers import (CONFIG, IDS, as_batch, assert_resuming_changes_nothing, eight_rows, lines,
+                     make_model, run_ranks, seeded, sentence_of)
 from jepa import DLLMJEPA, ema_update, make_target
 from model import DLLM, row_generators
 from train import main
@@ -279,8 +278,7 @@ def test_lean_on_two_processes_is_near_to_one(lean_cfg, tmp_path):
     """Near only: each rank's gradient is rounded to bf16 before they are summed."""
     two = replace(lean_cfg, out_dir=str(tmp_path / "two"))
     main(lean_cfg)
-    done = torchrun(two)
-    assert done.returncode == 0, done.stderr
+    run_ranks(two)
     for ours, theirs in zip(lines(lean_cfg.out_dir), lines(two.out_dir)):
         if "loss" in ours:
             assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-2)

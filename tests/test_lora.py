@@ -6,17 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_jepa import CONFIG, IDS, as_batch, eight_rows, make_model, seeded
-from test_train import (  # noqa: F401
-    assert_resuming_changes_nothing,
-    assert_same_step,
-    cfg,
-    data_dir,
-    lines,
-    sentence_of,
-    torchrun,
-)
 
+from helpers import (CONFIG, IDS, as_batch, assert_resuming_changes_nothing, assert_same_step,
+                     eight_rows, lines, make_model, run_ranks, seeded, sentence_of)
 from jepa import DLLMJEPA, ema_update, make_target
 from model import DLLM, PRESETS, ModelConfig, row_generators
 from train import TrainConfig, main
@@ -271,8 +263,7 @@ def test_lora_on_two_processes_equals_one(lora_cfg, tmp_path):
     one = replace(lora_cfg, max_steps=1, lambda_jepa=2.0)
     two = replace(one, out_dir=str(tmp_path / "two"))
     main(one)
-    done = torchrun(two)
-    assert done.returncode == 0, done.stderr
+    run_ranks(two)
     assert_same_step(one, two)
 
 

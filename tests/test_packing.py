@@ -4,24 +4,18 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 import model as model_module
+from helpers import flops_of, seeded
 from jepa import DLLMJEPA, ema_update, make_target
 from model import DLLM, ModelConfig, Packed, row_generators
 from tasks.common import Row, collate
-
-torch.set_num_threads(1)
 
 LLADA = ModelConfig(vocab_size=40, mask_id=39, eos_id=38, block_size=64, n_layer=3, n_head=4,
                     n_kv_head=4, n_embd=32, n_hidden=48)
 DREAM = replace(LLADA, n_kv_head=2, qkv_bias=True, shift=True)
 QWEN = replace(LLADA, n_kv_head=1, head_dim=16, qk_norm=True, tied_head=True)
 every = pytest.mark.parametrize("config", [LLADA, DREAM, QWEN], ids=["llada", "dream", "qwen"])
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def make_model(config):
@@ -117,12 +111,6 @@ def test_the_kernel_for_rows_of_any_length_is_called_as_it_wants(monkeypatch):
     rows = Packed(is_real, torch.device("cpu"))
     q, k, v = (torch.randn(1, H, 16, 8, generator=seeded(H)) for H in (4, 2, 2))
     torch.testing.assert_close(rows.varlen(q, k, v), rows.attention(q, k, v))
-
-
-def flops_of(run):
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
 
 
 def test_padding_costs_a_packed_model_nothing():

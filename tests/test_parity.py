@@ -18,7 +18,6 @@ from model import DLLM
 transformers = pytest.importorskip("transformers", reason="the independent reference; installed "
                                    "by tests/requirements.txt")
 
-torch.set_num_threads(1)
 ATOL = 2e-5
 MASK_ID, EOS_ID, V, LONGEST = 94, 93, 96, 640
 

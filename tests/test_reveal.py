@@ -21,11 +21,7 @@ PROMPTS = [[1], [2, 3, 4, 5, 6], [7] * 11, [8, 9]]
 
 
 def tiny(bias=None, **config):
-    return any_tiny(bias, **{"block_size": 96, **config})
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
+    return tiny_model(bias, **{"block_size": 96, **config})
 
 
 # ---- LLaDA's sampler, whole batches, as published ----

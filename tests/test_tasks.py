@@ -20,15 +20,11 @@ from tasks.common import (Example, Row, batch_at, collate, few_shot, ids_of, loa
                           question_prompt, tokenize)
 from tasks.files import read_json, read_jsonl, write_json
 
-ROOT = Path(gsm8k.__file__).parent.parent
-DATA = ROOT.parent / "shared" / "data"
 REAL = DATA / "gsm8k"
 needs_real_rows = pytest.mark.skipif(not REAL.is_dir(), reason=f"the GSM8K rows are not at {REAL}")
 
 TOKENIZERS = {"bytes": byte_tokenizer(), "toy": toy_tokenizer()}
 each_tokenizer = pytest.mark.parametrize("tok", TOKENIZERS.values(), ids=TOKENIZERS)
-SPLITS = "train", "validation", "test"
-
 # what a user could write to fool a tokenizer, and what the toy's pattern treats in its own way
 SPELLS = ["<|mask|>", "<|endoftext|>", "<|", "|>", "\nAnswer:", "Sums:", "\n#### ", " has ", "7",
           "42", "100", "\x00", "\x1b[2J", "\r\n", "e\u0301", "\u200d", "\U0001f469\u200d\U0001f680",
@@ -45,27 +41,6 @@ def problems():
 @pytest.fixture(scope="module")
 def base():
     return [example for split in SPLITS for example in toy_base.load(split)]
-
-
-def sentence(call, *args, kind=(ValueError, FileNotFoundError), **kwargs) -> str:
-    """The message of the error that this call raises, which must be one line."""
-    with pytest.raises(kind) as error:
-        call(*args, **kwargs)
-    assert len(str(error.value).splitlines()) == 1
-    return str(error.value)
-
-
-def write(path, rows) -> str:
-    """Writes rows to a .jsonl[.gz] file -> its folder."""
-    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-    return str(path.parent)
-
-
-def python(code: str, **env):
-    """A new process in the repository."""
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **env},
-                          capture_output=True, text=True)
 
 
 # ---- tokenizers ----

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_tasks import sentence
 
+from helpers import sentence
 from model import DLLM, PRESETS, ModelConfig
 from pretrained import weights
 from pretrained.tokenizer import toy_tokenizer
@@ -23,7 +23,6 @@ from pretrained.weights import main as convert
 from train import TrainConfig
 from train import main as train
 
-torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS, CONFIG, INDEX = "model.safetensors", "config.json", "model.safetensors.index.json"
 FAMILIES = ["llada", "Dream", "a2d-qwen3"]

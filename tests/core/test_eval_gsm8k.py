@@ -23,28 +23,7 @@ from pretrained.weights import weights_file
 from tasks import answers, gsm8k, stats, toy, toy_base
 from tasks.common import load_task
 
-ROOT = Path(eval_gsm8k.__file__).parent
-REAL = ROOT.parent / "shared" / "data" / "gsm8k"
 FIELDS = ["id", "prompt", "completion", "tokens", "prediction", "gold", "verdict"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """For matrices as small as these a second thread costs more than it brings."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def write_checkpoint(folder, tok, seed=0, block_size=512):
-    """A random model and its tokenizer, as train.py leaves them."""
-    config = ModelConfig(vocab_size=tok.n_vocab, mask_id=tok.mask_id, eos_id=tok.eos_id, n_layer=1,
-                         block_size=block_size, n_head=2, n_kv_head=2, n_embd=32, n_hidden=64)
-    folder.mkdir(exist_ok=True)
-    DLLM(config).init_weights(torch.Generator().manual_seed(seed)).save(folder)
-    tok.save(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -414,65 +393,22 @@ def test_the_bar_shows_how_far_it_is_and_the_accuracy_so_far_also_when_it_goes_o
     assert "4/10" in bar and "10/10" in bar and "accuracy=0.400" in bar
 
 
-KILLED = """
-import os, random, signal, sys, time
-sys.path.insert(0, {root!r})
-import torch, torch.distributed             # here, and not in every fork
-import eval_gsm8k
-from tasks.answers import count_so_far
-from training.ranks import as_rank
-cfg, n_kills, delay = eval_gsm8k.EvalConfig(**{cfg!r}), {n_kills}, {delay}
+def answer_slowly():
+    """Wait a little before each batch."""
+    real = eval_gsm8k.complete
 
-real = eval_gsm8k.complete
-def slow(*args):
-    time.sleep(delay)
-    return real(*args)
-eval_gsm8k.complete = slow
+    def slow(*args):
+        time.sleep(0.02)
+        return real(*args)
+    eval_gsm8k.complete = slow
 
-def start(rank, world, port):       # a fork: torch is loaded once, and nothing has run so far
-    pid = os.fork()
-    if pid == 0:
-        torch.set_num_threads(1)
-        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank),
-                          MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        os.dup2(os.open(cfg.out + ".log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-        as_rank(eval_gsm8k.main)(cfg)
-        os._exit(0)
-    return pid
 
-def free_port():
-    import socket
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-def seen():                         # parts may vanish between being listed and being read
+def count_in(out):
+    """Return the numbers of answers so far; parts may vanish between being listed and read."""
     try:
-        return count_so_far(cfg.out)
+        return answers.count_so_far(out)
     except FileNotFoundError:
         return 0, 0
-
-rng, over = random.Random(1), 0
-for kill in range(n_kills):
-    world = rng.choice({worlds})
-    port = free_port()
-    pids = [start(rank, world, port) for rank in range(world)]
-    before, began = seen(), time.time()
-    if kill % 4:                            # mostly while answers come, else anywhere
-        while seen() in (before, (0, 0)) and time.time() < began + 20:
-            time.sleep(0.002)
-    time.sleep(rng.uniform(0, {longest}))
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    ended = [os.waitpid(pid, 0)[1] for pid in pids]
-    over += 0 in ended
-    n = seen()[0]
-    print(f"kill {{kill}}: {{world}} processes, {{n}} lines in parts", flush=True)
-print(f"{{n_kills - over}} kills", flush=True)
-port = free_port()
-pids = [start(rank, {worlds}[-1], port) for rank in range({worlds}[-1])]
-assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * len(pids)
-"""
 
 
 @pytest.mark.parametrize("n_kills, worlds, n_each", [
@@ -484,15 +420,18 @@ def test_kills_at_random_moments_lose_no_id_and_double_none(cfg, tmp_path, n_kil
     cfg = replace(cfg, limit=n_each * n_kills)
     peace = replace(cfg, out=str(tmp_path / "peace.jsonl"))
     scores = scored(peace)
-    script = tmp_path / "kills.py"
-    script.write_text(KILLED.format(root=str(ROOT), cfg=vars(cfg), n_kills=n_kills, worlds=worlds,
-                                    delay=0.02, longest=0.3))
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
-    log = Path(cfg.out + ".log").read_text()
-    assert done.returncode == 0, done.stdout + done.stderr + log
-    print(done.stdout)
-    assert f"{n_kills} kills" in done.stdout
+    rng, n_killed = random.Random(1), 0
+    for kill in range(n_kills):
+        before, began = count_in(cfg.out), time.monotonic()
+        ranks = Ranks(cfg, rng.choice(worlds), answer_slowly)
+        if kill % 4:                            # mostly while answers come, else anywhere
+            wait_until(lambda: count_in(cfg.out) not in (before, (0, 0))
+                       or time.monotonic() > began + 20)
+        time.sleep(rng.uniform(0, 0.3))
+        ranks.signal(signal.SIGKILL)
+        n_killed += 0 not in ranks.join()
+    assert n_killed == n_kills
+    run_ranks(cfg, worlds[-1])
     ids = [line["id"] for line in lines_of(cfg)]
     assert len(ids) == len(set(ids)) == n_each * n_kills
     assert Path(cfg.out).read_bytes() == Path(peace.out).read_bytes()
@@ -740,9 +679,8 @@ def test_ema_weights_are_other_answers_in_another_file(cfg, tmp_path, monkeypatc
 
 
 def command(script, *options):
-    env = {**os.environ, "PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, script, "--device=cpu", *options], cwd=ROOT, env=env,
-                          capture_output=True, text=True)
+    """Run a script of the project -> the finished process."""
+    return python(script, "--device=cpu", *options, PYTHONUTF8="1")
 
 
 def test_a_prompt_too_long_for_the_model_is_exit_code_1_one_sentence_and_nothing_written(tmp_path):
@@ -863,20 +801,15 @@ def test_under_torchrun_no_row_is_answered_twice_and_one_table_is_printed(cfg, t
     peace = replace(cfg, out=str(tmp_path / "peace.jsonl"), base="")
     scored(peace)
 
-    def launch(*more):
-        options = [f"--{key}={value}" for key, value in vars(cfg).items() if value != ()]
-        return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
-                               "--nproc_per_node=2", "eval_gsm8k.py", *options, *more], cwd=ROOT,
-                              env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True,
-                              text=True)
-    done = launch()
+    words = "eval_gsm8k.py", *options_of(cfg)
+    done = torchrun(*words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("questions; in %") == 1 and "model - base = +0.0" in done.stdout
     base_out = cfg.out.replace(".jsonl", "_base.jsonl")
     for out in (cfg.out, base_out):
         assert Path(out).read_bytes() == Path(peace.out).read_bytes()
     assert not list(tmp_path.glob("*.part*"))
-    done = launch("--steps=2")
+    done = torchrun(*words, "--steps=2")
     assert done.returncode != 0 and "was made with steps=4, not 2" in done.stderr
     assert 'eval_gsm8k.py", line' not in done.stderr                  # no traceback of ours
 

@@ -5,52 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
+from helpers import (CONFIG, IDS, as_batch, eight_rows, flops_of, make_model, seeded, step,
+                     wide_batch)
 from jepa import DLLMJEPA, Predictor, cosine_distance, ema_update, make_target, pool
-from model import DLLM, ModelConfig, diffusion_loss, forward_process, row_generators, uniform
-from tasks.common import Row, collate
+from model import diffusion_loss, forward_process, row_generators, uniform
+from tasks.common import Row
 from training.diagnostics import embedding_numbers
-
-torch.set_num_threads(1)    # the models are so small that threads only get in each other's way
-
-CONFIG = ModelConfig(vocab_size=32, mask_id=31, eos_id=30, block_size=256, n_layer=2, n_head=4,
-                     n_kv_head=4, n_embd=32, n_hidden=64)
-IDS = range(100, 108)       # of the eight examples
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def make_model(config=CONFIG, seed=0):
-    return DLLM(config).init_weights(seeded(seed))
-
-
-def eight_rows():
-    """Examples of 3 to 10 prompt and 2 to 9 answer tokens: each of another length."""
-    ids = torch.randint(30, (8, 20), generator=seeded(1)).tolist()
-    return [Row(IDS[b], ids[b][:3 + b], ids[b][10:12 + b]) for b in range(8)]
-
-
-def as_batch(rows, fill=6):
-    """-> x0, maskable, is_real; answers are filled with end-of-text to 6, then comes padding."""
-    return collate(rows, fill, CONFIG.block_size, CONFIG.eos_id)
-
-
-def wide_batch(B, prompt=3, answer=50):
-    """-> x0, maskable, is_real: rows long enough to tell the masking rate of each."""
-    return as_batch([Row(b, [1] * prompt, [2] * answer) for b in range(B)])
-
-
-def step(objective, batch, ids=IDS, seed=0):
-    """One forward and backward with generators for the rows -> loss, parts, gradients by name."""
-    objective.zero_grad()
-    loss, parts = objective(*batch, row_generators(seed, 0, ids))
-    loss.backward()
-    grads = {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None}
-    return loss, parts, grads
-
 
 def views(objective, batch, generator):
     """The masks (B, T) of the context view and of the target view in one forward."""
@@ -499,12 +460,6 @@ def test_an_ema_held_in_bf16_would_stall_where_ours_in_fp32_moves():
 
 
 # ---- what it costs, and that it works ----
-
-
-def flops_of(forward_and_backward):
-    with FlopCounterMode(display=False) as counter:
-        forward_and_backward()
-    return counter.get_total_flops()
 
 
 def test_a_step_costs_two_thirds_of_a_two_gradient_step_and_four_thirds_of_plain_fine_tuning():

@@ -5,12 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from helpers import seeded
 from jepa import ema_update, make_target
 from model import (DLLM, Linear, ModelConfig, RMSNorm, diffusion_loss, forward_process, rope_table,
                    rotate, row_generators, uniform)
 from pretrained.device import pick_device
-
-torch.set_num_threads(1)    # the models are so small that threads only get in each other's way
 
 LLADA = ModelConfig(vocab_size=40, mask_id=39, eos_id=38, block_size=16, n_layer=2, n_head=4,
                     n_kv_head=4, n_embd=32, n_hidden=48)
@@ -18,10 +17,6 @@ DREAM = replace(LLADA, n_kv_head=2, norm_eps=1e-6, rope_theta=1_000_000.0, qkv_b
                 shift=True)
 QWEN3 = replace(LLADA, n_kv_head=2, head_dim=12, qk_norm=True, tied_head=True)
 every = pytest.mark.parametrize("config", [LLADA, DREAM, QWEN3], ids=["LLaDA", "Dream", "Qwen3"])
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def random_model(config, seed=0):

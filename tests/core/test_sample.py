@@ -23,7 +23,6 @@ from sampling.reveal import Sampling, draw, reveal_schedule
 from tasks import toy
 from tasks.common import question_prompt
 
-ROOT = Path(sample.__file__).parent
 VOCAB, EOS, MASK = 40, 38, 39
 PROMPTS = [[1], [2, 3, 4, 5, 6], [7] * 11, [8, 9]]
 SETTINGS = list(itertools.product((0.0, 1.0), ("low_confidence", "random")))
@@ -32,41 +31,8 @@ each_setting = pytest.mark.parametrize("temperature, remasking", SETTINGS)
 each_schedule = pytest.mark.parametrize("block_length, steps", SCHEDULES)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """For matrices as small as these a second thread costs more than it brings."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def tiny(bias=None, seed=0, peaked=20.0, **config):
-    """A random model; `bias` {id: logit} is added to its logits, `peaked` scales these before."""
-    config = {**dict(vocab_size=VOCAB, mask_id=MASK, eos_id=EOS, block_size=64, n_layer=2, n_head=4,
-                     n_kv_head=2, n_embd=32, n_hidden=64), **config}
-    model = DLLM(ModelConfig(**config)).init_weights(torch.Generator().manual_seed(seed)).eval()
-    with torch.no_grad():
-        model.head.weight.mul_(peaked)
-    if bias:
-        offset = torch.zeros(config["vocab_size"])
-        for token, logit in bias.items():
-            offset[token] = logit
-        unembed = model.unembed
-        model.unembed = lambda h, where=None: unembed(h, where) + offset
-    return model
-
-
-def answer(model, prompt, gen_length, block_length, steps, temperature=0.0,
-           remasking="low_confidence", generator=None, **more):
-    """generate, with every setting of Sampling as an argument."""
-    settings = {name: more.pop(name) for name in list(more) if name in vars(Sampling())}
-    s = Sampling(gen_length, block_length, steps, temperature, remasking, **settings)
-    return generate(model, prompt, s, generator, **more)
-
-
 def generators(n, seed=0):
-    return [torch.Generator().manual_seed(1000 * seed + b) for b in range(n)]
+    return [seeded(1000 * seed + b) for b in range(n)]
 
 
 def watch(model, prompt, *args, **kwargs):
@@ -81,7 +47,7 @@ def watch(model, prompt, *args, **kwargs):
 
 @each_setting
 def test_no_mask_and_no_forbidden_id_comes_out_though_the_model_loves_them(temperature, remasking):
-    model = tiny(bias={MASK: 100.0, 3: 50.0, 4: 50.0})
+    model = tiny_model(bias={MASK: 100.0, 3: 50.0, 4: 50.0})
     for steps in (2, 6, 12):
         x = answer(model, PROMPTS, 12, 6, steps, temperature, remasking, generators(4),
                      never=(3, 4))
@@ -92,7 +58,7 @@ def test_no_mask_and_no_forbidden_id_comes_out_though_the_model_loves_them(tempe
 
 @each_setting
 def test_the_only_id_that_is_not_forbidden_is_what_comes_out(temperature, remasking):
-    model, never = tiny(bias={5: -50.0}), [i for i in range(VOCAB) if i not in (5, MASK)]
+    model, never = tiny_model(bias={5: -50.0}), [i for i in range(VOCAB) if i not in (5, MASK)]
     x = answer(model, PROMPTS, 8, 4, 4, temperature, remasking, generators(4), never=never)
     assert (x == 5).all()
 
@@ -101,7 +67,7 @@ def test_the_only_id_that_is_not_forbidden_is_what_comes_out(temperature, remask
 @each_schedule
 def test_blocks_finish_in_order_steps_keep_the_schedule_and_nothing_revealed_changes(
         block_length, steps, temperature, remasking):
-    states = watch(tiny(), PROMPTS, 12, block_length, steps, temperature, remasking, generators(4))
+    states = watch(tiny_model(), PROMPTS, 12, block_length, steps, temperature, remasking, generators(4))
     assert len(states) == steps + 1
     is_masked = states == MASK
     assert is_masked[0].all() and not is_masked[-1].any()
@@ -125,7 +91,7 @@ def test_the_schedule_reveals_everything_and_the_first_steps_one_more_if_it_is_u
 
 
 def test_steps_are_the_forward_passes():
-    model, passes = tiny(), []
+    model, passes = tiny_model(), []
     encode = model.encode
     model.encode = lambda *args: passes.append(1) or encode(*args)
     for steps in (2, 4, 12):
@@ -137,7 +103,7 @@ def test_steps_are_the_forward_passes():
 def test_a_prompt_of_masks_stays_as_it_is():
     """Only the answer is generated; a mask that the user's text brings along is not."""
     seen = []
-    model = tiny()
+    model = tiny_model()
     encode = model.encode
     model.encode = lambda x, *more: seen.append(x.clone()) or encode(x, *more)
     answer(model, [[1, MASK, 2]], 4, 4, 4)
@@ -150,7 +116,7 @@ def test_a_prompt_of_masks_stays_as_it_is():
 @each_setting
 @pytest.mark.parametrize("shift", [False, True])
 def test_rows_of_a_batch_come_out_as_they_would_alone(shift, temperature, remasking):
-    model = tiny(shift=shift)
+    model = tiny_model(shift=shift)
     for seed in range(4):
         x = answer(model, PROMPTS, 12, 6, 8, temperature, remasking, generators(4, seed))
         for b, prompt in enumerate(PROMPTS):
@@ -160,13 +126,13 @@ def test_rows_of_a_batch_come_out_as_they_would_alone(shift, temperature, remask
 
 
 def test_a_tensor_of_prompts_is_the_list_of_its_rows():
-    model, prompt = tiny(), [[1, 2, 3], [4, 5, 6]]
+    model, prompt = tiny_model(), [[1, 2, 3], [4, 5, 6]]
     as_tensor = answer(model, torch.tensor(prompt), 8, 4, 4)
     assert torch.equal(as_tensor, answer(model, prompt, 8, 4, 4))
 
 
 def test_another_generator_is_another_sample_and_the_same_one_is_the_same():
-    model = tiny()
+    model = tiny_model()
     first, again, other = (answer(model, PROMPTS, 12, 12, 12, 1.0, generator=generators(4, seed))
                            for seed in (0, 0, 1))
     assert torch.equal(first, again)
@@ -206,7 +172,7 @@ def reference(model, prompt, gen_length, block_length, steps, temperature, remas
 @each_schedule
 def test_the_sampler_is_the_reference_of_llada(block_length, steps, temperature, remasking):
     for seed, shift in enumerate((False, True)):
-        model = tiny(seed=seed, shift=shift)
+        model = tiny_model(seed=seed, shift=shift)
         for prompt in PROMPTS:
             args = 12, block_length, steps, temperature, remasking
             ours = answer(model, [prompt], *args, generators(1, seed))[0].tolist()
@@ -214,7 +180,7 @@ def test_the_sampler_is_the_reference_of_llada(block_length, steps, temperature,
 
 
 def test_equally_sure_proposals_are_revealed_from_left_to_right():
-    model = tiny(peaked=0.0, bias={7: 1.0})          # the same logits everywhere
+    model = tiny_model(peaked=0.0, bias={7: 1.0})          # the same logits everywhere
     is_masked = watch(model, [[1], [2, 3]], 48, 48, 24, 0.0, "low_confidence") == MASK
     for step in range(25):
         assert (is_masked[step] == (torch.arange(48) >= 2 * step)).all()
@@ -223,13 +189,13 @@ def test_equally_sure_proposals_are_revealed_from_left_to_right():
 def test_the_order_of_random_remasking_is_uniform_whatever_the_logits_say():
     """All 24 orders of a block of 4, over 2,400 rows that differ in their generator alone."""
     n = 2400
-    states = watch(tiny(), [[1, 2]] * n, 4, 4, 4, 0.0, "random", generators(n))
+    states = watch(tiny_model(), [[1, 2]] * n, 4, 4, 4, 0.0, "random", generators(n))
     when = (states == MASK).sum(dim=0)               # (n, 4): the pass that revealed a position
     orders = Counter(map(tuple, when.tolist()))
     assert set(orders) == set(itertools.permutations((1, 2, 3, 4)))
     sigma = math.sqrt(n * (1 / 24) * (23 / 24))
     assert all(abs(count - n / 24) < 4.5 * sigma for count in orders.values()), orders
-    surest = watch(tiny(), [[1, 2]] * 3, 4, 4, 4, 0.0, "low_confidence")
+    surest = watch(tiny_model(), [[1, 2]] * 3, 4, 4, 4, 0.0, "low_confidence")
     assert len(set(map(tuple, (surest == MASK).sum(dim=0).tolist()))) == 1
 
 
@@ -270,7 +236,7 @@ def test_the_rare_token_is_as_rare_as_it_should_be():
 
 
 def test_temperature_zero_takes_the_likeliest_token_and_needs_no_generator():
-    logits = torch.randn(3, 7, 40, generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(3, 7, 40, generator=seeded(0))
     assert torch.equal(draw(logits, 0.0, None), logits.argmax(dim=-1))
 
 
@@ -287,7 +253,7 @@ def test_noise_is_in_double_precision(monkeypatch):
     u = torch.tensor([[[1 - 2.0**-40, 1 - 2.0**-30]]], dtype=torch.float64)
     assert draw(torch.tensor([[[-8.0, 0.0]]]), 1.0, u).item() == 1        # -8 + 40 log 2 < 30 log 2
     assert draw(torch.tensor([[[-6.0, 0.0]]]), 1.0, u).item() == 0        # -6 + 40 log 2 > 30 log 2
-    seen, model = [], tiny()
+    seen, model = [], tiny_model()
     original = sample.draw_uniform
     monkeypatch.setattr(sample, "draw_uniform",
                         lambda *args: seen.append(original(*args)) or seen[-1])
@@ -296,7 +262,7 @@ def test_noise_is_in_double_precision(monkeypatch):
 
 
 def test_generated_tokens_follow_the_distribution_without_the_mask_id():
-    model = tiny(peaked=0.0, bias={MASK: 9.0, 1: 4.0, 2: 3.0}, block_size=8192)
+    model = tiny_model(peaked=0.0, bias={MASK: 9.0, 1: 4.0, 2: 3.0}, block_size=8192)
     p = torch.zeros(VOCAB, dtype=torch.float64)
     p[1], p[2], p[MASK] = 4.0, 3.0, -torch.inf
     for temperature in (1.0, 2.0):
@@ -325,15 +291,15 @@ def test_generated_tokens_follow_the_distribution_without_the_mask_id():
 def test_lengths_that_do_not_fit_are_one_sentence_with_the_numbers(
         gen_length, block_length, steps, named):
     with pytest.raises(ValueError) as error:
-        answer(tiny(), [[1, 2], [1, 2, 3, 4, 5]], gen_length, block_length, steps)
+        answer(tiny_model(), [[1, 2], [1, 2, 3, 4, 5]], gen_length, block_length, steps)
     assert len(str(error.value).splitlines()) == 1
     assert all(words in str(error.value) for words in named), str(error.value)
 
 
 def test_the_longest_prompt_that_fits_is_answered():
-    assert answer(tiny(), [[1] * 52, [2]], 12, 12, 3).shape == (2, 12)
+    assert answer(tiny_model(), [[1] * 52, [2]], 12, 12, 3).shape == (2, 12)
     with pytest.raises(ValueError):
-        answer(tiny(), [[1] * 53, [2]], 12, 12, 3)
+        answer(tiny_model(), [[1] * 53, [2]], 12, 12, 3)
 
 
 # ---- complete ----
@@ -343,7 +309,7 @@ TEXTS = ["Anna has 3 eggs.", "", "Question: how many?\nAnswer:", "x"]
 
 def text_model(n_vocab_more=0, **more):
     tok = byte_tokenizer()
-    return tiny(vocab_size=tok.n_vocab + n_vocab_more, mask_id=tok.mask_id, eos_id=tok.eos_id,
+    return tiny_model(vocab_size=tok.n_vocab + n_vocab_more, mask_id=tok.mask_id, eos_id=tok.eos_id,
                 **more), tok
 
 
@@ -399,23 +365,12 @@ def test_ids_without_a_token_are_never_generated(temperature):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
-
-
-def write_checkpoint(folder, seed=0, n_vocab_more=0, tok=None):
-    """A random model and its tokenizer, as train.py leaves them."""
-    tok = tok or toy_tokenizer()
-    model = tiny(seed=seed, peaked=1.0, vocab_size=tok.n_vocab + n_vocab_more, mask_id=tok.mask_id,
-                 eos_id=tok.eos_id, block_size=128)
-    model.save(folder)
-    tok.save(folder)
-    return folder
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"), toy_tokenizer())
 
 
 def command(*options):
-    env = {**os.environ, "PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"}
-    argv = [sys.executable, "sample.py", "--device=cpu", *options]
-    return subprocess.run(argv, cwd=ROOT, env=env, capture_output=True)
+    """Run sample.py -> the finished process, with bytes for output."""
+    return python("sample.py", "--device=cpu", *options, text=False, PYTHONUTF8="1")
 
 
 def test_the_command_shows_masks_first_and_none_in_the_end(checkpoint):
@@ -499,7 +454,7 @@ def test_the_commands_of_the_docstring_parse(line):
 
 
 def test_the_command_works_when_the_model_has_more_ids_than_the_tokenizer(tmp_path, capsys):
-    write_checkpoint(tmp_path, n_vocab_more=500)
+    write_checkpoint(tmp_path, toy_tokenizer(), vocab_size=toy_tokenizer().n_vocab + 500)
     sample.main(SampleConfig(init_from=str(tmp_path), temperature=1.0, device="cpu"))
     assert "\u2591" not in capsys.readouterr().out.removesuffix("\n").split("\n")[-1]
 
@@ -507,8 +462,7 @@ def test_the_command_works_when_the_model_has_more_ids_than_the_tokenizer(tmp_pa
 def test_an_out_dir_means_the_model_and_the_tokenizer_of_its_newest_checkpoint(tmp_path):
     for step, tok in ((10, toy_tokenizer()), (20, byte_tokenizer())):
         folder = tmp_path / f"step_{step:06d}"
-        folder.mkdir()
-        write_checkpoint(folder, seed=step, tok=tok)
+        write_checkpoint(folder, tok, seed=step)
     model, tok = load_model(str(tmp_path), "cpu")
     newest, newest_tok = load_model(str(tmp_path / "step_000020"), "cpu")
     assert tok == newest_tok == byte_tokenizer()
@@ -516,7 +470,7 @@ def test_an_out_dir_means_the_model_and_the_tokenizer_of_its_newest_checkpoint(t
 
 
 def test_a_tokenizer_that_is_not_the_models_is_one_sentence(tmp_path):
-    write_checkpoint(tmp_path)
+    write_checkpoint(tmp_path, toy_tokenizer())
     byte_tokenizer().save(tmp_path)
     with pytest.raises(ValueError) as error:
         load_model(str(tmp_path), "cpu")

@@ -1,93 +1,27 @@
 """Laws of the loop: batch split, world size, restarts change nothing; errors end in a sentence."""
-import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-import train
-from configurator import configure, run
+from configurator import configure
+from helpers import (DATA, assert_resuming_changes_nothing, assert_same, assert_same_step,
+                     fingerprint, lines, loss_lines, options_of, python, run_ranks, sentence_of,
+                     tensors, torchrun)
 from jepa import DLLMJEPA
 from model import DLLM, PRESETS, ModelConfig, row_generators
 from pretrained.tokenizer import load_tokenizer
-from tasks import gsm8k, toy
+from tasks import gsm8k
 from tasks.common import batch_at, collate, tokenize
 from train import TrainConfig, lr_at, main
-
-ROOT = Path(train.__file__).parent
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    """A GSM8K folder of 320 short rows of unequal length (256 of them are held out)."""
-    folder = tmp_path_factory.mktemp("gsm8k")
-    rows = [{"question": f"{story} {question}", "answer": "\n".join(steps) + "\n#### 1"}
-            for story, question, steps in toy.problems("train", 320)]
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-@pytest.fixture
-def cfg(data_dir, tmp_path):
-    return TrainConfig(out_dir=str(tmp_path / "run"), tokenizer="toy", task="gsm8k",
-                       data_dir=str(data_dir), max_length=64, batch_size=8, max_steps=3, lr=1e-3,
-                       eval_rows=8, device="cpu", eval_t=(0.5,), log_every=1)
-
-
-def tensors(out_dir):
-    """Everything that a finished run left: weights, predictor, target, moments."""
-    [folder] = Path(out_dir).glob("step_*")
-    return {**load_file(folder / "model.safetensors"),
-            **load_file(folder / "train_state.safetensors")}
-
-
-def lines(out_dir):
-    return [json.loads(line) for line in (Path(out_dir) / "log.jsonl").read_text().splitlines()]
-
-
-def without_clock(out_dir):
-    return [{k: v for k, v in line.items() if k not in ("ms", "seconds")}
-            for line in lines(out_dir)]
-
-
-def torchrun(cfg, n=2):
-    options = [f"--{key}={value}" for key, value in vars(cfg).items()]
-    return subprocess.run([sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={n}",
-                           f"--master_port={29500 + os.getpid() % 2000}", "train.py",
-                           "config/tiny.py", *options],
-                          cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-                          capture_output=True, text=True)
-
+from training import checkpoint
 
 # ----------------------------------------------------------------------------------------------
 # what changes nothing
-
-
-def assert_same_step(cfg, other):
-    """One step, seen through Adam's first moment, which is then 0.1 x the clipped gradient.
-
-    The weights themselves are no measure: Adam's first step is the sign of the gradient, also
-    where that is noise.
-    """
-    a, b = tensors(cfg.out_dir), tensors(other.out_dir)
-    assert a.keys() == b.keys()
-    for name in a:
-        if name.startswith("adam.exp_avg."):
-            scale = a[name].abs().max().item()
-            torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5 * scale, msg=name)
-    [one], [two] = [[line for line in lines(c.out_dir) if "loss" in line] for c in (cfg, other)]
-    for key in ("loss", "diffusion", "jepa", "grad_norm"):      # with two ranks: the mean over them
-        assert one[key] == pytest.approx(two[key], rel=1e-5), key
-    for one, two in zip(lines(cfg.out_dir), lines(other.out_dir)):
-        if "held_out" in one and one["step"] == 0:
-            assert one["held_out"]["gsm8k"] == pytest.approx(two["held_out"]["gsm8k"], rel=1e-4)
 
 
 def test_one_batch_of_8_equals_2_times_4_accumulated(cfg, tmp_path):
@@ -131,12 +65,14 @@ def test_accumulation_changes_neither_the_step_nor_the_target(cfg, tmp_path, mon
 @pytest.mark.slow
 def test_one_batch_of_8_equals_two_processes_with_4(cfg, tmp_path):
     cfg = replace(cfg, max_steps=1, lambda_jepa=2.0)
-    for name, micro_batch_size in (("two", 4), ("two times two", 2)):
-        two = replace(cfg, micro_batch_size=micro_batch_size, out_dir=str(tmp_path / name))
-        done = torchrun(two)
-        assert done.returncode == 0, done.stderr
-        main(replace(cfg, overwrite=True))
-        assert_same_step(cfg, two)
+    main(cfg)
+    two = replace(cfg, micro_batch_size=4, out_dir=str(tmp_path / "two"))
+    done = torchrun("train.py", "config/tiny.py", *options_of(two))     # the command as it is
+    assert done.returncode == 0, done.stderr
+    assert_same_step(cfg, two)
+    two_times_two = replace(cfg, micro_batch_size=2, out_dir=str(tmp_path / "two_times_two"))
+    run_ranks(two_times_two)
+    assert_same_step(cfg, two_times_two)
 
 
 @pytest.mark.slow
@@ -144,10 +80,9 @@ def test_packed_steps_are_the_same_in_two_processes(cfg, tmp_path):
     cfg = replace(cfg, max_steps=4, seed=1, pack=True, eos_fill=False,
                   checkpoint_activations="full")
     two = replace(cfg, out_dir=str(tmp_path / "two"))
-    done = torchrun(two)
-    assert done.returncode == 0, done.stderr
+    run_ranks(two)
     main(cfg)
-    one, other = ([line for line in lines(c.out_dir) if "loss" in line] for c in (cfg, two))
+    one, other = (loss_lines(c.out_dir) for c in (cfg, two))
     for a, b in zip(one, other, strict=True):
         assert a.keys() == b.keys() and a["loss"] == pytest.approx(b["loss"], rel=1e-3)
 
@@ -175,31 +110,6 @@ def test_the_masks_are_the_same_for_any_world_size(cfg, data_dir, monkeypatch):
 
 def test_train_6_equals_train_3_and_resume_3_bit_for_bit(cfg, tmp_path, monkeypatch):
     assert_resuming_changes_nothing(cfg, tmp_path, monkeypatch)
-
-
-def assert_resuming_changes_nothing(cfg, tmp_path, monkeypatch):
-    """6 steps in one go, and 6 that are broken off after 5 and go on from the checkpoint of 3."""
-    cfg = replace(cfg, max_steps=6, save_every=3)
-    main(cfg)
-
-    broken = replace(cfg, out_dir=str(tmp_path / "broken"))
-    step = train.Log.step
-
-    def interrupt(self, n, *rest):          # after the checkpoint of step 3, and some steps further
-        step(self, n, *rest)
-        if n == 5:
-            raise KeyboardInterrupt
-    with monkeypatch.context() as patch:
-        patch.setattr(train.Log, "step", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            main(broken)
-    assert [path.name for path in Path(broken.out_dir).glob("step_*")] == ["step_0000003"]
-    main(replace(broken, resume=True))
-
-    whole, resumed = tensors(cfg.out_dir), tensors(broken.out_dir)
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert without_clock(cfg.out_dir) == without_clock(broken.out_dir)
 
 
 def test_lambda_0_leaves_no_trace_of_jepa(cfg):
@@ -285,7 +195,7 @@ def test_the_learning_rate_warms_up_and_falls_to_its_floor():
 
 def test_the_log_has_the_numbers_that_matter(cfg):
     main(cfg)
-    steps = [line for line in lines(cfg.out_dir) if "loss" in line]
+    steps = loss_lines(cfg.out_dir)
     assert [line["step"] for line in steps] == [1, 2, 3]
     for line in steps:
         assert {"loss", "diffusion", "jepa", "jepa_floor", "lr", "grad_norm", "ms",
@@ -306,44 +216,27 @@ def test_rows_that_do_not_fit_are_counted_aloud(cfg, capsys):
 # accidents
 
 
+def kill_in_second_save():
+    """Let this process kill itself when half of its second checkpoint is written."""
+    real, calls = checkpoint.save_file, []
+
+    def save_file(tensors, path):
+        real(tensors, path)
+        calls.append(path)
+        if len(calls) == 2:
+            os.truncate(path, os.path.getsize(path) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+    checkpoint.save_file = save_file
+
+
 def test_kill_9_in_the_middle_of_a_save_leaves_the_older_checkpoint_usable(cfg, tmp_path):
     cfg = replace(cfg, max_steps=6, save_every=3)
-    script = tmp_path / "killed.py"
-    script.write_text(f"""
-import os, signal, sys
-sys.path.insert(0, {str(ROOT)!r})
-import train
-from training import checkpoint
-train.torch.set_num_threads({torch.get_num_threads()})  # as here: sums are added in the same order
-real, calls = checkpoint.save_file, []
-def save_file(tensors, path):
-    real(tensors, path)
-    calls.append(path)
-    if len(calls) == 2:                     # the second save: half a file, then the end
-        with open(path, "r+b") as file:
-            file.truncate(os.path.getsize(path) // 2)
-        os.kill(os.getpid(), signal.SIGKILL)
-checkpoint.save_file = save_file
-train.main(train.TrainConfig(**{vars(cfg)!r}))
-""")
-    done = subprocess.run([sys.executable, script], capture_output=True)
-    assert done.returncode == -signal.SIGKILL
+    run_ranks(cfg, 1, kill_in_second_save, code=-signal.SIGKILL)
     assert [path.name for path in Path(cfg.out_dir).glob("step_*")] == ["step_0000003"]
     main(replace(cfg, resume=True))         # goes on from step 3 and finishes
     uninterrupted = replace(cfg, out_dir=str(tmp_path / "whole"))
     main(uninterrupted)
-    whole, resumed = tensors(uninterrupted.out_dir), tensors(cfg.out_dir)
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-
-
-def sentence_of(monkeypatch, cfg=None, *options):
-    """What `python train.py ...` says as it stops, run in this process."""
-    given = [] if cfg is None else [f"--{key}={value}" for key, value in vars(cfg).items()]
-    monkeypatch.setattr(sys, "argv", ["train.py", *given, *options])
-    with pytest.raises(SystemExit) as stop:
-        run(main, TrainConfig)
-    assert isinstance(stop.value.code, str) and "\n" not in stop.value.code    # stderr, exit code 1
-    return stop.value.code
+    assert_same(uninterrupted, cfg)
 
 
 @pytest.mark.parametrize("option, words", [
@@ -377,11 +270,6 @@ def test_a_bad_setting_stops_with_one_sentence(cfg, monkeypatch, option, words):
 def test_bad_data_stops_with_one_sentence(cfg, monkeypatch, tmp_path, content, words):
     (tmp_path / "train.jsonl").write_bytes(content.encode("latin-1"))
     assert words in sentence_of(monkeypatch, cfg, f"--data_dir={tmp_path}")
-
-
-def fingerprint(folder):
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(Path(folder).rglob("*")) if path.is_file()}
 
 
 def test_a_run_is_never_started_over_by_accident(cfg, monkeypatch):
@@ -465,10 +353,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(cfg, monkeypatch):
 @pytest.mark.slow
 def test_the_bare_command_trains_one_model_and_says_how_many_questions_it_answers(tmp_path):
     """With fewer steps and questions: a summary, and the answers of this run alone."""
-    command = [sys.executable, "train.py", "config/tiny.py", f"--out_dir={tmp_path}/out"]
+    command = ["train.py", "config/tiny.py", f"--out_dir={tmp_path}/out"]
     for steps, n in ((3, 40), (5, 50)):         # the second run overwrites the first
-        done = subprocess.run([*command, f"--max_steps={steps}", f"--test_questions={n}"],
-                              cwd=ROOT, capture_output=True, text=True)
+        done = python(*command, f"--max_steps={steps}", f"--test_questions={n}")
         assert done.returncode == 0, done.stderr
         summary = json.loads((tmp_path / "out/summary.json").read_text())
         assert summary.keys() == {"accuracy", "stderr", "n", "seconds"} and summary["n"] == n
@@ -481,12 +368,12 @@ def test_the_bare_command_trains_one_model_and_says_how_many_questions_it_answer
 
 @pytest.mark.slow
 def test_held_out_loss_falls_on_the_real_gsm8k_rows(tmp_path):
-    if not (ROOT / "../shared/data/gsm8k").is_dir():
-        pytest.skip("needs the GSM8K rows in ../shared/data/gsm8k")
+    if not (DATA / "gsm8k").is_dir():
+        pytest.skip(f"the GSM8K rows are not at {DATA / 'gsm8k'}")
     cfg = configure(TrainConfig, ["config/gsm8k_bytes.py", f"--out_dir={tmp_path}/run",
                                   "--max_steps=30", "--eval_rows=16", "--batch_size=4",
                                   "--eval_every=30",
-                                  f"--data_dir={ROOT}/../shared/data/gsm8k"])
+                                  f"--data_dir={DATA}/gsm8k"])
     main(cfg)
     first, last = [line["held_out"]["gsm8k"] for line in lines(cfg.out_dir) if "held_out" in line]
     assert all(last[t] < first[t] - 0.5 for t in first)
