@@ -2,17 +2,16 @@
 import gzip
 import json
 import time
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_tasks import SPLITS, sentence, write
 
+from helpers import DATA, SPLITS, sentence, write_jsonl
 from tasks import django
 from tasks.common import Example, few_shot
 
-REAL = Path(django.__file__).parent.parent.parent / "shared" / "data" / "django"
+REAL = DATA / "django"
 needs_real_rows = pytest.mark.skipif(not REAL.is_dir(), reason=f"the Django rows are not at {REAL}")
 
 
@@ -190,7 +189,7 @@ def some_rows(n, anno="anno"):
 def test_a_local_folder_gives_its_rows_stripped_and_in_order(anno, end, tmp_path):
     for name, rows in (("train", some_rows(4, anno)), ("dev", some_rows(6, anno)[3:]),
                        ("test", some_rows(5, anno)[2:])):
-        write(tmp_path / f"{name}.jsonl{end}", rows)
+        write_jsonl(tmp_path / f"{name}.jsonl{end}", rows)
     train, validation, test = (django.load(split, str(tmp_path)) for split in SPLITS)
     assert [e.answer for e in train] == [f" x = {i}" for i in range(4)]
     assert [e.meta["gold"] for e in validation] == [f"x = {i}" for i in (3, 4, 5)]
@@ -200,7 +199,7 @@ def test_a_local_folder_gives_its_rows_stripped_and_in_order(anno, end, tmp_path
 
 
 def test_without_train_nobody_claims_to_know_what_is_in_it(tmp_path):
-    write(tmp_path / "test.jsonl", some_rows(3))
+    write_jsonl(tmp_path / "test.jsonl", some_rows(3))
     examples = django.load("test", str(tmp_path))
     assert [example.meta["in_train"] for example in examples] == [None] * 3
     assert set(django.extra_scores(examples, ["x"] * 3)) == {"exact_match"}
@@ -219,10 +218,10 @@ def test_the_hub_is_asked_for_its_own_names(monkeypatch):
 
 def test_a_row_keeps_its_id_where_rows_are_missing_and_a_repeated_row_has_one_of_its_own(tmp_path):
     rows = [*some_rows(3), {"anno": "set x to 0.", "code": "x = 1"}, *some_rows(1)]
-    write(tmp_path / "test.jsonl", rows)
+    write_jsonl(tmp_path / "test.jsonl", rows)
     ids = [example.meta["id"] for example in django.load("test", str(tmp_path))]
     assert len(set(ids)) == 5 and ids[4] == f"{ids[0]}-2"
-    write(tmp_path / "test.jsonl", rows[:1] + rows[2:])
+    write_jsonl(tmp_path / "test.jsonl", rows[:1] + rows[2:])
     assert [e.meta["id"] for e in django.load("test", str(tmp_path))] == ids[:1] + ids[2:]
 
 
@@ -230,7 +229,7 @@ def test_a_row_keeps_its_id_where_rows_are_missing_and_a_repeated_row_has_one_of
                                  {"anno": 1, "code": "c"}, {"anno": " ", "code": "c"},
                                  {"anno": "a", "code": "\n"}], ids=str)
 def test_a_broken_row_is_one_sentence_that_names_it(row, tmp_path):
-    folder = write(tmp_path / "train.jsonl", some_rows(3) + [row])
+    folder = write_jsonl(tmp_path / "train.jsonl", some_rows(3) + [row])
     assert "django train, row 4" in sentence(django.load, "train", folder, kind=ValueError)
 
 

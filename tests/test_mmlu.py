@@ -2,18 +2,17 @@
 import hashlib
 import random
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
-from test_tasks import sentence, write
 
 from analysis.likelihood import choose
+from helpers import DATA, sentence, write_jsonl
 from model import ModelConfig
 from pretrained.tokenizer import byte_tokenizer, our_tokenizer, toy_tokenizer
 from tasks import mmlu
 
-REAL = Path(mmlu.__file__).parent.parent.parent / "shared" / "data" / "mmlu"
+REAL = DATA / "mmlu"
 needs_real_rows = pytest.mark.skipif(not REAL.is_dir(), reason=f"the MMLU rows are not at {REAL}")
 SUBSET = "8b8eef95312f0ef23e26a4073d8744abaebe553afa616f6bbd6a5d1dc3b3c23f"
 GOOD = {"question": "Is it?", "subject": "a_b", "choices": ["1", "2", "3", "4"], "answer": 2}
@@ -47,7 +46,7 @@ Answer:"""
 
 def load(folder, rows):
     """The examples of a test file with these rows."""
-    return mmlu.load("test", write(folder / "test.jsonl", rows))
+    return mmlu.load("test", write_jsonl(folder / "test.jsonl", rows))
 
 
 def wordy(*words):

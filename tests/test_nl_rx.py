@@ -10,18 +10,17 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import product
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_tasks import SPLITS, sentence, write
 
+from helpers import DATA, SPLITS, sentence, write_jsonl
 from tasks import nl_rx
 from tasks.common import Example, few_shot
 from tasks.files import cache_folder
 
-REAL = Path(nl_rx.__file__).parent.parent.parent / "shared" / "data" / "nl_rx_synth"
+REAL = DATA / "nl_rx_synth"
 needs_real_rows = pytest.mark.skipif(not REAL.is_dir(), reason=f"the NL-RX rows are not at {REAL}")
 
 
@@ -625,7 +624,7 @@ def in_messages(row):
 @pytest.mark.parametrize("name", ["train.jsonl", "train.jsonl.gz", "synth_train.jsonl"])
 @pytest.mark.parametrize("form", [dict, in_messages])
 def test_both_formats_under_each_name_give_the_same_rows(name, form, tmp_path):
-    write(tmp_path / name, map(form, some_rows(260)))
+    write_jsonl(tmp_path / name, map(form, some_rows(260)))
     train, validation = (nl_rx.load(split, str(tmp_path)) for split in SPLITS[:2])
     assert [e.meta["gold"] for e in train] == [f".*{i}.*" for i in range(4)]
     assert [e.meta["gold"] for e in validation] == [f".*{i}.*" for i in range(4, 260)]
@@ -636,10 +635,10 @@ def test_both_formats_under_each_name_give_the_same_rows(name, form, tmp_path):
 def test_a_row_keeps_its_id_where_rows_are_missing_and_a_repeated_row_has_one_of_its_own(tmp_path):
     rows = [{"text": " t ", "regex": "a "}, {"text": "t", "regex": "b"}, *some_rows(3),
             {"text": "t", "regex": "a"}]
-    write(tmp_path / "test.jsonl", rows)
+    write_jsonl(tmp_path / "test.jsonl", rows)
     ids = [example.meta["id"] for example in nl_rx.load("test", str(tmp_path))]
     assert len(set(ids)) == 6 and ids[5] == f"{ids[0]}-2"
-    write(tmp_path / "test.jsonl", rows[:2] + rows[3:])
+    write_jsonl(tmp_path / "test.jsonl", rows[:2] + rows[3:])
     assert [e.meta["id"] for e in nl_rx.load("test", str(tmp_path))] == ids[:2] + ids[3:]
 
 
@@ -655,12 +654,12 @@ BROKEN = {
 
 @pytest.mark.parametrize("rows, named", BROKEN.values(), ids=BROKEN)
 def test_a_broken_row_is_one_sentence_that_names_it(rows, named, tmp_path):
-    write(tmp_path / "train.jsonl", some_rows(260) + rows)
+    write_jsonl(tmp_path / "train.jsonl", some_rows(260) + rows)
     assert named in sentence(nl_rx.load, "train", str(tmp_path), kind=ValueError)
 
 
 def test_too_few_rows_or_no_file_is_one_sentence_that_says_what_would_fit(tmp_path):
-    write(tmp_path / "train.jsonl", some_rows(256))
+    write_jsonl(tmp_path / "train.jsonl", some_rows(256))
     assert "more than 256" in sentence(nl_rx.load, "train", str(tmp_path), kind=ValueError)
     said = sentence(nl_rx.load, "test", str(tmp_path), kind=FileNotFoundError)
     assert "test.jsonl" in said and "llm-jepa" in said and "--data_dir is empty" in said
@@ -709,8 +708,8 @@ def cached(tmp_path):
 
 
 def test_without_a_folder_each_file_is_fetched_once_and_read_as_from_a_folder(source, tmp_path):
-    write(tmp_path / "train.jsonl", some_rows(260))
-    write(tmp_path / "test.jsonl", some_rows(5))
+    write_jsonl(tmp_path / "train.jsonl", some_rows(260))
+    write_jsonl(tmp_path / "test.jsonl", some_rows(5))
     for _ in range(2):
         for split in SPLITS:
             assert nl_rx.load(split) == nl_rx.load(split, str(tmp_path))

@@ -4,10 +4,8 @@ import math
 
 import pytest
 import torch
-from test_sample import answer
-from test_sample import one_thread  # noqa: F401, for every test here
-from test_sample import tiny as any_tiny
 
+from helpers import answer, seeded, tiny_model
 from pretrained.tokenizer import byte_tokenizer
 from sample import SampleConfig, complete, complete_gaps, infill
 from sampling.cost import Cost

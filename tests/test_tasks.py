@@ -4,8 +4,6 @@ import json
 import os
 import random
 import re
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers import DATA, SPLITS, python, sentence, write_jsonl
 from pretrained.tokenizer import FILE_NAME, byte_tokenizer, load_tokenizer, toy_tokenizer
 from tasks import common, gsm8k, toy, toy_base
 from tasks.common import (Example, Row, batch_at, collate, few_shot, ids_of, load_task,
@@ -190,7 +189,7 @@ def test_a_new_process_draws_the_same_problems_and_batches():
             "    print(toy.load(split, n=20), toy_base.load(split, n=20))\n"
             "rows = [Row(i, [1], [2]) for i in range(50)]\n"
             "print([row.example_id for row in batch_at(3, rows, 16, seed=7)[0]])")
-    first, second = (python(code, PYTHONHASHSEED=seed) for seed in ("1", "2"))
+    first, second = (python("-c", code, PYTHONHASHSEED=seed) for seed in ("1", "2"))
     assert first.returncode == 0, first.stderr
     assert first.stdout == second.stdout
     assert str(toy.load("test", n=20)) in first.stdout
@@ -428,8 +427,8 @@ def some_rows(n):
 
 @pytest.mark.parametrize("end", ["", ".gz"])
 def test_a_local_folder_gives_its_rows_in_order_the_last_256_held_out(end, tmp_path):
-    write(tmp_path / f"train.jsonl{end}", some_rows(260))
-    write(tmp_path / f"test.jsonl{end}", some_rows(1200)[300:])
+    write_jsonl(tmp_path / f"train.jsonl{end}", some_rows(260))
+    write_jsonl(tmp_path / f"test.jsonl{end}", some_rows(1200)[300:])
     train, validation, test = (gsm8k.load(split, str(tmp_path)) for split in SPLITS)
     assert [e.prompt for e in train] == [f"Question: Has {i}?\nAnswer:" for i in range(4)]
     assert train[3].answer == " 3+1=4\n#### 4"
@@ -490,7 +489,7 @@ def test_a_missing_file_is_one_sentence_that_names_it(tmp_path):
 
 @pytest.mark.slow
 def test_without_a_folder_and_a_network_one_sentence_mentions_data_dir(tmp_path):
-    done = python("import sys; from tasks import gsm8k\n"
+    done = python("-c", "import sys; from tasks import gsm8k\n"
                   "try: gsm8k.load('test')\n"
                   "except ValueError as error: sys.exit(str(error))",
                   HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_HOME=str(tmp_path))

@@ -17,9 +17,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_tasks import sentence
 
 import sample
+from helpers import sentence
 from pretrained import bpe
 from pretrained.chat_format import chat_ids
 from pretrained.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, word_tokenizer

@@ -1,17 +1,16 @@
 """Laws of Wikitext: the raw file byte for byte, windows one after the other, all but the end."""
 import hashlib
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_tasks import sentence, write
 
+from helpers import DATA, sentence, write_jsonl
 from pretrained.tokenizer import byte_tokenizer, toy_tokenizer
 from tasks import wikitext
 
-REAL = Path(wikitext.__file__).parent.parent.parent / "shared" / "data" / "wikitext"
+REAL = DATA / "wikitext"
 needs_real_rows = pytest.mark.skipif(not REAL.is_dir(), reason=f"the rows are not at {REAL}")
 RAW = "173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08"    # wiki.test.raw
 
@@ -25,14 +24,14 @@ def test_the_rows_join_to_the_raw_file_byte_for_byte():
 
 def test_an_empty_row_is_a_blank_line_and_others_stay_as_they_are(tmp_path):
     rows = ["", " = A = \n", "", "  b @-@ c \n", "no end", "\u2603\r\n"]
-    folder = write(tmp_path / "test.jsonl", [{"text": text} for text in rows])
+    folder = write_jsonl(tmp_path / "test.jsonl", [{"text": text} for text in rows])
     assert wikitext.load_text("test", folder) == \
         " \n = A = \n \n  b @-@ c \nno end\u2603\r\n"
 
 
 @pytest.mark.parametrize("wrong", ({}, {"text": None}, {"text": 3}, {"text": ["a"]}, {"line": "a"}))
 def test_an_ugly_row_is_one_sentence_with_its_number(tmp_path, wrong):
-    folder = write(tmp_path / "test.jsonl", [{"text": "a"}, wrong])
+    folder = write_jsonl(tmp_path / "test.jsonl", [{"text": "a"}, wrong])
     said = sentence(wikitext.load_text, "test", folder, kind=ValueError)
     assert said == "wikitext test, row 2: 'text' must be a text"
 

@@ -2,10 +2,11 @@
 import json
 import math
 import os
+import random
 import re
 import shutil
-import subprocess
-import sys
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +17,16 @@ from safetensors.torch import save_file
 import eval_gsm8k
 from configurator import configure
 from eval_gsm8k import EvalConfig
-from model import DLLM, ModelConfig
+from helpers import (DATA, Ranks, options_of, python, run_ranks, torchrun, wait_until,
+                     write_checkpoint)
+from model import DLLM
 from pretrained.fingerprint import fingerprint
 from pretrained.tokenizer import byte_tokenizer, toy_tokenizer
 from pretrained.weights import weights_file
 from tasks import answers, gsm8k, stats, toy, toy_base
 from tasks.common import load_task
 
+REAL = DATA / "gsm8k"
 FIELDS = ["id", "prompt", "completion", "tokens", "prediction", "gold", "verdict"]
 
 

@@ -1,25 +1,22 @@
 """Laws of the sampler: no mask stays, nothing revealed changes, a batch and a reference agree."""
 import itertools
 import math
-import os
 import re
 import shlex
-import subprocess
-import sys
 import zlib
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 
 import sample
 from configurator import configure
-from model import DLLM, ModelConfig, uniform
+from helpers import answer, python, seeded, tiny_model, write_checkpoint
+from model import uniform
 from pretrained.tokenizer import byte_tokenizer, toy_tokenizer
-from sample import SampleConfig, complete, complete_gaps, generate, load_model
+from sample import SampleConfig, complete, complete_gaps, load_model
 from sampling import view
-from sampling.reveal import Sampling, draw, reveal_schedule
+from sampling.reveal import draw, reveal_schedule
 from tasks import toy
 from tasks.common import question_prompt
 
