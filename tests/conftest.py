@@ -1,6 +1,5 @@
 """Put the project on the path, one thread in each process, and the fixtures of several modules."""
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ["OMP_NUM_THREADS"] = "1"     # before torch: the models are so small that threads cost
                                         # time, and sums are added in one order in every process
 from helpers import write_gsm8k     # noqa: E402
+from published import write_tokenizers  # noqa: E402
 from train import TrainConfig       # noqa: E402
 
 
@@ -31,3 +31,9 @@ def cfg(data_dir, tmp_path):
     return TrainConfig(out_dir=str(tmp_path / "run"), tokenizer="toy", task="gsm8k",
                        data_dir=str(data_dir), max_length=64, batch_size=8, max_steps=3, lr=1e-3,
                        eval_rows=8, device="cpu", eval_t=(0.5,), log_every=1)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """{family: a folder with a tokenizer as it is published}"""
+    return write_tokenizers(tmp_path_factory.mktemp("published"))

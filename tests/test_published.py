@@ -1,10 +1,6 @@
 """Laws of the whole path on published weights: generated folders, real tokenizer pipelines."""
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,17 +8,15 @@ import torch
 pytest.importorskip(
     "tokenizers", reason="the library to compare with: pip install -r tests/requirements.txt")
 
-from test_tokenizer import folders  # noqa: F401, a fixture: tokenizers as published
-from test_weights import LLADA, generate
-
 import eval_gsm8k
 import train
 from configurator import configure
+from helpers import python
 from pretrained.tokenizer import load_tokenizer
 from pretrained.weights import read_config
+from published import LLADA, generate
 from sample import load_model
 
-ROOT = Path(__file__).resolve().parent.parent
 FAMILY = {"llada": "llada", "base": "llada", "dream": "Dream", "qwen": "a2d-qwen3"}
 every_model = pytest.mark.parametrize("kind", list(FAMILY))
 
@@ -48,8 +42,8 @@ def models(folders, tmp_path_factory):
 
 
 def command(*words):
-    return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
+    """Run a script without the hub -> the finished process."""
+    return python(*words, HF_HUB_OFFLINE="1")
 
 
 @pytest.fixture(scope="module")

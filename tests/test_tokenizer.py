@@ -23,46 +23,13 @@ from helpers import sentence
 from pretrained import bpe
 from pretrained.chat_format import chat_ids
 from pretrained.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, word_tokenizer
+from published import ADDED, HEADERS, LLADA_PATTERN, TEACHING, UGLY, learn
 from tasks.common import Example, tokenize
 
 tokenizers = pytest.importorskip(
     "tokenizers", reason="the library to compare with: pip install -r tests/requirements.txt")
 
-ROOT = Path(bpe.__file__).parent.parent
-LLADA_PATTERN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}"
-                 r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+")
 THINK = ("<think>", "</think>")
-HEADERS = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-LLADA_BASE = ["<|startoftext|>", "<|endoftext|>", "[CLS]", "[gMASK]", "<|reserved_token_0|>",
-              "<|reserved_token_1|>", "<|mdm_mask|>", "<|reserved_token_2|>", "<role>", "</role>",
-              "<|arithmetic_start|>", "<|number_end|>"]
-QWEN = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<tool_call>"]
-FAMILIES = {"llada": LLADA_BASE + HEADERS, "base": LLADA_BASE,
-            "dream": QWEN + ["<|beginoftext|>", "<|mask|>"], "qwen": QWEN + ["<|mask|>"]}
-
-UGLY = [
-    "", " ", "\n", "\r\n", "\r", "\t", "\n\n\n  \n\t x", " \t\n\r  x", "     x", "x     ",
-    " " * 300, "a" * 300, "hello world", "Hello  World ", "A B",
-    "I'll I'LL don't DON'T we\u2019re y'all '' 'S '\u017f can\u02bct \u2018so\u2019 `x` \uff07s",
-    "caf\u00e9 \u03a9 \u4e2d\u6587", "cafe\u0301 A\u030a", "e\u0301" * 50,
-    "a\u0327\u0301 a\u0301\u0327", "\u1100\u1161\u11a8 \uac01 \u1112\u1161",
-    "\u212b \u2126 \u00c5 \ufb01 \ufb05 \u00df \u1e9e",
-    "\U0001f469\U0001f3fd\u200d\U0001f4bb\U0001f642", "\U0001f1e9\U0001f1ea",
-    "\U0001f469\u200d\U0001f680", "\x00\x01\x1b[2J\x7f\x85\xa0\xad", "0123456789 3.14 1,000",
-    "\u0663\u0664 \u0967\u0968 \u2160\u2161 \u00bd \u00b2 \uff11\uff12 \U0001d7d8",
-    "\u2028\u2029\u3000\u2003\u200b\u2060\ufeff", "\ufffd\uffff", "\u0e01\u0e33 \u05d0\u05b8",
-    "x=1;y=2\r\n\tif (x!=y) { return \"z\"; }\n\n\n", "####\n\n<<3+4=7>>",
-    "<|endoftext|>", "a<|endoftext|>b", "<|mdm_mask|><|mask|>", "<|<|endoftext|>|>",
-    "<role>x</role>", "<|endoftext|>\u0338", "e<|endoftext|>\u0301", "[CLS] [gMASK]",
-    "<|im_start|>user\nhi<|im_end|>\n", "<|reserved_token_0|", "<tool_call>",
-    "<|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>",
-]
-TEACHING = UGLY + [path.read_text() for path in sorted(ROOT.glob("*.py"))] + [
-    words * 9 for words in (
-        "\u4e2d\u6587\u5b57 \u4f60\u597d \u4e16\u754c ",
-        "caf\u00e9 na\u00efve \u00fcber stra\u00dfe ",
-        "\u043f\u0440\u0438\u0432\u0435\u0442 \u043c\u0438\u0440 ",
-        "\U0001f600\U0001f469\u200d\U0001f680 ")]
 
 
 def later_than_unicode_9():
@@ -87,72 +54,34 @@ def later_than_unicode_9():
 
 
 STRANGE = later_than_unicode_9()
-SPELLS = sorted({*sum(FAMILIES.values(), []), *UGLY} - {" " * 300}) + [
+SPELLS = sorted({*sum(ADDED.values(), []), *UGLY} - {" " * 300}) + [
     "<|", "|>", "'", "'s", "'LL", "\u2019", "\u0301", "\u0338", "\u200d", " ", "  ", "\n", "\r\n"]
 texts = st.lists(st.text().map(lambda text: "".join(c for c in text if c not in STRANGE))
                  | st.text("ab '\n1.\u00e9\u0301\u4e2d") | st.sampled_from(SPELLS)).map("".join)
 
 
-def learn(pattern, added, size=700):
-    """A vocabulary that the library learns, in the very steps of LLaDA's and Qwen's files."""
-    lib = tokenizers.Tokenizer(tokenizers.models.BPE())
-    lib.normalizer = tokenizers.normalizers.NFC()
-    byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    lib.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-        [tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated"), byte_level])
-    lib.decoder = tokenizers.decoders.ByteLevel()
-    lib.post_processor = tokenizers.processors.ByteLevel()
-    lib.train_from_iterator(TEACHING, tokenizers.trainers.BpeTrainer(
-        vocab_size=size, show_progress=False,
-        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())))
-    lib.add_tokens([tokenizers.AddedToken(text, special=True, normalized=False) for text in added])
-    return lib
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory):
-    """{family: a folder as it is published}"""
-    root = tmp_path_factory.mktemp("published")
-    for family, added in FAMILIES.items():
-        folder = root / family
-        folder.mkdir()
-        lib = learn(LLADA_PATTERN if family in ("llada", "base") else bpe.QWEN_PATTERN, added)
-        lib.save(str(folder / "tokenizer.json"))
-        if family == "dream":           # the slow kind has no tokenizer.json; kept for the library
-            (folder / "tokenizer.json").rename(root / "dream.json")
-            lib.model.save(str(folder))
-            flags = dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized"), False)
-            ids = {text: lib.token_to_id(text) for text in added}
-            decoder = {str(i): {"content": text, "special": True, **flags}
-                       for text, i in ids.items()}
-            write(folder / "tokenizer_config.json",
-                  {"tokenizer_class": "DreamTokenizer", "added_tokens_decoder": decoder})
-            write(folder / "added_tokens.json", ids)
-    return root
-
-
 @pytest.fixture(scope="session")
 def tok(folders):
     """{family: our tokenizer}"""
-    return {family: load_tokenizer(str(folders / family)) for family in FAMILIES}
+    return {family: load_tokenizer(str(folders / family)) for family in ADDED}
 
 
 @pytest.fixture(scope="session")
 def chatting(folders):
     """{family: our tokenizer, whose prompts are turns of a chat}"""
-    return {family: load_tokenizer(str(folders / family), chat=True) for family in FAMILIES}
+    return {family: load_tokenizer(str(folders / family), chat=True) for family in ADDED}
 
 
 @pytest.fixture(scope="session")
 def lib(folders):
     """{family: the library's, which finds added tokens}"""
-    return {family: library(folders, family) for family in FAMILIES}
+    return {family: library(folders, family) for family in ADDED}
 
 
 @pytest.fixture(scope="session")
 def plain_lib(folders):
     """{family: the library's, to which the names of added tokens are text}"""
-    libs = {family: library(folders, family) for family in FAMILIES}
+    libs = {family: library(folders, family) for family in ADDED}
     for one in libs.values():
         one.encode_special_tokens = True
     return libs
@@ -172,7 +101,7 @@ def ids_of(one, text):
     return one.encode(text, add_special_tokens=False).ids
 
 
-each_family = pytest.mark.parametrize("family", FAMILIES)
+each_family = pytest.mark.parametrize("family", ADDED)
 
 
 # ---- equal to the library ----
@@ -318,7 +247,7 @@ def test_the_ids_that_the_loop_and_the_sampler_need(family, tok, lib):
     assert one.bos == ([id_of("<|beginoftext|>")] if family == "dream" else [])
     assert one.n_vocab == lib[family].get_vocab_size()
     sayable = {id_of(text) for text in ("<|endoftext|>", "<|eot_id|>", "<|im_end|>")}
-    assert set(one.never) == {id_of(text) for text in FAMILIES[family]} - sayable
+    assert set(one.never) == {id_of(text) for text in ADDED[family]} - sayable
     assert one.mask_id in one.never
 
 
@@ -334,7 +263,7 @@ def test_decode_ends_where_the_text_or_the_turn_does(family, tok):
 @each_family
 def test_show_draws_masks_and_ends_and_names_other_added_tokens(family, tok):
     one = tok[family]
-    name = FAMILIES[family][4]
+    name = ADDED[family][4]
     ids = [one.mask_id, *one.encode("\U0001f680x"), one.added[name], one.eos_id]
     assert one.show(ids) == f"\u2591\U0001f680x{name}\u00b7"
 
@@ -671,7 +600,7 @@ def test_the_published_files_give_the_recorded_tokens(variable):
 @pytest.mark.slow
 def test_a_megabyte_is_encoded_no_slower_than_by_the_library(tmp_path):
     """One text is one thread to both; CPU time, the best of three."""
-    learn(LLADA_PATTERN, FAMILIES["llada"], 5000).save(str(tmp_path / "tokenizer.json"))
+    learn(LLADA_PATTERN, ADDED["llada"], 5000).save(str(tmp_path / "tokenizer.json"))
     ours, theirs = both(spec_of(tmp_path.parent, tmp_path.name), tmp_path)
     text = "".join(TEACHING)
     text *= 1 + 1_000_000 // len(text)

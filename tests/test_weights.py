@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from helpers import sentence
+from helpers import ROOT, python, seeded, sentence
 from model import DLLM, PRESETS, ModelConfig
 from pretrained import weights
 from pretrained.tokenizer import toy_tokenizer
@@ -20,116 +20,14 @@ from pretrained.weights import (MODEL_TYPE, RENAME, ConvertConfig, catalogue, co
                                 find_weights, newest_checkpoint, published_name, read_tensors,
                                 rename)
 from pretrained.weights import main as convert
+from published import (CONFIG, INDEX, PUBLISHED, QWEN_TOKENS, TINY, WEIGHTS, generate, shapes,
+                       write_weights)
 from train import TrainConfig
 from train import main as train
 
-ROOT = Path(__file__).resolve().parent.parent
-WEIGHTS, CONFIG, INDEX = "model.safetensors", "config.json", "model.safetensors.index.json"
 FAMILIES = ["llada", "Dream", "a2d-qwen3"]
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
-# config.json as published, at full size
-LLADA = dict(
-    activation_type="silu", alibi=False, alibi_bias_max=8.0, architectures=["LLaDAModelLM"],
-    attention_dropout=0.0, attention_layer_norm=False, attention_layer_norm_with_affine=True,
-    bias_for_layer_norm=False, block_group_size=1, block_type="llama", d_model=4096,
-    embedding_size=126464, eos_token_id=126081, flash_attention=False, include_bias=False,
-    include_qkv_bias=False, init_device="meta", input_emb_norm=False, layer_norm_type="rms",
-    layer_norm_with_affine=True, mask_token_id=126336, max_sequence_length=4096,
-    mlp_hidden_size=12288, mlp_ratio=4, model_type="llada", multi_query_attention=None, n_heads=32,
-    n_kv_heads=32, n_layers=32, pad_token_id=126081, rms_norm_eps=1e-05, rope=True,
-    rope_full_precision=True, rope_theta=500000.0, scale_logits=False, torch_dtype="bfloat16",
-    vocab_size=126464, weight_tying=False)
-DREAM = dict(
-    architectures=["DreamModel"], attention_dropout=0.0, bos_token_id=151643, eos_token_id=151643,
-    hidden_act="silu", hidden_size=3584, intermediate_size=18944, mask_token_id=151666,
-    max_position_embeddings=131072, max_window_layers=28, model_type="Dream",
-    num_attention_heads=28, num_hidden_layers=28, num_key_value_heads=4, pad_token_id=151643,
-    rms_norm_eps=1e-06, rope_scaling=None, rope_theta=1000000.0, sliding_window=None,
-    tie_word_embeddings=False, torch_dtype="bfloat16", use_sliding_window=False, vocab_size=152064)
-QWEN3 = dict(
-    architectures=["A2DQwen3LMHeadModel"], attention_bias=False, dtype="bfloat16",
-    bos_token_id=151643, eos_token_id=151645, head_dim=128, hidden_act="silu", hidden_size=1024,
-    intermediate_size=3072, layer_types=["full_attention"] * 28, max_position_embeddings=40960,
-    model_type="a2d-qwen3", num_attention_heads=16, num_hidden_layers=28, num_key_value_heads=8,
-    rms_norm_eps=1e-06, rope_scaling=None, rope_theta=1000000, sliding_window=None,
-    tie_word_embeddings=True, use_sliding_window=False, vocab_size=151936)
-PUBLISHED = {"llada": LLADA, "Dream": DREAM, "a2d-qwen3": QWEN3}
-TINY = {    # the same with sizes for a test
-    "llada": dict(LLADA, d_model=32, n_heads=4, n_kv_heads=None, n_layers=3, mlp_hidden_size=48,
-                  embedding_size=40, vocab_size=38, max_sequence_length=64, mask_token_id=37,
-                  eos_token_id=36, pad_token_id=36),
-    "Dream": dict(DREAM, hidden_size=32, num_attention_heads=4, num_key_value_heads=2,
-                  num_hidden_layers=3, intermediate_size=48, vocab_size=40, mask_token_id=37,
-                  eos_token_id=36, pad_token_id=36),
-    "a2d-qwen3": dict(QWEN3, hidden_size=32, num_attention_heads=4, num_key_value_heads=2,
-                      head_dim=12, num_hidden_layers=3, intermediate_size=48, vocab_size=40,
-                      eos_token_id=35, max_position_embeddings=64),
-}
-QWEN_TOKENS = {"<|endoftext|>": 36, "<|im_end|>": 35, "<|mask|>": 37}
-
-
-def shapes(family, config):
-    """{published name: shape}, spelled out apart from the code under test."""
-    if family == "llada":
-        C, V, hidden = config["d_model"], config["embedding_size"], config["mlp_hidden_size"]
-        found = {"model.transformer.wte.weight": (V, C), "model.transformer.ln_f.weight": (C,),
-                 "model.transformer.ff_out.weight": (V, C)}
-        for i in range(config["n_layers"]):
-            layer = {"attn_norm": (C,), "ff_norm": (C,), "ff_proj": (hidden, C),
-                     "up_proj": (hidden, C), "ff_out": (C, hidden), "attn_out": (C, C),
-                     "q_proj": (C, C), "k_proj": (C, C), "v_proj": (C, C)}
-            found |= {f"model.transformer.blocks.{i}.{n}.weight": s for n, s in layer.items()}
-        return found
-    C, V, hidden = config["hidden_size"], config["vocab_size"], config["intermediate_size"]
-    D = config.get("head_dim") or C // config["num_attention_heads"]
-    q, kv = config["num_attention_heads"] * D, config["num_key_value_heads"] * D
-    found = {"model.embed_tokens.weight": (V, C), "model.norm.weight": (C,)}
-    if not config["tie_word_embeddings"]:
-        found["lm_head.weight"] = (V, C)
-    for i in range(config["num_hidden_layers"]):
-        layer = {"input_layernorm.weight": (C,), "post_attention_layernorm.weight": (C,),
-                 "mlp.gate_proj.weight": (hidden, C), "mlp.up_proj.weight": (hidden, C),
-                 "mlp.down_proj.weight": (C, hidden), "self_attn.o_proj.weight": (C, q),
-                 "self_attn.q_proj.weight": (q, C), "self_attn.k_proj.weight": (kv, C),
-                 "self_attn.v_proj.weight": (kv, C)}
-        if family == "Dream":
-            layer |= {"self_attn.q_proj.bias": (q,), "self_attn.k_proj.bias": (kv,),
-                      "self_attn.v_proj.bias": (kv,)}
-        else:
-            layer |= {"self_attn.q_norm.weight": (D,), "self_attn.k_norm.weight": (D,)}
-        found |= {f"model.layers.{i}.{n}": s for n, s in layer.items()}
-    return found
-
-
-def generate(folder, family, parts=1, dtype=torch.bfloat16, **changes):
-    """Writes a random tiny checkpoint as published -> {published name: tensor}.
-
-    With several parts, neighbouring tensors of a block lie in different files."""
-    folder.mkdir(exist_ok=True)
-    config, generator = {**TINY[family], **changes}, torch.Generator().manual_seed(3)
-    tensors = {name: torch.randn(shape, generator=generator).to(dtype)
-               for name, shape in shapes(family, config).items()}
-    write(folder, tensors, parts)
-    (folder / CONFIG).write_text(json.dumps(config))
-    if family == "a2d-qwen3":
-        added = {str(i): {"content": text, "special": True} for text, i in QWEN_TOKENS.items()}
-        (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
-    return tensors
-
-
-def write(folder, tensors, parts=1):
-    for old in folder.glob("model*.safetensors*"):
-        old.unlink()
-    if parts == 1:
-        return save_file(tensors, folder / WEIGHTS)
-    files = [f"model-{k + 1:05}-of-{parts:05}.safetensors" for k in range(parts)]
-    weight_map = {name: files[i * 7 % parts] for i, name in enumerate(tensors)}
-    for file in files:
-        save_file({n: p for n, p in tensors.items() if weight_map[n] == file}, folder / file)
-    total = sum(p.nbytes for p in tensors.values())
-    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total},
-                                            "weight_map": weight_map}))
 
 
 def stored(folder) -> dict:
@@ -149,7 +47,7 @@ def small_config(**changes):
 
 
 def random_model(seed=0, **changes):
-    return DLLM(small_config(**changes)).init_weights(torch.Generator().manual_seed(seed))
+    return DLLM(small_config(**changes)).init_weights(seeded(seed))
 
 
 # ---- names and sizes ----
@@ -340,9 +238,9 @@ def test_qwen3_without_its_tokenizer_is_refused(tmp_path):
 def test_a_tied_heads_copy_is_accepted_if_it_is_one(tmp_path):
     tensors = generate(tmp_path, "a2d-qwen3")
     embedding = tensors["model.embed_tokens.weight"]
-    write(tmp_path, {**tensors, "lm_head.weight": embedding.clone()}, parts=3)
+    write_weights(tmp_path, {**tensors, "lm_head.weight": embedding.clone()}, parts=3)
     assert torch.equal(DLLM.from_pretrained(tmp_path).head.weight, embedding.float())
-    write(tmp_path, {**tensors, "lm_head.weight": embedding + 1}, parts=3)
+    write_weights(tmp_path, {**tensors, "lm_head.weight": embedding + 1}, parts=3)
     said = sentence(DLLM.from_pretrained, tmp_path, kind=ValueError)
     assert "lm_head.weight" in said and "tied" in said
 
@@ -350,7 +248,7 @@ def test_a_tied_heads_copy_is_accepted_if_it_is_one(tmp_path):
 def test_the_rotation_that_old_versions_stored_is_ignored(tmp_path):
     tensors = generate(tmp_path, "Dream")
     extra = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(3)}
-    write(tmp_path, {**tensors, **extra}, parts=2)
+    write_weights(tmp_path, {**tensors, **extra}, parts=2)
     DLLM.from_pretrained(tmp_path).save(tmp_path, torch.bfloat16)
     assert set(load_file(tmp_path / WEIGHTS)) == set(tensors)
 
@@ -423,7 +321,7 @@ def test_spoilt_parts_are_one_line_that_names_the_culprit(spoil, words, tmp_path
                                   "model.layers.0.mlp.up_proj.bias", "lm_head.bias"])
 def test_a_tensor_that_the_model_does_not_have_is_named(name, tmp_path):
     tensors = generate(tmp_path, "Dream")
-    write(tmp_path, {**tensors, name: torch.zeros(2)}, parts=2)
+    write_weights(tmp_path, {**tensors, name: torch.zeros(2)}, parts=2)
     said = sentence(DLLM.from_pretrained, tmp_path, kind=ValueError)
     assert f"unknown tensor {name}" in said
 
@@ -432,14 +330,14 @@ def test_a_tensor_that_the_model_does_not_have_is_named(name, tmp_path):
 def test_a_tensor_that_is_nowhere_is_named_as_published(family, tmp_path):
     tensors = generate(tmp_path, family)
     for name in tensors:
-        write(tmp_path, {other: p for other, p in tensors.items() if other != name})
+        write_weights(tmp_path, {other: p for other, p in tensors.items() if other != name})
         said = sentence(DLLM.from_pretrained, tmp_path, kind=ValueError)
         assert f"lacks the tensor {name}" in said
 
 
 def test_what_fp16_cannot_hold_is_named(tmp_path):
     tensors = generate(tmp_path, "llada", dtype=torch.float32)
-    write(tmp_path, {**tensors, "model.transformer.ln_f.weight": torch.full((32,), 1e6)})
+    write_weights(tmp_path, {**tensors, "model.transformer.ln_f.weight": torch.full((32,), 1e6)})
     DLLM.from_pretrained(tmp_path, torch.bfloat16)
     said = sentence(DLLM.from_pretrained, tmp_path, torch.float16, kind=ValueError)
     assert "model.transformer.ln_f.weight" in said
@@ -550,8 +448,7 @@ def test_a_checkpoint_is_converted_without_a_network(family, tmp_path, monkeypat
 
 def test_our_own_family_converts_too_and_the_command_says_what_is_wrong(tmp_path):
     def command(*options):
-        return subprocess.run([sys.executable, str(ROOT / "pretrained/weights.py"), *options],
-                              capture_output=True, text=True, cwd=tmp_path)
+        return python(ROOT / "pretrained/weights.py", *options, cwd=tmp_path)
     (tmp_path / "a").mkdir()
     model = random_model()
     model.save(tmp_path / "a")
@@ -660,9 +557,7 @@ def test_offline_without_a_cache_is_one_sentence_and_no_network(tmp_path):
               "from pretrained.weights import find_weights\n"
               "try: find_weights('GSAI-ML/LLaDA-8B-Base')\n"
               "except FileNotFoundError as error: print(error)\n")
-    env = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env,
-                          cwd=ROOT)
+    done = python("-c", script, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1 and "'GSAI-ML/LLaDA-8B-Base'" in done.stdout
 
@@ -796,7 +691,7 @@ def test_loading_takes_the_memory_of_the_weights_and_one_part(dtype, tmp_path):
     sizes = dict(d_model=1024, n_heads=16, n_layers=30, mlp_hidden_size=4096, embedding_size=40_000)
     tensors = {name: torch.empty(shape, dtype=torch.bfloat16).normal_()
                for name, shape in shapes("llada", {**TINY["llada"], **sizes}).items()}
-    write(tmp_path, tensors, parts=8)
+    write_weights(tmp_path, tensors, parts=8)
     (tmp_path / CONFIG).write_text(json.dumps({**TINY["llada"], **sizes}))
     part = max(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
     on_disk = sum(p.nbytes for p in tensors.values())

@@ -64,7 +64,8 @@ def test_the_only_id_that_is_not_forbidden_is_what_comes_out(temperature, remask
 @each_schedule
 def test_blocks_finish_in_order_steps_keep_the_schedule_and_nothing_revealed_changes(
         block_length, steps, temperature, remasking):
-    states = watch(tiny_model(), PROMPTS, 12, block_length, steps, temperature, remasking, generators(4))
+    states = watch(tiny_model(), PROMPTS, 12, block_length, steps, temperature, remasking,
+                   generators(4))
     assert len(states) == steps + 1
     is_masked = states == MASK
     assert is_masked[0].all() and not is_masked[-1].any()
