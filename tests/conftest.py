@@ -8,15 +8,23 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ["OMP_NUM_THREADS"] = "1"     # before torch: the models are so small that threads cost
                                         # time, and sums are added in one order in every process
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"   # torch.compile starts no processes
 from helpers import write_gsm8k     # noqa: E402
 from published import write_tokenizers  # noqa: E402
 from train import TrainConfig       # noqa: E402
 
 
 def pytest_configure(config):
-    """Name the marker of the longer tests."""
+    """Name the marker of the longer tests, and keep pytest-xdist from sorting the files anew."""
     config.addinivalue_line("markers",
                             "slow: takes more than a few seconds; leave out with -m 'not slow'")
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Put files with slow tests first: with several workers the last file bounds the time."""
+    is_slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in is_slow)
 
 
 @pytest.fixture(scope="session")

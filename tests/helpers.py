@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -281,7 +282,47 @@ def options_of(cfg) -> list[str]:
 
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["helpers", "train", "torch.distributed.fsdp", "torch._dynamo"])
+FORKS.set_forkserver_preload(["helpers", "eval_gsm8k", "torch.distributed.fsdp", "torch._dynamo"])
+
+
+def fork(target, *args):
+    """Start a process that calls target(*args): a fork of a server that has imported torch."""
+    path = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, path))):
+        forkserver.ensure_running()                     # its imports look there
+    process = FORKS.Process(target=target, args=args)
+    process.start()
+    return process
+
+
+def write_output_to(log):
+    """Let this process write its stdout and stderr to files: log.out, log.err."""
+    for number, kind in ((1, ".out"), (2, ".err")):
+        os.dup2(os.open(log.with_suffix(kind), os.O_WRONLY | os.O_CREAT), number)
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = open(2, "w", encoding="utf-8", closefd=False)
+
+
+def output_of(logs):
+    """Return what these processes wrote to stdout and to stderr."""
+    return ["".join(log.with_suffix(kind).read_text("utf-8") for log in logs)
+            for kind in (".out", ".err")]
+
+
+def script(*words):
+    """Run a script of the project as python() does, but in a fork -> the finished process."""
+    log = Path(tempfile.mkdtemp()) / "script"
+    process = fork(be_script, [str(word) for word in words], log)
+    process.join(PATIENCE)
+    return subprocess.CompletedProcess(words, process.exitcode, *output_of([log]))
+
+
+def be_script(words, log):
+    """Be the process of script()."""
+    write_output_to(log)
+    os.chdir(ROOT)
+    sys.argv = words
+    runpy.run_path(words[0], run_name="__main__")
 
 
 class Ranks:
@@ -293,18 +334,13 @@ class Ranks:
     """
 
     def __init__(self, cfg, n=2, patch=None):
-        path = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
-        with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, path))):
-            forkserver.ensure_running()                 # its imports look there
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         folder = Path(tempfile.mkdtemp())
         self.logs = [folder / str(rank) for rank in range(n)]
-        self.processes = [FORKS.Process(target=be_rank, args=(cfg, patch, rank, n, port, log))
+        self.processes = [fork(be_rank, cfg, patch, rank, n, port, log)
                           for rank, log in enumerate(self.logs)]
-        for process in self.processes:
-            process.start()
 
     def signal(self, number):
         """Send all processes a signal."""
@@ -327,17 +363,14 @@ class Ranks:
     def wait(self, code=0) -> tuple[str, str]:
         """Return what they wrote to stdout and stderr, once all have ended with this code."""
         codes = self.join()
-        out, err = ("".join(log.with_suffix(kind).read_text() for log in self.logs)
-                    for kind in (".out", ".err"))
+        out, err = output_of(self.logs)
         assert code in codes and (code or not any(codes)), f"{codes}\n{out}\n{err}"
         return out, err
 
 
 def be_rank(cfg, patch, rank, n, port, log):
-    """Be one process of Ranks: run the script's main(cfg), with the output in files."""
-    for number, kind in ((1, ".out"), (2, ".err")):
-        os.dup2(os.open(log.with_suffix(kind), os.O_WRONLY | os.O_CREAT), number)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+    """Be one process of Ranks: run the script's main(cfg)."""
+    write_output_to(log)
     if n > 1:
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(n), LOCAL_RANK=str(rank),
                           MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))

@@ -154,7 +154,7 @@ TEACHING = UGLY + [path.read_text() for path in sorted(ROOT.glob("*.py"))] + [
 
 
 def learn(pattern, added, size=700):
-    """Return a vocabulary that the library learns, in the very steps of LLaDA's and Qwen's files."""
+    """Return a vocabulary that the library learns in the steps of LLaDA's and Qwen's files."""
     import tokenizers                   # which not every environment has
     lib = tokenizers.Tokenizer(tokenizers.models.BPE())
     lib.normalizer = tokenizers.normalizers.NFC()

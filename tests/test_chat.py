@@ -9,13 +9,13 @@ import subprocess
 import sys
 import termios
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import sample
+from helpers import PATIENCE, ROOT
 from model import DLLM, ModelConfig
 from pretrained.bpe import BYTE_OF
 from pretrained.chat_format import chat_ids
@@ -24,7 +24,6 @@ from sample import SampleConfig
 from sampling.chat import Answer, newest, turn
 from sampling.reveal import Sampling
 
-ROOT = Path(sample.__file__).parent
 ADDED = {"llada": ("<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>", "<|start_header_id|>",
                    "<|end_header_id|>", "<|eot_id|>"),
          "chatml": ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>")}
@@ -78,7 +77,7 @@ def tok(tmp_path):
 
 def start(folder, *options, **how):
     """The chat in a process of its own, which Ctrl-C reaches even where ours ignores it."""
-    env = {**os.environ, "PYTHONUTF8": "1", "OMP_NUM_THREADS": "1", "TERM": "xterm"}
+    env = {**os.environ, "PYTHONUTF8": "1", "TERM": "xterm"}
     for name in ("COLUMNS", "LINES"):                   # pytest -n sets them, above a terminal
         env.pop(name, None)
     prepare = how.pop("prepare", lambda: None)
@@ -102,10 +101,10 @@ def talk(monkeypatch, capsys):
     return talk
 
 
-def read_until(file, sign, seconds=60):
+def read_until(file, sign):
     """What comes out of a pipe or terminal, up to where the sign has come."""
     os.set_blocking(file, False)
-    out, end = b"", time.monotonic() + seconds
+    out, end = b"", time.monotonic() + PATIENCE
     while not re.search(sign, out):
         assert time.monotonic() < end, out
         try:
@@ -270,11 +269,11 @@ def test_the_defaults_of_a_chat_are_those_of_the_sampler_but_for_the_lengths():
 def test_a_pipe_gets_the_answers_alone_and_a_mistake_is_exit_code_1_and_one_line(folders, talk):
     options = [f"--{name}={value}" for name, value in SMALL.items()]
     done = start(folders["llada"], *options, "--end_tokens=never")
-    out, err = done.communicate(b"Hi\n/help", timeout=120)       # a file may end without /quit
+    out, err = done.communicate(b"Hi\n/help", timeout=PATIENCE)       # a file may end without /quit
     assert done.returncode == 0 and len(err.decode().splitlines()) == 2
     assert out.decode() == talk(folders["llada"], "Hi", end_tokens="never").out != "\n"
     done = start(folders["llada"], "--gen_length=10", "--block_length=4")
-    out, err = done.communicate(b"Hi\n", timeout=120)
+    out, err = done.communicate(b"Hi\n", timeout=PATIENCE)
     assert done.returncode == 1 and out == b"" and len(err.splitlines()) == 1
 
 
@@ -294,7 +293,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program_and_at_the_prompt_it_ends(f
     read_until(process.stderr.fileno(), rb"stopped\n")
     time.sleep(0.3)                                         # now it waits for the next line
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 0
+    assert process.wait(PATIENCE) == 0
     assert b"Traceback" not in process.stderr.read()
 
 
@@ -314,5 +313,5 @@ def test_on_a_terminal_an_answer_condenses_in_place(folders):
     os.write(ours, b"/reset\r")
     read_until(ours, rb"forgotten\x1b\[0m\r\n> ")
     os.write(ours, b"\x04")
-    assert process.wait(30) == 0
+    assert process.wait(PATIENCE) == 0
     os.close(ours)

@@ -314,7 +314,7 @@ def changed_golds(n, seed):
 
 
 @needs_real_rows
-@pytest.mark.parametrize("n, seed", [(300, 0), pytest.param(4000, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n, seed", [(300, 0), pytest.param(1500, 1, marks=pytest.mark.slow)])
 def test_both_engines_agree_on_changed_gold_regexes(n, seed):
     verdicts = []
     for prediction, gold in changed_golds(n, seed):
@@ -563,7 +563,7 @@ def test_no_constant_scores_more_on_train_than_the_one_that_matches_nothing(monk
     monkeypatch.setattr(nl_rx, "MAX_WORK", 10**8)        # all symbols of all rows at once
     symbols = nl_rx.alphabet("[0-9]", "[A-Z]", "[a-z]", "[AEIOUaeiou]", *"dogtruckinlaeb")
     sizes = {}                                           # by the language, written out canonically
-    for example in nl_rx.load("train", str(REAL))[::5]:
+    for example in nl_rx.load("train", str(REAL))[::10]:
         dfa = nl_rx.automaton(example.meta["gold"], symbols)
         names, todo, table = {dfa.initial_state: 0}, [dfa.initial_state], []
         for state in todo:
@@ -606,7 +606,7 @@ def test_every_gold_answer_is_right_and_exact(split):
 @pytest.mark.parametrize("split", ["validation", *(pytest.param(split, marks=pytest.mark.slow)
                                                    for split in ("train", "test"))])
 def test_every_gold_regex_is_within_the_limits(split):
-    step = 8 if split == "train" else 1                 # all of them took 96 s
+    step = {"train": 16, "validation": 1, "test": 2}[split]     # all of train take 96 s
     for gold in {example.meta["gold"] for example in nl_rx.load(split, str(REAL))[::step]}:
         assert nl_rx.same_language(f"({gold})", gold), gold
 

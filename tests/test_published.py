@@ -11,7 +11,7 @@ pytest.importorskip(
 import eval_gsm8k
 import train
 from configurator import configure
-from helpers import python
+from helpers import script
 from pretrained.tokenizer import load_tokenizer
 from pretrained.weights import read_config
 from published import LLADA, generate
@@ -41,11 +41,6 @@ def models(folders, tmp_path_factory):
     return root
 
 
-def command(*words):
-    """Run a script without the hub -> the finished process."""
-    return python(*words, HF_HUB_OFFLINE="1")
-
-
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gsm8k")
@@ -58,8 +53,8 @@ def data_dir(tmp_path_factory):
 
 @every_model
 def test_sample_generates_from_a_published_folder(kind, models):
-    done = command("sample.py", f"--init_from={models / kind}", "--prompt=Wie geht es dir, \u4e16?",
-                   "--temperature=1", "--steps=8")
+    done = script("sample.py", f"--init_from={models / kind}", "--prompt=Wie geht es dir, \u4e16?",
+                  "--temperature=1", "--steps=8")
     assert done.returncode == 0, done.stderr
     first, *_, last = done.stdout.splitlines()
     assert first == "\u2591" * 16 and "\u2591" not in last and len(done.stdout.splitlines()) == 9
@@ -67,8 +62,8 @@ def test_sample_generates_from_a_published_folder(kind, models):
 
 @pytest.mark.parametrize("kind", ["llada", "base", "dream", "qwen"])
 def test_sample_asks_in_a_chat(kind, models):
-    done = command("sample.py", f"--init_from={models / kind}", "--chat", "--prompt=Hi",
-                   "--gen_length=16", "--block_length=16", "--steps=4")
+    done = script("sample.py", f"--init_from={models / kind}", "--chat", "--prompt=Hi",
+                  "--gen_length=16", "--block_length=16", "--steps=4")
     assert done.returncode == 0, done.stderr
     for token in ("<|mdm_mask|>", "<|reserved", "<|im_start|>", "<|beginoftext|>"):
         assert token not in done.stdout                 # nothing that no answer is made of
@@ -106,7 +101,7 @@ def test_a_published_model_is_tuned_scored_and_exported_as_it_came(kind, chat, m
 
 
 def test_a_chat_with_a_model_that_knows_none_is_one_sentence(tmp_path):
-    done = command("train.py", "config/tiny_base.py", "--chat", f"--out_dir={tmp_path}")
+    done = script("train.py", "config/tiny_base.py", "--chat", f"--out_dir={tmp_path}")
     assert done.returncode == 1 and done.stdout == ""
     assert len(done.stderr.splitlines()) == 1 and "chat" in done.stderr
 
@@ -116,6 +111,6 @@ def test_a_tokenizer_of_another_model_is_one_sentence(models, folders, tmp_path)
     config = read_config(tmp_path / "mixed")
     config["mask_token_id"] = LLADA["mask_token_id"] % config["embedding_size"]
     (tmp_path / "mixed" / "config.json").write_text(json.dumps(config))
-    done = command("sample.py", f"--init_from={tmp_path / 'mixed'}")
+    done = script("sample.py", f"--init_from={tmp_path / 'mixed'}")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert "tokenizer" in done.stderr

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers import PATIENCE
 from pretrained.tokenizer import BYTES, byte_tokenizer, our_tokenizer, toy_tokenizer
 from sampling import view
 from sampling.view import SHADES, Recording, Screen, printable, spans
@@ -283,7 +284,7 @@ def visit(path, fragment="", script="", budget=2000):
     done = subprocess.run(
         [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
          f"--user-data-dir={path.parent / 'profile'}", f"--virtual-time-budget={budget}",
-         f"{driven.as_uri()}{fragment}"], capture_output=True, timeout=120)
+         f"{driven.as_uri()}{fragment}"], capture_output=True, timeout=PATIENCE)
     found = re.search(r'data-result="(.*?)"', done.stdout.decode())
     assert found, done.stderr.decode()[-2000:]
     result = json.loads(html.unescape(found[1]))

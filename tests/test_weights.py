@@ -672,23 +672,21 @@ def test_a_spoilt_checkpoint_is_one_line_that_names_the_place(spoil, words, tmp_
 
 
 MEASURE = """
-import resource, sys, time
+import resource, sys
 import torch
 from model import DLLM
 folder, dtype = sys.argv[1], getattr(torch, sys.argv[2])
 peak = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 torch.ones(8, 8) @ torch.ones(8, 8)
-before, began = peak(), time.perf_counter()
+before = peak()
 model = DLLM.from_pretrained(folder, dtype)
-seconds = time.perf_counter() - began
-print(peak() - before, sum(p.nbytes for p in model.parameters()), seconds)
+print(peak() - before, sum(p.nbytes for p in model.parameters()))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_loading_takes_the_memory_of_the_weights_and_one_part(dtype, tmp_path):
-    sizes = dict(d_model=1024, n_heads=16, n_layers=30, mlp_hidden_size=4096, embedding_size=40_000)
+def test_loading_takes_the_memory_of_the_weights_and_one_part(tmp_path):
+    sizes = dict(d_model=1024, n_heads=16, n_layers=8, mlp_hidden_size=4096, embedding_size=40_000)
     tensors = {name: torch.empty(shape, dtype=torch.bfloat16).normal_()
                for name, shape in shapes("llada", {**TINY["llada"], **sizes}).items()}
     write_weights(tmp_path, tensors, parts=8)
@@ -696,16 +694,16 @@ def test_loading_takes_the_memory_of_the_weights_and_one_part(dtype, tmp_path):
     part = max(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
     on_disk = sum(p.nbytes for p in tensors.values())
     del tensors
-    # through a shell: a process starts with the peak of the one that starts it, which is ours
-    done = subprocess.run(["sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-c", MEASURE,
-                           str(tmp_path), dtype], text=True, capture_output=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    peak, size, seconds = map(float, done.stdout.split())
-    print(f"\n{on_disk / 1e9:.2f} GB of bf16 in parts of up to {part / 1e9:.2f} GB, loaded as "
-          f"{dtype} ({size / 1e9:.2f} GB) in {seconds:.1f} s; peak {peak / 1e9:.2f} GB, "
-          f"{peak / size:.2f} of the weights")
-    assert on_disk > 1e9 and size == on_disk * (2 if dtype == "float32" else 1)
-    assert size <= peak < 1.15 * size + part
+    for dtype, factor in (("bfloat16", 1), ("float32", 2)):
+        # through a shell: a process starts with the peak of the one that starts it, which is ours
+        done = subprocess.run(["sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-c", MEASURE,
+                               str(tmp_path), dtype], text=True, capture_output=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        peak, size = map(float, done.stdout.split())
+        print(f"{on_disk / 1e9:.2f} GB of bf16 in parts of up to {part / 1e9:.2f} GB, loaded as "
+              f"{dtype}: peak {peak / 1e9:.2f} GB, {peak / size:.2f} of the weights")
+        assert on_disk > 3e8 and size == on_disk * factor
+        assert size <= peak < 1.15 * size + part
 
 
 def test_reading_yields_one_tensor_at_a_time_in_the_files_order(tmp_path):

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 import eval_gsm8k
 from configurator import configure
 from eval_gsm8k import EvalConfig
-from helpers import (DATA, Ranks, options_of, python, run_ranks, torchrun, wait_until,
+from helpers import (DATA, Ranks, options_of, run_ranks, script, torchrun, wait_until,
                      write_checkpoint)
 from model import DLLM
 from pretrained.fingerprint import fingerprint
@@ -682,24 +682,20 @@ def test_ema_weights_are_other_answers_in_another_file(cfg, tmp_path, monkeypatc
 # ---- the commands ----
 
 
-def command(script, *options):
-    """Run a script of the project -> the finished process."""
-    return python(script, "--device=cpu", *options, PYTHONUTF8="1")
-
-
 def test_a_prompt_too_long_for_the_model_is_exit_code_1_one_sentence_and_nothing_written(tmp_path):
     folder = write_checkpoint(tmp_path, toy_tokenizer(), block_size=64)
     before = sorted(folder.iterdir())
-    done = command("eval_gsm8k.py", f"--init_from={folder}", "--task=toy", "--n_shot=4",
-                   "--limit=2")
+    done = script("eval_gsm8k.py", "--device=cpu", f"--init_from={folder}", "--task=toy",
+                  "--n_shot=4", "--limit=2")
     assert done.returncode == 1 and done.stdout == ""
     assert len(done.stderr.strip().split("\n")) == 1 and "block_size=64" in done.stderr
     assert sorted(folder.iterdir()) == before
 
 
 def test_the_command_prints_the_scores_that_it_writes(cfg):
-    done = command("eval_gsm8k.py", f"--init_from={cfg.init_from}", "--task=toy", "--limit=3",
-                   "--gen_length=4", "--block_length=4", "--steps=2", f"--out={cfg.out}")
+    done = script("eval_gsm8k.py", "--device=cpu", f"--init_from={cfg.init_from}", "--task=toy",
+                  "--limit=3", "--gen_length=4", "--block_length=4", "--steps=2",
+                  f"--out={cfg.out}")
     assert done.returncode == 0, done.stderr
     assert "n = 3" in done.stdout and cfg.out in done.stdout
     assert len(lines_of(cfg)) == scores_of(cfg)["n"] == 3
@@ -824,9 +820,9 @@ def test_under_torchrun_no_row_is_answered_twice_and_one_table_is_printed(cfg, t
 def test_eval_gsm8k_runs_on_real_questions_end_to_end(tmp_path, n_shot):
     folder = write_checkpoint(tmp_path, byte_tokenizer(), block_size=4096)
     out = tmp_path / "answers.jsonl"
-    done = command("eval_gsm8k.py", f"--init_from={folder}", f"--data_dir={REAL}",
-                   f"--n_shot={n_shot}", "--limit=2", "--gen_length=16", "--block_length=16",
-                   "--steps=2", f"--out={out}")
+    done = script("eval_gsm8k.py", "--device=cpu", f"--init_from={folder}", f"--data_dir={REAL}",
+                  f"--n_shot={n_shot}", "--limit=2", "--gen_length=16", "--block_length=16",
+                  "--steps=2", f"--out={out}")
     assert done.returncode == 0, done.stderr
     assert "n = 2" in done.stdout
     lines = [json.loads(line) for line in out.read_text().splitlines()]

@@ -11,7 +11,7 @@ import torch
 
 import sample
 from configurator import configure
-from helpers import answer, python, seeded, tiny_model, write_checkpoint
+from helpers import answer, script, seeded, tiny_model, write_checkpoint
 from model import uniform
 from pretrained.tokenizer import byte_tokenizer, toy_tokenizer
 from sample import SampleConfig, complete, complete_gaps, load_model
@@ -366,36 +366,32 @@ def checkpoint(tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp("checkpoint"), toy_tokenizer())
 
 
-def command(*options):
-    """Run sample.py -> the finished process, with bytes for output."""
-    return python("sample.py", "--device=cpu", *options, text=False, PYTHONUTF8="1")
-
-
 def test_the_command_shows_masks_first_and_none_in_the_end(checkpoint):
-    done = command(f"--init_from={checkpoint}", "--prompt=Anna has 3 eggs.", "--temperature=1")
-    assert done.returncode == 0, done.stderr.decode()
-    first, *between, last = done.stdout.decode().removesuffix("\n").split("\n")
+    done = script("sample.py", "--device=cpu", f"--init_from={checkpoint}",
+                  "--prompt=Anna has 3 eggs.", "--temperature=1")
+    assert done.returncode == 0, done.stderr
+    first, *between, last = done.stdout.removesuffix("\n").split("\n")
     assert first == "\u2591" * 16
     assert [line.count("\u2591") for line in between] == list(range(15, 0, -1))
     assert "\u2591" not in last and last
     assert re.fullmatch(r"16 passes, [\d.]+ tokens per pass, [\d.]+ tokens/s up to the end\n",
-                        done.stderr.decode())
+                        done.stderr)
 
 
 def test_a_page_that_cannot_be_written_is_told_before_anything_is_generated(checkpoint, tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path, tmp_path / "file" / "page.html"):
-        done = command(f"--init_from={checkpoint}", f"--html={path}")
-        assert done.returncode == 1 and done.stdout == b""
-        assert len(done.stderr.decode().strip().split("\n")) == 1
+        done = script("sample.py", "--device=cpu", f"--init_from={checkpoint}", f"--html={path}")
+        assert done.returncode == 1 and done.stdout == ""
+        assert len(done.stderr.strip().split("\n")) == 1
 
 
 def test_a_missing_checkpoint_is_exit_code_1_and_one_line(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):      # there, but empty; not there
-        done = command(f"--init_from={folder}")
-        assert done.returncode == 1 and done.stdout == b""
-        assert len(done.stderr.decode().strip().split("\n")) == 1
-        assert str(folder) in done.stderr.decode()
+        done = script("sample.py", "--device=cpu", f"--init_from={folder}")
+        assert done.returncode == 1 and done.stdout == ""
+        assert len(done.stderr.strip().split("\n")) == 1
+        assert str(folder) in done.stderr
 
 
 def test_the_command_asks_the_question_as_the_tasks_do(checkpoint, capsys):
