@@ -139,7 +139,7 @@ class Control(DLLMJEPA):
                 lambda block, inputs, x: self.keep(x, layout=inputs[-1]))
 
     def keep(self, x, layout):
-        self.early = layout.unpack(self.model.norm(x))                      # (B, T, C)
+        self.early = layout.leave(self.model.norm(x))                      # (B, T, C)
 
     def summary(self, h, is_masked, maskable, is_content):
         where = {"visible": ~is_masked, "answer_visible": maskable & ~is_masked,
