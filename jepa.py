@@ -1,4 +1,4 @@
-"""What DLLM-JEPA adds to the fine-tuning of a masked-diffusion model (arXiv 2606.00091).
+"""The DLLM-JEPA objective for fine-tuning a masked-diffusion model (arXiv 2606.00091).
 
 A joint-embedding predictive architecture (JEPA) predicts, from one view of an input, the embedding
 of another view. Here the two views of a clean row x0 come from masking it lightly and heavily. The

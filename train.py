@@ -84,7 +84,7 @@ class TrainConfig(ScaleConfig):         # which has LoRA, sharding, dtype, ...; 
     forget_task: str = ""               # another task, whose held-out loss shows what is forgotten
     save_every: int = 1000              # steps between checkpoints; one more at the end
     keep: int = 1                       # how many checkpoints to keep, the newest
-    test_questions: int = 0             # at the end, answer so many test questions of the task
+    test_questions: int = 0             # at the end, answer this many test questions of the task
 
     def __post_init__(self):
         check_values(self, [

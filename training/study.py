@@ -1,4 +1,4 @@
-"""What a run studies while it trains: the numbers of diagnostics.py, and the anchor to its base."""
+"""The study of a run while it trains: the numbers of diagnostics.py, and the anchor to its base."""
 import torch
 
 from model import DLLM
