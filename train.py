@@ -36,7 +36,7 @@ from training.study import Study
 
 
 @dataclass
-class TrainConfig(ScaleConfig):         # which has LoRA, sharding, dtype, ...; and the controls
+class TrainConfig(ScaleConfig):         # more settings are in training/setup.py
     # the run
     out_dir: str = "out/run"            # checkpoints, log.jsonl and settings.json go here
     seed: int = 42                      # of the batches, the masks and every initial weight
@@ -162,7 +162,7 @@ def main(cfg: TrainConfig):
             (loss / n_micro).backward()
             log.add(loss, parts, n_micro)
             study.note(is_due)
-        numbers = study.pull(is_due)        # a control may add a gradient of its own
+        numbers = study.pull(is_due)        # the paper has no such pull: nothing by default
 
         # 2 optimizer
         lr = lr_at(step, n_steps, cfg)
