@@ -15,7 +15,7 @@ from analysis.arms import rank_of
 from tasks.files import read_json
 
 KEYS = ["config", "arm", "lambda", "depth", "seed", "split", "n_shot"]      # identify a result
-ABOUT = ["run", "arm", "cell", "seed", "step"]      # columns of logs and probes, see about_run
+ABOUT = ["run", "config", "arm", "seed", "step"]    # of a line of a log or of a probe
 
 
 def key_of(line: dict) -> tuple:
@@ -117,8 +117,8 @@ def pairs_of(results: pd.DataFrame) -> list[tuple]:
 
 
 class Study(NamedTuple):
-    """All logs. A `run` is one training; only runs of one `cell` can be compared."""
-    log: pd.DataFrame           # a row a line of a log.jsonl: run, arm, cell, step, losses
+    """All logs. A `run` is one training, `config` the folder that has it and its like."""
+    log: pd.DataFrame           # a row a line of a log.jsonl: its run, its losses
     probed: pd.DataFrame        # a row a tuned checkpoint in a probe.json, with its numbers
     results: pd.DataFrame       # a row a score at the chosen (lambda, depth), see frame_of
     summaries: list[dict]       # of preserve.py
@@ -159,9 +159,7 @@ def read_study(inputs, arms=()) -> Study:
 
 def rows_of_log(path: Path) -> list[dict]:
     """Make a row of each line of a log: its step, its losses, held-out ones as means over t."""
-    beside = path.with_name("settings.json")
-    settings = read_json(beside) if beside.is_file() else {}
-    about, rows = about_run(settings, str(path.parent)), []
+    about, rows = about_run(path.resolve().parent), []
     try:
         for line in map(json.loads, whole_lines(path)):
             row = {**about, "step": line["step"]}
@@ -181,25 +179,22 @@ def rows_of_probe(path: Path) -> list[dict]:
     rows = []
     for name, numbers in probe["models"].items():
         if name != probe["settings"]["base"]:
-            settings = numbers.get("trained") or {}
-            rows.append({**numbers, **about_run(settings, name), "step": settings.get("step", 0),
-                         "depths": probe["depths"], "texts": texts})
+            step = (numbers.get("trained") or {}).get("step", 0)
+            rows.append({**numbers, **about_run(name), "step": step, "depths": probe["depths"],
+                         "texts": texts})
     return rows
 
 
-def about_run(settings: dict, path: str) -> dict:
-    """Identify a run. Its folder is named after the arm: jepa_lambda1.0_depth2_seed42."""
-    own = {"task": "?", "init_from": "", "preset": "?", "max_steps": 0, "epochs": "?", "lr": "?",
-           "t_ctx": "?", "t_tgt": None, "seed": None, "out_dir": path} | settings
-    run, base = run_of(own["out_dir"]), Path(own["init_from"] or own["preset"]).name
-    length = f"{own['max_steps']} steps" if own["max_steps"] else f"{own['epochs']} epochs"
-    arm = re.sub(r"(_lambda[^_]*_depth\d+)?_seed\d+$", "", Path(run).name)
-    return {"run": run, "arm": arm, "seed": own["seed"], "t_tgt": own["t_tgt"],
-            "cell": f"{own['task']} from {base}, {length}, lr {own['lr']}, t_ctx {own['t_ctx']}"}
+def about_run(path) -> dict:
+    """Identify a run by its folder, such as tiny_study/jepa_lambda1.0_depth2_seed42 of grid.py."""
+    config, _, name = run_of(path).rpartition("/")
+    named = re.fullmatch(r"(.+?)(?:_lambda[^_]+_depth\d+)?(?:_seed(\d+))?", name, re.S)
+    arm, seed = named.groups()
+    return {"run": run_of(path), "config": config, "arm": arm, "seed": seed}
 
 
 def run_of(path) -> str:
-    """Return the last two folders of a checkpoint's path: with grid.py they are config and run."""
+    """Return the last two folders of a run or of a checkpoint in it."""
     path = Path(path)
     path = path.parent if re.fullmatch(r"step_\d+", path.name) else path
     return "/".join(path.parts[-2:])

@@ -9,7 +9,7 @@ results.jsonl (grid.py). A figure whose logs are missing says what it takes; the
 
     training    losses while training               scatter     drift against forgetting, with r
     drift       of states and weights, by depth     ablation    gain over plain, by arm
-    ratio       drift of JEPA over plain, by cell   front       accuracy against forgetting
+    ratio       drift of JEPA over plain            front       accuracy against forgetting
 
 n counts seeds. Bands and lines over seeds are 95 % intervals by Student's t, from three seeds up;
 that of r is Fisher's, from four up.
@@ -18,7 +18,6 @@ import math
 import os
 import statistics
 import sys
-import textwrap
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -102,14 +101,14 @@ def save(figure, file, kind: str):
 # what is compared, and how it is drawn
 
 
-def largest_cell(runs: pd.DataFrame, lacking: str):
-    """Return the runs of the cell that has most, arm by arm, and a sentence on the others."""
-    if runs.empty:
+def most_runs(frame: pd.DataFrame, lacking: str):
+    """Return the rows of the folder with most runs, arm by arm, and a sentence on the others."""
+    if frame.empty:
         raise ValueError(lacking)
-    sizes = runs.groupby("cell", sort=False)["run"].nunique()
-    cell, left_out = sizes.idxmax(), sizes.sum() - sizes.max()
-    said = f" {left_out} runs of other cells are left out." if left_out else ""
-    return by_arm(runs[runs["cell"] == cell]), f"{short(cell, 80)}.{said}"
+    sizes = frame.groupby("config", sort=False)["run"].nunique()
+    config, left_out = sizes.idxmax(), sizes.sum() - sizes.max()
+    said = f" {left_out} runs of other folders are left out." if left_out else ""
+    return by_arm(frame[frame["config"] == config]), f"{short(config, 80)}.{said}"
 
 
 def best_group(results: pd.DataFrame) -> pd.DataFrame:
@@ -215,7 +214,7 @@ MEANS = f"Lines are means over the n seeds, bands (up to {FEW} arms) 95 % interv
 
 
 def training(study: Study):
-    log, said = largest_cell(study.log, "it takes log.jsonl of runs of train.py")
+    log, said = most_runs(study.log, "it takes log.jsonl of runs of train.py")
     held_out = [column for column in log if column.startswith("held-out ")][:2]
     panels = [column for column in ("diffusion", "jepa", *held_out) if log[column].notna().any()]
     if not panels:
@@ -238,7 +237,7 @@ def training(study: Study):
 
 def drift(study: Study):
     """Draw drift by depth. The norm's state has a scale of its own, so no line leads there."""
-    runs, said = largest_cell(last_of_each(study.probed), NO_PROBE)
+    runs, said = most_runs(last_of_each(study.probed), NO_PROBE)
     panels, depths = ["drift", "weight_drift"], runs["depths"].iloc[0]
     rows = runs[["run", "arm", *panels]].explode(panels).astype(dict.fromkeys(panels, float))
     rows["depth"] = rows.groupby("run").cumcount()
@@ -259,25 +258,24 @@ def drift(study: Study):
 
 
 def ratio(study: Study):
-    """Divide JEPA's drift by that of the plain run with the same seed, by cell and t_tgt."""
+    """Divide JEPA's drift by that of the plain run with the same seed, by config and rates."""
     runs = last_of_each(study.probed)
     plain = runs[runs["arm"] == "plain"]
     jepa = runs[runs["arm"].isin(["jepa", *AT_RATES])]
-    both = jepa.merge(plain, on=["cell", "seed"], suffixes=("", "_plain"))
+    both = jepa.merge(plain, on=["config", "seed"], suffixes=("", "_plain"))
     if both.empty:
-        raise ValueError("it takes a probe.json with a plain and a JEPA run of one cell and seed")
+        raise ValueError("it takes a probe.json with a plain and a JEPA run of one seed")
     both["log_ratio"] = np.log(both["mean_drift"] / both["mean_drift_plain"])
-    groups = both.groupby(["cell", "t_tgt"], sort=False, dropna=False)["log_ratio"]
-    figure, grid = axes(0.6 + 0.6 * len(groups))
+    groups = by_arm(both).groupby(["config", "arm"], sort=False)["log_ratio"]
+    figure, grid = axes(0.6 + 0.4 * len(groups))
     ax, names = grid[0, 0], []
-    for y, ((cell, t_tgt), ratios) in enumerate(groups):
+    for y, ((config, arm), ratios) in enumerate(groups):
         half = half_95(list(ratios))
         ax.plot(np.exp([ratios.mean() - half, ratios.mean() + half]), [y, y], color="#444444")
         ax.plot(np.exp(ratios), [y] * len(ratios), color=style_of("jepa")["color"], marker="o",
                 linestyle="none", markersize=3.5, alpha=0.7, markeredgewidth=0)
         ax.plot(np.exp(ratios.mean()), y, color="black", marker="|", markersize=10)
-        words = short(f"{cell}, t_tgt {t_tgt}, n = {len(ratios)}", 90)
-        names.append(textwrap.fill(words.replace(" ", "\xa0").replace(",\xa0", ", "), 24))
+        names.append(f"{short(config)}\n{short(label(arm))}, n = {len(ratios)}")
     line_at(ax, 1, vertical=True)
     ax.set_yticks(range(len(groups)), names)
     ax.set_ylim(len(groups) - 0.5, -0.5)
@@ -288,7 +286,7 @@ def ratio(study: Study):
 
 
 def scatter(study: Study):
-    every, said = largest_cell(study.probed, NO_PROBE)
+    every, said = most_runs(study.probed, NO_PROBE)
     figure, grid = axes(2.9)
     ax = grid[0, 0]
     for arm, checkpoints in every.groupby("arm", sort=False):

@@ -244,9 +244,11 @@ def interval(values, form: str = "+.2f") -> str:
 
 
 def p_of(values) -> float:
+    """Return the p of a mean difference, by Student's t; nan for fewer than two values."""
     n, values = len(values), list(values)
-    return t_test(statistics.mean(values), statistics.stdev(values) / math.sqrt(n), n - 1) \
-        if n > 1 else math.nan
+    if n < 2:
+        return math.nan
+    return t_test(statistics.mean(values), statistics.stdev(values) / math.sqrt(n), n - 1)
 
 
 def p_in_words(p: float) -> str:
