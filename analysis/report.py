@@ -66,8 +66,9 @@ def report(study: Study, title: str) -> str:
     """Return the page: the figures, the tables and, folded below them, the commands."""
     figures = "".join(figure_of(name, study) for name in FIGURES)
     tables = "".join(map(table_of, tables_of(study.results, study.summaries)))
-    done = dict.fromkeys(zip(study.results["revision"], study.results["command"]))
-    commands = "".join(f"<li>{as_text(f'{revision}: {command}')}</li>" for revision, command in done)
+    done = zip(study.results["revision"], study.results["command"])
+    lines = dict.fromkeys(f"{revision}: {command}" for revision, command in done)
+    commands = "".join(f"<li>{as_text(line)}</li>" for line in lines)
     return PAGE.format(title=as_text(title), figures=figures, tables=tables, commands=commands)
 
 
@@ -76,7 +77,7 @@ def figure_of(name: str, study: Study) -> str:
     try:
         figure, caption = draw(name, study)
     except ValueError as error:
-        return f"<p>{name}: {as_text(error)}</p>"
+        return f"<p>{name}: {as_text(str(error))}</p>"
     file = io.BytesIO()
     save(figure, file, "svg")
     data = base64.b64encode(file.getvalue()).decode()
@@ -90,9 +91,9 @@ def table_of(table: Table) -> str:
     return f'<div class="table">{cells.replace("<thead>", caption + "<thead>", 1)}</div>'
 
 
-def as_text(what) -> str:
-    """Make anything text of a page: no tag, no control character."""
-    return html.escape(printable(str(what)))
+def as_text(what: str) -> str:
+    """Return it as text of a page: no tag, no control character."""
+    return html.escape(printable(what))
 
 
 if __name__ == "__main__":

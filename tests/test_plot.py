@@ -63,9 +63,10 @@ def write_study(root, seeds=4, task="toy", config="config/tiny.py", extra="no_pr
         "n": 64, "tokens": 1159, "models": models,
         "depths": ["embed", *map(str, range(1, n_layer + 1)), "norm"]})
     write(root / "results.jsonl", results)
+    kept = {"wikitext": {"n": 8, "mean": 2.0, "minus_base": 0.25, "half_95": 0.1},
+            "mmlu": {"n": 500, "accuracy": 0.57}}
     write(root / "kept" / "summary.json", {"settings": {"base": base}, "models": {
-        f"{root}/plain_lambda0_depth2_seed1": {"wikitext": {"n": 8, "mean": 2.0, "minus_base": 0.25, "half_95": 0.1},
-                         "mmlu": {"n": 500, "accuracy": 0.57}}}})
+        f"{root}/plain_lambda0_depth2_seed1": kept}})
     return root
 
 
@@ -140,7 +141,7 @@ def test_runs_of_other_folders_are_left_out_and_counted(tmp_path):
     for name in ("one/plain_seed1", "two/plain_seed1", "two/jepa_seed1", "three/plain_seed1"):
         write(tmp_path / name / "log.jsonl", [{"step": 1, "diffusion": 2.0}])
     figure, caption = draw("training", read_study([str(tmp_path)]))
-    assert len(figure.axes[0].lines) == 2
+    assert len(figure.legends[0].texts) == 2
     assert "two. 2 runs of other folders are left out." in caption
 
 

@@ -301,7 +301,7 @@ def test_bad_files_are_told_in_one_sentence(tmp_path):
     assert len(read_results([path])) == 1
 
 
-def test_the_script_prints_the_tables_of_the_file_that_grid_py_writes(tmp_path, capsys, monkeypatch):
+def test_the_script_prints_the_tables_of_the_file_of_grid_py(tmp_path, capsys, monkeypatch):
     path = write(tmp_path / "out/grid", [line("plain", 1, 0.5)])
     done = subprocess.run([sys.executable, str(ROOT / "analysis/tables.py"), f"--results={path}"],
                           cwd=tmp_path, text=True, capture_output=True)
