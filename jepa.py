@@ -1,4 +1,4 @@
-"""What DLLM-JEPA adds to the fine-tuning of a masked-diffusion model (arXiv 2606.00091).
+"""The DLLM-JEPA objective for fine-tuning a masked-diffusion model (arXiv 2606.00091).
 
 A joint-embedding predictive architecture (JEPA) predicts, from one view of an input, the embedding
 of another view. Here the two views of a clean row x0 come from masking it lightly and heavily. The
@@ -17,7 +17,6 @@ and also the embedding that a slowly moving copy of itself, the target, gives to
 
 A forward pass costs F, and one with gradient 3F. A step is 4F; plain diffusion fine-tuning is 3F,
 and LLM-JEPA, with gradient through both views, 6F. After training only the online model is kept.
-Controls, which tell what part of this does the work, are in training/controls.py.
 """
 import copy
 
@@ -30,18 +29,19 @@ from pretrained.device import to_device
 
 
 class DLLMJEPA(nn.Module):
-    """The joint objective as one module, so that DDP can wrap it. Defaults are the paper's; it
-    chooses n_pred_layer from {1..5} and lambda_jepa from {0.5, 1, 2} for each task."""
+    """The joint objective as one module, so that DDP can wrap it. The paper tunes lambda_jepa in
+    {0.5, 1, 2} and n_pred_layer in 1..5 for each task; it does not state mask_scope. The methods
+    after `forward` are its parts: training/controls.py replaces some to see what does the work."""
 
     def __init__(self, model, lambda_jepa: float = 1.0, t_ctx: float = 0.2, t_tgt: float = 0.7,
                  n_pred_layer: int = 2, ema_decay: float = 0.996, mask_scope: str = "response",
                  diffusion_t: str = "context", loss_form: str = "masked_mean", seed: int = 0):
         super().__init__()
         self.model, self.lambda_jepa, self.ema_decay = model, lambda_jepa, ema_decay
-        self.t_ctx, self.t_tgt, self.mask_scope = t_ctx, t_tgt, mask_scope
-        self.diffusion_t, self.loss_form = diffusion_t, loss_form
-        self.fp32_of = torch.Tensor.float       # reads an online weight; another one in lean.py
-        self.trace = {}                         # tensors of the last forward, for diagnostics.py
+        self.t_ctx, self.t_tgt, self.diffusion_t = t_ctx, t_tgt, diffusion_t
+        self.mask_scope, self.loss_form = mask_scope, loss_form
+        self.fp32_of = torch.Tensor.float       # weight -> fp32, for the EMA; lean.py replaces it
+        self.trace = {}                         # tensors of the last forward, for the log
         if lambda_jepa > 0:
             self.predictor = Predictor(model.config.n_embd, n_pred_layer, seed)
             self.target = make_target(model)
@@ -60,11 +60,12 @@ class DLLMJEPA(nn.Module):
 
         h = self.model.encode(xt_ctx, is_real)          # (B, T, C), the pass with gradient
         diffusion = self.diffusion_term(h, x0, is_masked_ctx, maskable, t_ctx)
-        if self.lambda_jepa == 0:                       # plain diffusion fine-tuning, to the bit
+        if self.lambda_jepa == 0:                       # exactly plain diffusion fine-tuning
             return diffusion, {"diffusion": diffusion.detach()}
 
         mean = self.summary(h, is_masked_ctx, maskable, is_content)         # (B, C)
-        z_hat = self.predictor(layer_norm(mean))                            # of z_ctx
+        z_ctx = layer_norm(mean)
+        z_hat = self.predictor(z_ctx)
         jepa = cosine_distance(z_hat, z_tgt)
         self.trace |= {"mean": mean.detach(), "z_hat": z_hat.detach(), "z_tgt": z_tgt}
         loss = diffusion + self.lambda_jepa * jepa
@@ -92,7 +93,7 @@ class DLLMJEPA(nn.Module):
         return 1e-3 + (1 - 1e-3) * u            # LLaDA's floor: 1 / t stays below 1000
 
     def diffusion_term(self, h, x0, is_masked, maskable, t):
-        """Return the diffusion loss of a view (): the cross-entropy of its masked tokens."""
+        """Return the diffusion loss () of a view's masked tokens; begins a new trace."""
         nll = self.model.nll(h, x0, is_masked)                              # (N,)
         self.trace = {"t": t, "is_masked": is_masked, "nll": nll.detach()}
         return diffusion_loss(nll, is_masked, maskable, t, self.loss_form)
@@ -102,8 +103,7 @@ class DLLMJEPA(nn.Module):
         return average(h, is_content & ~is_masked)
 
     def embed_targets(self, batches):
-        """Inputs of `forward`, for each micro-batch of a step -> [z_tgt (B, C)], or [None] each
-        without a JEPA term. The target does not move between micro-batches."""
+        """Inputs of `forward`, for each micro-batch -> its z_tgt (B, C); None without the term."""
         return [self.embed_target(*batch) if self.lambda_jepa else None for batch in batches]
 
     @torch.no_grad()
@@ -116,15 +116,14 @@ class DLLMJEPA(nn.Module):
 
     def target_view(self, x0, maskable, generator):
         """Mask at t_tgt, independently of the context view -> xt_tgt, is_masked_tgt (B, T)."""
-        if isinstance(generator, list):     # the old ones have drawn more in longer rows
+        if isinstance(generator, list):     # reseed: what the context view drew depends on padding
             generator = [torch.Generator(g.device).manual_seed(g.initial_seed() ^ 1)
                          for g in generator]
         t_tgt = torch.full((len(x0),), self.t_tgt, device=x0.device)
         return forward_process(x0, t_tgt, maskable, self.model.config.mask_id, generator)
 
     @torch.no_grad()
-    def update_target(self):
-        """Move the target towards the online model, after each optimizer step."""
+    def update_target(self):        # after each optimizer step
         if self.lambda_jepa > 0:
             ema_update(self.target, self.model, self.ema_decay, self.fp32_of)
 
@@ -141,15 +140,15 @@ def average(h, where):
 
 
 def layer_norm(mean):
-    return F.layer_norm(mean, mean.shape[-1:])          # without weights: ours, the paper is silent
+    return F.layer_norm(mean, mean.shape[-1:])          # without weights (paper silent)
 
 
 class Predictor(nn.Module):
     """z_ctx (B, C) -> z_hat (B, C): k transformer blocks over a sequence of one, and a LayerNorm.
 
-    With one position softmax is 1 for any query and key, so attention is its value path and only
-    that is built. Otherwise a block is the usual pre-norm block with a 4C GELU MLP. k = 0 is the
-    paper's "no predictor". It states the depth; MLP width, final norm and init are ours.
+    With one position softmax is 1, so attention is its value path and only that is built; else a
+    block is the usual pre-norm block. k = 0 is the paper's "no predictor". It states the depth;
+    the MLP's width 4C, the final norm and the init are ours.
     """
 
     def __init__(self, width: int, n_layer: int, seed: int = 0):
@@ -183,7 +182,8 @@ def make_target(model):
     """Copy the model without its head, frozen, in fp32: bf16 could not hold the EMA's small steps.
     A parameter that is frozen already, such as the base under LoRA, is shared."""
     shared = {id(p): p for p in model.parameters() if not p.requires_grad}
-    target = copy.deepcopy(model, memo={id(model.head): None, **shared})
+    memo = {id(model.head): None, **shared}     # deepcopy takes these instead of copies
+    target = copy.deepcopy(model, memo)
     for p in target.parameters():
         if id(p) not in shared:
             p.data = p.data.float()

@@ -1,8 +1,8 @@
 """The masked-diffusion language model: network, corruption, loss.
 
 A masked-diffusion model reads a text in which some tokens are replaced by [MASK], and predicts all
-of the replaced tokens at once. It is an ordinary transformer with two differences: attention looks
-both ways, and position i predicts token i instead of i+1 (Dream has kept the shift).
+of these at once. It is an ordinary transformer with two differences: attention looks both ways, and
+position i predicts token i instead of i+1 (Dream has kept the shift).
 
     corrupt   xt_i = [MASK] with probability t, else x0_i           forward_process
     learn     -log p(x0_i | xt), averaged over the masked i         diffusion_loss
@@ -29,6 +29,7 @@ NLL_CHUNK = 1024                 # tokens whose logits exist at once: 0.5 GB in 
 
 @dataclass
 class ModelConfig:
+    """The shape of a model; the defaults are LLaDA-8B's."""
     vocab_size: int              # rows of the embedding; may exceed the tokenizer's vocabulary
     mask_id: int                 # the id of [MASK]
     eos_id: int                  # end of text; it also fills short answers
@@ -112,8 +113,8 @@ def rotate(x, cos, sin):
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
-# A layout says how the rows of a batch lie in memory, and so which tokens attend to each other:
-# Padded, Packed, or sampling/cache.py's Cache.
+# A layout says how the rows of a batch lie in memory and which tokens attend to each other. On a
+# first reading take Padded, whose enter and leave do nothing. A third is in sampling/cache.py.
 class Padded:
     """The layout of rows padded to one length: a token attends to the real tokens of its row.
 
@@ -123,10 +124,10 @@ class Padded:
     def __init__(self, is_real, device):
         self.attend = None if is_real is None else to_device(is_real[:, None, None, :], device)
 
-    def pack(self, xt, cos, sin):
+    def enter(self, xt, cos, sin):
         return xt, cos, sin
 
-    def unpack(self, x):
+    def leave(self, x):
         return x
 
     def attention(self, q, k, v):
@@ -138,7 +139,7 @@ class Packed:
     """The layout without padding: the N real tokens of all rows, end to end, as one row.
 
     Apart from attention a transformer works token by token, so only `attention` has to know where
-    a row ends. Outside of the blocks nothing changes: `unpack` returns (B, T, C).
+    a row ends. Outside of the blocks nothing changes: `leave` returns (B, T, C).
     """
 
     def __init__(self, is_real, device):
@@ -147,11 +148,11 @@ class Packed:
         ends = torch.tensor([0, *self.lengths]).cumsum(0).to(torch.int32)
         self.ends = to_device(ends, device)                                 # (B + 1,)
 
-    def pack(self, xt, cos, sin):
+    def enter(self, xt, cos, sin):
         """(B, T) ids, (T, D/2) angles -> (1, N), (N, D/2): a token keeps its position's angle."""
         return xt[self.index][None], cos[self.index[1]], sin[self.index[1]]
 
-    def unpack(self, x):
+    def leave(self, x):
         """(1, N, C) -> (B, T, C), zeros on padding."""
         return x.new_zeros(*self.shape, x.shape[-1]).index_put(self.index, x[0])
 
@@ -166,7 +167,7 @@ class Packed:
                          dim=2)
 
     def varlen(self, q, k, v):
-        # torch 2.11 has no enable_gqa here: repeat each key and value head for its group
+        # repeat each key and value head for its group: torch 2.11 has no enable_gqa here
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
         longest = max(self.lengths)
         y = varlen_attn(*(x[0].transpose(0, 1) for x in (q, k, v)),             # (N, H, D)
@@ -228,7 +229,7 @@ class DLLM(nn.Module):
         self.norm = RMSNorm(config.n_embd, config.norm_eps)
         self.head = Linear(config.n_embd, config.vocab_size, bias=False)
         self.tie()
-        # saved beside the weights: config.json, and the small files of a published model
+        # kept for `save`: the config.json and the tokenizer's files that the model came with
         self.published, self.small_files = {"model_type": weights.MODEL_TYPE, **asdict(config)}, {}
 
     def tie(self):
@@ -250,7 +251,7 @@ class DLLM(nn.Module):
         if layout is None:
             layout = (Packed if self.pack and is_real is not None else Padded)(is_real, device)
         cos, sin = rope_table(T, self.blocks[0].head_dim, self.config.rope_theta, device)
-        xt, cos, sin = layout.pack(to_device(xt, device), cos, sin)
+        xt, cos, sin = layout.enter(to_device(xt, device), cos, sin)
         x = self.embed(xt).to(self.compute_dtype)
         every = {"none": 0, "selective": 2, "full": 1}[self.checkpoint_activations]
         for i, block in enumerate(self.blocks):
@@ -258,7 +259,7 @@ class DLLM(nn.Module):
                 x = recomputed(block, x, cos, sin, layout)
             else:
                 x = block(x, cos, sin, layout)
-        return layout.unpack(self.norm(x))
+        return layout.leave(self.norm(x))
 
     def unembed(self, h, where=None):
         """(B, T, C) -> fp32 logits (B, T, V); the logits at position i predict the token at i.
@@ -266,7 +267,7 @@ class DLLM(nn.Module):
         `where` picks positions, and the others cost nothing: (B, T) bool with N True -> (N, V), or
         a pair of index tensors (rows, columns) as in h[rows, columns] -> their shape + (V,).
         """
-        return self.head(self.scorers(h, where)).float()
+        return self.head(self.states_predicting(h, where)).float()
 
     def nll(self, h, x0, where):
         """Return -log p of the clean token at N places: (N,) fp32. h (B, T, C); `where` as above.
@@ -276,14 +277,14 @@ class DLLM(nn.Module):
         def nll_of(h, tokens):
             return F.cross_entropy(self.head(h).float(), tokens, reduction="none")
         where = index_of(where, h.device)
-        h, tokens = self.scorers(h, where), to_device(x0, h.device)[where]  # (N, C), (N,)
+        h, tokens = self.states_predicting(h, where), to_device(x0, h.device)[where]  # (N, C), (N,)
         if len(tokens) <= NLL_CHUNK:
             return nll_of(h, tokens)
         chunks = zip(h.split(NLL_CHUNK), tokens.split(NLL_CHUNK))
         return torch.cat([recomputed(nll_of, *chunk) for chunk in chunks])
 
-    def scorers(self, h, where=None):
-        """Pick the states whose logits predict the tokens at `where`: h itself, or Dream's i-1."""
+    def states_predicting(self, h, where=None):
+        """Pick the states that predict the tokens at `where`: those there, or Dream's before."""
         if self.config.shift:                   # nothing predicts the token at position 0
             h = torch.cat([h[:, :1], h[:, :-1]], dim=1)
         return h if where is None else h[index_of(where, h.device)]
@@ -381,15 +382,15 @@ def forward_process(x0, t, maskable, mask_id: int, generator, at_least_one: bool
 def diffusion_loss(nll, is_masked, maskable, t, form: str = "masked_mean"):
     """Reduce the cross-entropies (N,) of the N masked tokens, in the order of is_masked -> ().
 
-    Each row's sum over its masked tokens is divided as follows, then rows are averaged.
+    is_masked, maskable (B, T); t (B,). Each row's sum over its masked tokens is divided by
 
-    masked_mean   by their number          the paper (arXiv 2606.00091)
-    llada_sft     by t * answer length     the mean of that number; over t ~ U(0, 1) it bounds the
-                                           log-likelihood per answer token (arXiv 2502.09992, eq. 5)
-    unweighted    by 0.5 * answer length   the mean over t ~ U(0, 1): every masked token weighs the
-                                           same, and so heavily masked rows, where sampling starts,
-                                           weigh more
-    """
+    masked_mean   their number           the paper (arXiv 2606.00091)
+    llada_sft     t * answer length      the expected number; with t ~ U(0, 1) it bounds the
+                                         log-likelihood per answer token (arXiv 2502.09992, eq. 5)
+    unweighted    0.5 * answer length    its average over t ~ U(0, 1): a masked token weighs the
+                                         same in every row, so heavily masked rows weigh more
+
+    and then rows are averaged. Raises ValueError for another form."""
     n_answer = maskable.sum(dim=1)                                          # (B,)
     divisors = {"masked_mean": is_masked.sum(dim=1), "llada_sft": t * n_answer,
                 "unweighted": 0.5 * n_answer}

@@ -9,8 +9,8 @@ r"""The reverse process: start from all [MASK] and reveal a few tokens per pass,
 LLaDA's sampler (arXiv 2502.09992, its public generate.py) fills the answer block by block, from
 left to right. Each pass reads the whole text and proposes a token for every mask of the block; the
 proposals with the highest confidence are revealed, and what is revealed stays. Dream's sampler
-(arXiv 2508.15487) has other measures of confidence and reveals other numbers per pass: see
-sampling/reveal.py. We give the tokens of both, but never reveal [MASK], as the published loops may.
+(arXiv 2508.15487) measures confidence otherwise and reveals other numbers per pass: see
+sampling/reveal.py. Both are reproduced token for token, except that [MASK] is never revealed.
 
 Two shortcuts make it faster and change the answer: `cache` reuses keys and values outside the block
 (sampling/cache.py); `threshold` or `factor` reveal all tokens that are sure enough instead of a
@@ -31,8 +31,7 @@ from pretrained.weights import find_weights
 from sampling.canvas import Canvas
 from sampling.chat import talk
 from sampling.cost import Cost
-from sampling.prompts import (check_gaps, check_generator, check_prompts, ends_of, id_lists,
-                              never_of)
+from sampling.prompts import check_gaps, check_generator, check_prompts, ends_of, id_lists, never_of
 from sampling.reader import DelayedFlag, Reader
 from sampling.reveal import Sampling, Schedule, draw_uniform, draws_on, generator_of_block, propose
 from sampling.view import Recording, Screen
@@ -78,7 +77,7 @@ class SampleConfig(Sampling):
 @torch.no_grad()
 def generate(model, prompt, s: Sampling, generator=None, on_step=None, is_real=None, never=(),
              ends=None, stop: bool = False, cost=None):
-    """Answer prompts of any lengths -> (B, gen_length) ids; each row as alone, up to rounding.
+    """Answer prompts of any lengths -> (B, gen_length) ids; rows are independent, up to rounding.
 
     prompt: (B, P) ids or a list of id lists. is_real (B, P): False or 0 on padding, on any side.
     generator: a list with one per row, or a single one, which draws the numbers that LLaDA's code
@@ -86,7 +85,7 @@ def generate(model, prompt, s: Sampling, generator=None, on_step=None, is_real=N
     on_step(x, p), both (B, gen_length): called at the start and after every pass; p is the
     probability that a token had when it was revealed, else 0.
     never: ids that must not be revealed, besides the mask id. ends: ids that end a text, by default
-    the model's eos_id; with `stop` a row with one is left after that block and filled with eos_id.
+    the model's eos_id; `stop` ends a row after a block that has one, and fills it with eos_id.
     cost: a Cost to add to. Raises ValueError for prompts or settings that do not fit.
     """
     prompt = id_lists(model.config, prompt, is_real)
@@ -96,7 +95,6 @@ def generate(model, prompt, s: Sampling, generator=None, on_step=None, is_real=N
 
     def show_answer(x, p):
         on_step(x.gather(1, canvas.slots), p.gather(1, canvas.slots))
-
     canvas = Canvas(model, texts, gaps, s, never, ends, on_step and show_answer)
     fill(model, canvas, s, generator, stop, cost or Cost())
     return canvas.x.gather(1, canvas.slots)
@@ -118,7 +116,11 @@ def fill(model, canvas: Canvas, s: Sampling, generator, stop: bool, cost: Cost):
 
 
 def fill_block(model, canvas: Canvas, start: int, s: Sampling, generator, cost: Cost):
-    """Fill slots start .. start + block_length of the canvas's rows; never waits for the GPU."""
+    """Fill slots start .. start + block_length of the canvas's rows.
+
+    slots (B, N): the columns of x to fill, over all blocks. places (B, n): the slots of this block
+    that may still be masked, and columns (B, n): where these lie in x. Synchronises only for
+    on_step, and with threshold or factor for the flag of the pass before."""
     L, device = s.block_length, canvas.x.device
     rows = to_device(torch.tensor(canvas.rows), device)
     x, p, slots = canvas.x[rows], canvas.p[rows], canvas.slots[rows]
@@ -141,15 +143,15 @@ def fill_block(model, canvas: Canvas, start: int, s: Sampling, generator, cost: 
 
         # 2 propose a token for each place, with a confidence
         def noise(*shape, dtype=torch.float32):
-            padded = columns + n_padding    # LLaDA pads on the left and draws for padding, too
-            return draw_uniform(generator, x.shape[1], padded, L, places, shape, dtype)
-
+            # with a single generator: the numbers that LLaDA draws for rows padded on the left
+            return draw_uniform(generator, x.shape[1], columns + n_padding, L, places, shape, dtype)
         proposal, confidence, logp = propose(logits, s, noise, canvas.ends)                 # (B, n)
 
         # 3 reveal the surest; of equal ones the leftmost
         confidence = confidence.masked_fill(~is_masked, -torch.inf)
         ranked, order = confidence.sort(dim=1, descending=True, stable=True)
         reveal = is_masked & (order.argsort(dim=1) < schedule.how_many(step, ranked))
+        # add, not set: a row with fewer gaps repeats a column, with reveal False
         x.scatter_add_(1, columns, (proposal - model.config.mask_id) * reveal)
         p.scatter_add_(1, columns, logp.exp() * reveal)
         is_open = is_open.scatter(1, places, is_masked & ~reveal)
@@ -224,7 +226,6 @@ def main(cfg: SampleConfig):
         def answer(ids, on_step, cost):
             complete(model, tok, [ids], cfg, on_step, cost)
         return talk(answer, tok, cfg.gen_length, model.config.block_size)
-
     prompt = cfg.infill.replace("\\n", "\n") or cfg.prompt
     if not (cfg.infill or cfg.chat or cfg.raw):
         prompt = question_prompt(cfg.prompt or QUESTION)

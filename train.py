@@ -36,7 +36,7 @@ from training.study import Study
 
 
 @dataclass
-class TrainConfig(ScaleConfig):
+class TrainConfig(ScaleConfig):         # more settings are in training/setup.py
     # the run
     out_dir: str = "out/run"            # checkpoints, log.jsonl and settings.json go here
     seed: int = 42                      # of the batches, the masks and every initial weight
@@ -54,8 +54,8 @@ class TrainConfig(ScaleConfig):
     task: str = "toy"                   # a module of tasks/
     data_dir: str = ""                  # a folder with {split}.jsonl[.gz]; empty: the task's own
     variant: str = ""                   # of the task; gsm8k: marks keeps <<...>> in the answers
-    max_length: int = 256               # longer rows are left out (256: the public reproduction)
-    eos_fill: bool = True               # fill short answers with end-of-text (LLaDA's, Dream's SFT)
+    max_length: int = 256               # longer rows are left out (paper silent)
+    eos_fill: bool = True               # fill short answers with end-of-text, as in LLaDA's SFT
     batch_size: int = 64                # rows per optimizer step, over all processes (paper silent)
     micro_batch_size: int = 0           # rows per pass, accumulated to batch_size; 0: all in one
     epochs: float = 2.0                 # passes over the data (paper)
@@ -67,10 +67,10 @@ class TrainConfig(ScaleConfig):
     n_pred_layer: int = 2               # blocks of the predictor (paper: 1..5); 0: none
     ema_decay: float = 0.996            # of the target encoder, per optimizer step (paper)
     mask_scope: Literal["response", "all"] = "response"  # what may be masked (paper silent)
-    diffusion_t: Literal["context", "uniform"] = "context"  # masking rate: t_ctx (paper), or U(0,1)
-    loss_form: Literal["masked_mean", "llada_sft", "unweighted"] = "masked_mean"  # averaging
+    diffusion_t: Literal["context", "uniform"] = "context"  # context view: t_ctx (paper) or U(0, 1)
+    loss_form: Literal["masked_mean", "llada_sft", "unweighted"] = "masked_mean"  # see model.py
     # the optimizer: AdamW, with linear warm-up and then a cosine (ours)
-    lr: float = 1e-5                    # peak learning rate (paper: 1e-5 aggressive, 1.4e-6 Wide-t)
+    lr: float = 1e-5                    # peak (paper: 1e-5; 1.4e-6 with the rates 0.1 and 0.9)
     min_lr_ratio: float = 0.0           # the cosine ends at this share of lr
     warmup_ratio: float = 0.03          # share of the steps with linear warm-up (paper silent)
     beta2: float = 0.999                # second-moment decay; the first is 0.9 (paper silent)
@@ -84,7 +84,7 @@ class TrainConfig(ScaleConfig):
     forget_task: str = ""               # another task, whose held-out loss shows what is forgotten
     save_every: int = 1000              # steps between checkpoints; one more at the end
     keep: int = 1                       # how many checkpoints to keep, the newest
-    test_questions: int = 0             # at the end, answer so many test questions of the task
+    test_questions: int = 0             # at the end, answer this many test questions of the task
 
     def __post_init__(self):
         check_values(self, [
@@ -121,16 +121,16 @@ def main(cfg: TrainConfig):
                 for task in (cfg.task, cfg.forget_task) if task}
     n_steps = cfg.max_steps or max(1, round(cfg.epochs * len(rows) / cfg.batch_size))
 
-    def parts_of(step):
-        """This rank's micro-batches: [(rows, the length that answers are filled to; 0: none)]."""
-        parts = [batch_at(step, rows, cfg.batch_size, cfg.seed, part=rank * n_micro + i,
+    def micro_batches(step):
+        """This rank's: [(rows, the length that end-of-text fills answers to; 0: no fill)]."""
+        found = [batch_at(step, rows, cfg.batch_size, cfg.seed, part=rank * n_micro + i,
                           n_parts=world * n_micro) for i in range(n_micro)]
-        return [(part, fill if cfg.eos_fill else 0) for part, fill in parts]
+        return [(some, fill if cfg.eos_fill else 0) for some, fill in found]
 
-    def inputs(step, part, fill):
+    def inputs(step, some, fill):
         """Rows -> what the objective takes: x0, maskable, is_real (B, T), and generators."""
-        generators = row_generators(cfg.seed, step, [row.example_id for row in part])
-        return (*collate(part, fill, max_length, tok.eos_id), generators)
+        generators = row_generators(cfg.seed, step, [row.example_id for row in some])
+        return (*collate(some, fill, max_length, tok.eos_id), generators)
 
     # ---- optimizer -------------------------------------------------------------------------
     optimizer = make_optimizer(objective, cfg)
@@ -141,7 +141,7 @@ def main(cfg: TrainConfig):
     start_out_dir(cfg.out_dir, is_new=not resume_dir)
     log = Log(cfg.out_dir, asdict(cfg), step, n_steps, warns=bool(cfg.init_from))
     log.say(opening_line(cfg, objective, n_steps, len(rows), world))
-    guard = Guard(objective, device, cfg.on_nan, parts_of, inputs)
+    guard = Guard(objective, device, cfg.on_nan, micro_batches, inputs)
     while True:
         if not guard.stop_signal and (step % cfg.eval_every == 0 or step == n_steps):
             log.held_out(step, {name: held_out_loss(model, some, cfg, max_length, rank, world)
@@ -154,22 +154,22 @@ def main(cfg: TrainConfig):
 
         # 1 forward, and the backward pass of each micro-batch, which frees its activations
         clock, is_due = time.perf_counter(), log.is_due(step + 1)
-        batches = [inputs(step, part, fill) for part, fill in parts_of(step)]
-        targets = objective.embed_targets(batches)      # without gradient, before any activations
-        for i, (batch, z_tgt) in enumerate(zip(batches, targets)):
-            wrapped.require_backward_grad_sync = i == n_micro - 1   # DDP sums over ranks once
+        batches = [inputs(step, some, fill) for some, fill in micro_batches(step)]
+        z_tgts = objective.embed_targets(batches)       # first: no activations are stored yet
+        for i, (batch, z_tgt) in enumerate(zip(batches, z_tgts)):
+            wrapped.require_backward_grad_sync = i == n_micro - 1   # DDP averages over ranks once
             loss, parts = wrapped(*batch, z_tgt)
             (loss / n_micro).backward()
             log.add(loss, parts, n_micro)
             study.note(is_due)
-        numbers = study.pull(is_due)
+        numbers = study.pull(is_due)        # the paper has no such pull: nothing by default
 
-        # 2 optimizer; a gradient that is not finite leaves the weights as they are
+        # 2 optimizer
         lr = lr_at(step, n_steps, cfg)
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         grad_norm = clip_gradients(objective, cfg.grad_clip)
-        guard.measured(step, grad_norm, optimizer)
+        guard.skip_if_not_finite(step, grad_norm, optimizer)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -195,7 +195,7 @@ def main(cfg: TrainConfig):
 
 @torch.no_grad()
 def held_out_loss(model, rows, cfg: TrainConfig, max_length: int, rank=0, world=1) -> dict:
-    """{t: the mean over rows of the cross-entropy at masked answer tokens}; the masks are fixed.
+    """{t: mean over rows of the mean cross-entropy of masked answer tokens}; the masks are fixed.
 
     As in training, end-of-text that fills an answer counts as answer: many easy tokens.
     """
@@ -205,7 +205,7 @@ def held_out_loss(model, rows, cfg: TrainConfig, max_length: int, rank=0, world=
     size = min(cfg.batch_size, 64)
     for i in range(0, len(rows), world * size):
         some = rows[i + rank * size:][:size]
-        weight, some = len(some), some or rows[:1]      # a sharded model needs every rank
+        weight, some = len(some), some or rows[:1]      # weight 0: a sharded model needs all ranks
         x0, maskable, is_real = collate(some, fill, max_length, model.config.eos_id)
         for k, rate in enumerate(cfg.eval_t):
             t = torch.full((len(some),), rate)

@@ -1,81 +1,83 @@
 """Read what the runs of a study have left on file, as pandas frames for tables and figures.
 
 results.jsonl (grid.py) has a line a score, log.jsonl (train.py) the losses of a run, probe.json
-(probe.py) drift, rank and forgetting of checkpoints, summary.json (preserve.py) Wikitext and MMLU.
+(probe.py) drift and forgetting of checkpoints, summary.json (preserve.py) Wikitext and MMLU.
 """
 import json
-import math
 import re
-import shlex
 import statistics
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
-from analysis.arms import arm_of, rank_of
+from analysis.arms import rank_of
 from tasks.files import read_json
 
-KEYS = ["config", "arm", "lambda", "depth", "seed", "split", "n_shot"]      # name a result
+KEYS = ["config", "arm", "lambda", "depth", "seed", "split", "n_shot"]      # identify a result
+ABOUT = ["run", "config", "arm", "seed", "step"]    # of a line of a log or of a probe
 
 
 def key_of(line: dict) -> tuple:
     return tuple(line[key] for key in KEYS)
 
 
-def read_results(paths) -> list[dict]:
-    """Read the lines of results.jsonl files; the paths of their answers start at the file's folder.
+def whole_lines(path) -> list[bytes]:
+    """Return the lines of a file; a last one that is not ended yet, or by a kill, is left out."""
+    return Path(path).read_bytes().split(b"\n")[:-1]
 
-    A last line that a kill has cut short is left out. Raises FileNotFoundError, or ValueError
-    naming a line that is no result or is there twice.
+
+def read_results(paths) -> list[dict]:
+    """Read results.jsonl files; the paths of answers in them start at the file's folder.
+
+    Raises FileNotFoundError, or ValueError naming a line that is not a result or is there twice.
     """
     lines = {}
     for path in paths:
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no file {path}; analysis/grid.py writes one")
-        for number, text in enumerate(Path(path).read_bytes().split(b"\n")[:-1], 1):
+        for number, text in enumerate(whole_lines(path), 1):
             try:
-                line = as_utf8(json.loads(text))
-                answers, key = str(Path(path).parent / line["answers"]), key_of(line)
-                share, n, _ = line["metrics"]["accuracy"], line["metrics"]["n"], line["init_from"]
-                if key in lines or not 0 <= share <= 1 or min(n, line["lambda"], line["depth"]) < 0:
+                line = json.loads(text)
+                key, accuracy = key_of(line), line["metrics"]["accuracy"]
+                line["answers"] = str(Path(path).parent / line["answers"])
+                if key in lines or not 0 <= accuracy <= 1:
                     raise ValueError
-            except (ValueError, KeyError, TypeError, RecursionError):
-                raise ValueError(f"{path}, line {number}, is no result, or is one for the second "
-                                 f"time") from None
-            lines[key] = line | {"answers": answers}
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(f"{path}, line {number}, is not a result, or is one for the "
+                                 f"second time") from None
+            lines[key] = line
     return list(lines.values())
 
 
-def as_utf8(what):
-    """Replace halves of surrogate pairs in JSON data: pandas and files cannot hold them."""
-    return json.loads(json.dumps(what, ensure_ascii=False).encode("utf-8", "replace"))
-
-
 def frame_of(lines: list[dict]) -> pd.DataFrame:
-    """Make one row a result: accuracy in %, and the held-out losses after training.
+    """Make one row a result: accuracy in %, and held-out losses after training.
 
-    The task's losses are those at the least and the greatest masking rate; of the other corpus
-    (forget_task) it is the mean over rates, and by how much that has grown.
+    The task's losses are those at the least and the greatest masking rate. On the other corpus
+    (forget_task) it is the mean over rates, and `forgetting` is how much that has grown.
     """
     names = [*KEYS, "task", "t_ctx", "t_tgt", "init_from", "answers", "command", "revision"]
+    numbers = ["accuracy", "low_t", "high_t", "other", "forgetting"]
     rows = []
     for line in lines:
-        metrics, losses = line["metrics"], [*line.get("held_out", {}).values(), {}, {}]
-        own, other = [[by_t[t] for t in sorted(by_t, key=float)] for by_t in losses[:2]]
-        rows.append({
-            **{name: line.get(name) for name in names}, "n": metrics["n"],
-            "accuracy": 100 * metrics["accuracy"], "stderr": 100 * (metrics.get("stderr") or 0),
-            "low_t": own[0][1] if own else math.nan, "high_t": own[-1][1] if own else math.nan,
-            "other": mean_of([after for _, after in other]),
-            "forgetting": mean_of([after - before for before, after in other])})
-    numbers = ["accuracy", "stderr", "low_t", "high_t", "other", "forgetting"]
-    frame = pd.DataFrame(rows, columns=[*names, "n", *numbers], dtype=object)
+        row = {name: line.get(name) for name in names}
+        row["n"], row["accuracy"] = line["metrics"]["n"], 100 * line["metrics"]["accuracy"]
+        row["run"] = run_of(Path(line["answers"]).parent)
+        own, other, *_ = *line.get("held_out", {}).values(), {}, {}
+        if own:
+            row["low_t"] = own[min(own, key=float)][1]
+            row["high_t"] = own[max(own, key=float)][1]
+        if other:
+            row["other"] = statistics.mean(after for _, after in other.values())
+            grown = [after - before for before, after in other.values()]
+            row["forgetting"] = statistics.mean(grown)
+        rows.append(row)
+    frame = pd.DataFrame(rows, columns=[*names, "run", "n", *numbers], dtype=object)
     return frame.astype(dict.fromkeys(numbers, float))
 
 
-def mean_of(values) -> float:
-    return statistics.mean(values) if values else math.nan
+# ----------------------------------------------------------------------------------------------
+# which (lambda, depth)
 
 
 def choose(results: pd.DataFrame, config: str):
@@ -91,140 +93,116 @@ def choose(results: pd.DataFrame, config: str):
 
 
 def at_chosen(results: pd.DataFrame) -> pd.DataFrame:
-    """Keep of every arm the results at JEPA's chosen (lambda, depth), or at the nearest it has."""
-    kept = []
+    """Keep of every arm the results at JEPA's chosen (lambda, depth), or at the nearest it has.
+
+    An arm with several pairs is left out if none was chosen.
+    """
+    kept = [results.head(0)]
     for (config, arm), own in results.groupby(["config", "arm"], sort=False):
         chosen, pairs = choose(results, config), pairs_of(own)
-        if arm == "jepa" and chosen:
-            pairs = [chosen]
-        elif chosen:
-            pairs.sort(key=lambda pair: sum(a != b for a, b in zip(pair, chosen)))
-        elif len(pairs) > 1:
-            continue                    # nothing says which
-        kept.append(own[(own["lambda"] == pairs[0][0]) & (own["depth"] == pairs[0][1])])
-    return pd.concat(kept) if kept else results.head(0)
+        if chosen:
+            pairs.sort(key=lambda pair: (pair[0] != chosen[0]) + (pair[1] != chosen[1]))
+        if chosen or len(pairs) == 1:
+            weight, depth = pairs[0]
+            kept.append(own[(own["lambda"] == weight) & (own["depth"] == depth)])
+    return pd.concat(kept)
 
 
 def pairs_of(results: pd.DataFrame) -> list[tuple]:
     return sorted(set(zip(results["lambda"], results["depth"])))
 
 
-def tested(results: pd.DataFrame, config: str, arm: str, n_shot: int) -> pd.DataFrame:
-    """Select an arm's results on test, one a seed, with the seeds as index."""
-    found = results[(results["config"] == config) & (results["arm"] == arm)
-                    & (results["n_shot"] == n_shot) & (results["split"] == "test")]
-    return found.set_index("seed").sort_index()
+# ----------------------------------------------------------------------------------------------
+# all logs of a study
 
 
 class Study(NamedTuple):
-    """All logs. A `run` is an out_dir of train.py; only runs of one `cell` can be compared."""
-    log: pd.DataFrame           # a row a line of a log.jsonl: run, arm, cell, step, losses
-    probed: pd.DataFrame        # a row a tuned checkpoint in a probe.json
-    probes: list[dict]          # those files: text, n, depths, the base's numbers
-    results: pd.DataFrame       # a row a score, see frame_of
-    chosen: pd.DataFrame        # those at the (lambda, depth) that validation has chosen
+    """All logs. A `run` is one training, `config` the folder that has it and its like."""
+    log: pd.DataFrame           # a row a line of a log.jsonl: its run, its losses
+    probed: pd.DataFrame        # a row a tuned checkpoint in a probe.json, with its numbers
+    results: pd.DataFrame       # a row a score at the chosen (lambda, depth), see frame_of
     summaries: list[dict]       # of preserve.py
 
 
 def read_study(inputs, arms=()) -> Study:
-    """Read the logs of these arms, or of all.
+    """Read the logs of these arms, or of all, from files or folders.
 
     Raises ValueError or FileNotFoundError, one sentence, if there are none or one is broken.
     """
-    found = {"log.jsonl": [], "probe.json": [], "summary.json": [], "results.jsonl": []}
+    found = []
     for given in map(Path, inputs):
         if not given.exists():
             raise FileNotFoundError(f"there is no file or folder {given}")
-        for name, paths in found.items():
-            inside = sorted(given.rglob(name)) if given.is_dir() else [given]
-            paths += [path for path in inside if path.name == name and path not in paths]
-    results = frame_of(read_results(found["results.jsonl"]))
-    results["run"] = results["command"].map(model_of)
-    known = dict(zip(results["run"], results["arm"]))
-    log = [row for path in found["log.jsonl"] for row in rows_of_log(path, known)]
-    probes = [as_utf8(read_json(path)) for path in found["probe.json"]]
-    probed = [row for probe in probes for row in rows_of_probe(probe, known)]
-    summaries = [as_utf8(read_json(path)) for path in found["summary.json"]]
-    summaries = [summary for summary in summaries if "models" in summary]   # compare.py's has none
-    columns = ["run", "arm", "cell", "seed", "step"]        # where there is no row to tell them
-    study = Study(pd.DataFrame(log, columns=None if log else columns),
-                  pd.DataFrame(probed, columns=None if probed else columns),
-                  probes, results, at_chosen(results), summaries)
-    if not (log or probed or len(results) or summaries):
+        found += sorted(given.rglob("*.json*")) if given.is_dir() else [given]
+    paths = {name: dict.fromkeys(path for path in found if path.name == name)
+             for name in ("log.jsonl", "probe.json", "summary.json", "results.jsonl")}
+
+    results = at_chosen(frame_of(read_results(paths["results.jsonl"])))
+    log = [row for path in paths["log.jsonl"] for row in rows_of_log(path)]
+    probed = [row for path in paths["probe.json"] for row in rows_of_probe(path)]
+    summaries = [read_json(path) for path in paths["summary.json"]]
+    summaries = [each for each in summaries if "models" in each]    # train.py's has none
+    frames = [pd.DataFrame(rows, columns=None if rows else ABOUT) for rows in (log, probed)]
+    frames.append(results)
+    if all(frame.empty for frame in frames) and not summaries:
         raise ValueError(f"there are no logs in {', '.join(inputs) or 'no inputs'}; --inputs takes "
                          f"folders of runs, or log.jsonl, probe.json, summary.json, results.jsonl")
-    there = {*study.log["arm"], *study.probed["arm"], *study.results["arm"]}
+    there = set().union(*(frame["arm"] for frame in frames))
     for arm in arms:
         if arm not in there:
             raise ValueError(f"there is no arm {arm!r} in the inputs, which have "
                              f"{', '.join(sorted(there))}")
     if arms:
-        for name in ("log", "probed", "results", "chosen"):
-            frame = getattr(study, name)
-            study = study._replace(**{name: frame[frame["arm"].isin(arms)]})
-    return study
+        frames = [frame[frame["arm"].isin(arms)] for frame in frames]
+    return Study(*frames, summaries)
 
 
-def rows_of_log(path, known: dict) -> list[dict]:
-    """Make a row of each line of a log; a last line that is still being written is left out."""
-    text = Path(path).read_bytes()
+def rows_of_log(path: Path) -> list[dict]:
+    """Make a row of each line of a log: its step, its losses, held-out ones as means over t."""
+    about, rows = about_run(path.resolve().parent), []
     try:
-        lines = [as_utf8(json.loads(line)) for line in text[:text.rfind(b"\n") + 1].splitlines()]
-        steps = [line["step"] for line in lines]
+        for line in map(json.loads, whole_lines(path)):
+            row = {**about, "step": line["step"]}
+            row |= {key: line.get(key) for key in ("diffusion", "jepa", "jepa_floor")}
+            for task, by_t in line.get("held_out", {}).items():
+                row[f"held-out {task}"] = statistics.mean(by_t.values())
+            rows.append(row)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is not lines of train.py's log: {error}") from None
-    beside = Path(path).with_name("settings.json")
-    settings = as_utf8(read_json(beside)) if beside.is_file() else {}
-    about, rows = about_run(settings, str(Path(path).parent), known), []
-    for step, line in zip(steps, lines):
-        losses = {key: line.get(key) for key in ("diffusion", "jepa", "jepa_floor")}
-        for task, by_t in line.get("held_out", {}).items():
-            losses[f"held-out {task}"] = statistics.mean(by_t.values()) if by_t else None
-        rows.append({**about, "step": step, **losses})
     return rows
 
 
-def rows_of_probe(probe: dict, known: dict) -> list[dict]:
-    """Make a row of each tuned checkpoint, with its numbers and what identifies its run."""
+def rows_of_probe(path: Path) -> list[dict]:
+    """Make a row of each tuned checkpoint: its numbers, its run, and which texts were read."""
+    probe = read_json(path)
+    texts = f"{probe['n']} texts of {probe['settings']['text']}, {probe['tokens']:,} tokens"
     rows = []
     for name, numbers in probe["models"].items():
         if name != probe["settings"]["base"]:
-            settings = numbers.get("trained") or {}
-            about = about_run(settings, name, known)
-            rows.append({**numbers, **about, "name": name, "step": settings.get("step") or 0})
+            step = (numbers.get("trained") or {}).get("step", 0)
+            rows.append({**numbers, **about_run(name), "step": step, "depths": probe["depths"],
+                         "texts": texts})
     return rows
 
 
-def about_run(settings: dict, path: str, known: dict) -> dict:
-    """Identify a run: known has the arms of scored runs, and settings tell that of the others."""
-    run = run_of(settings.get("out_dir") or path)
-    base = Path(settings.get("init_from") or settings.get("preset") or "?").name
-    steps, epochs = settings.get("max_steps"), settings.get("epochs", "?")
-    cell = [f"{settings.get('task', '?')} from {base}", f"{steps} steps" if steps else
-            f"{epochs} epochs", f"lr {settings.get('lr', '?')}", f"t_ctx {settings.get('t_ctx')}"]
-    return {"run": run, "arm": known.get(run) or arm_of(settings) or Path(run).name,
-            "cell": ", ".join(cell), "seed": settings.get("seed"), "t_tgt": settings.get("t_tgt")}
+def about_run(path) -> dict:
+    """Identify a run by its folder, such as tiny_study/jepa_lambda1.0_depth2_seed42 of grid.py."""
+    config, _, name = run_of(path).rpartition("/")
+    named = re.fullmatch(r"(.+?)(?:_lambda[^_]+_depth\d+)?(?:_seed(\d+))?", name, re.S)
+    arm, seed = named.groups()
+    return {"run": run_of(path), "config": config, "arm": arm, "seed": seed}
 
 
-def run_of(path: str) -> str:
-    """Return the out_dir of a checkpoint's path."""
-    return re.sub(r"/step_\d+$", "", path.rstrip("/"))
-
-
-def model_of(command) -> str:
-    """Return the run that a command has scored, by its --init_from; "" without one."""
-    try:
-        words = shlex.split(command or "")
-    except ValueError:
-        return ""
-    named = [word.partition("=")[2] for word in words if word.startswith("--init_from=")]
-    return run_of(named[0]) if named else ""
+def run_of(path) -> str:
+    """Return the last two folders of a run or of a checkpoint in it."""
+    path = Path(path)
+    path = path.parent if re.fullmatch(r"step_\d+", path.name) else path
+    return "/".join(path.parts[-2:])
 
 
 def by_arm(frame: pd.DataFrame) -> pd.DataFrame:
     """Sort the rows by arm, in the order of ARMS."""
-    ranks = {arm: i for i, arm in enumerate(sorted(set(frame["arm"]), key=rank_of))}
-    return frame.sort_values("arm", key=lambda arms: arms.map(ranks), kind="stable")
+    return frame.sort_values("arm", key=lambda arms: arms.map(rank_of), kind="stable")
 
 
 def last_of_each(probed: pd.DataFrame) -> pd.DataFrame:

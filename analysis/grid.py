@@ -3,13 +3,13 @@
     python analysis/grid.py --configs=config/llada8b_gsm8k.py,config/llada8b_nl_rx.py \\
         --lambdas=0.5,1,2 --depths=1,2,3,4,5 --processes=8
 
-Each run is one train.py, then one eval_gsm8k.py --task=... for each split and number of shots. Of
-several (lambda, depth) the arm jepa takes the best on validation, a slice of train. Only then come
-test scores, and the other arms with the same pair. A score is a line of out_dir/results.jsonl. The
-same command again does what is missing: a score that is there is not made anew, and a training that
-was cut short goes on from its checkpoint. The output of a run is in its folder: train.txt, and a
-.txt beside each .jsonl.
+Each run is one train.py, then one eval_gsm8k.py for each split and number of shots. Of several
+(lambda, depth) the arm jepa takes the best on validation, a slice of train. Only then come test
+scores, and the other arms with the same pair. A score is a line of out_dir/results.jsonl. The same
+command again does only what is missing, and goes on with a training that was cut short. The output
+of a run is in its folder: train.txt, and a .txt beside each .jsonl.
 """
+import fcntl
 import json
 import os
 import shlex
@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))           # a script in a folder: the modules lie one above
+sys.path.insert(0, str(ROOT))  # the modules are one folder up
 
-import torch
+from configurator import configure, run  # first: it sets variables that torch reads
+
 from tqdm import tqdm
 
 from analysis.arms import ARMS
-from analysis.frames import choose, frame_of, key_of, read_results
+from analysis.frames import choose, frame_of, key_of, read_results, whole_lines
 from analysis.tables import render
-from configurator import configure, run
 from eval_gsm8k import EvalConfig
 from tasks.files import read_json
 from train import TrainConfig
@@ -45,10 +45,8 @@ class GridConfig:
     lambdas: tuple[float, ...] = ()     # weights of the JEPA term (paper: 0.5,1,2); empty: config's
     depths: tuple[int, ...] = ()        # of the predictor (paper: 1,2,3,4,5); empty: the config's
     n_shots: tuple[int, ...] = (0, 4)   # solved examples before a question (paper)
-    all_on_test: bool = False           # score every (lambda, depth) on test, not the chosen alone
     train: str = ""                     # more options of every train.py
     evaluate: str = ""                  # more options of every eval_gsm8k.py, such as --limit=200
-    workers: int = 1                    # runs side by side; they share the GPUs or the cores
     processes: int = 1                  # of each run, by torchrun
     out_dir: str = "out/grid"           # results.jsonl, and a folder for each run
 
@@ -65,9 +63,9 @@ class GridConfig:
         if max(len(self.lambdas), len(self.depths)) > 1 and "jepa" not in self.arms:
             raise ValueError("several lambdas or depths are chosen from by the arm jepa, which "
                              "arms lacks; add it, or give one of each")
-        if min(self.workers, self.processes) < 1 or not min(self.lambdas, default=1) > 0:
-            raise ValueError(f"workers={self.workers} and processes={self.processes} must be at "
-                             f"least 1, and lambdas={self.lambdas} above 0, which is plain's")
+        if self.processes < 1 or not min(self.lambdas, default=1) > 0:
+            raise ValueError(f"processes={self.processes} must be at least 1, and "
+                             f"lambdas={self.lambdas} above 0, which is plain's")
 
 
 class Cell(NamedTuple):
@@ -79,63 +77,54 @@ class Cell(NamedTuple):
 
 
 def main(cfg: GridConfig):
-    for number in (signal.SIGINT, signal.SIGTERM):      # end as an exception, which ends children
+    for number in (signal.SIGINT, signal.SIGTERM):      # end as an exception, which ends the child
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     os.makedirs(cfg.out_dir, exist_ok=True)
     with open(Path(cfg.out_dir) / "lock", "w") as lock:
-        take(lock, cfg.out_dir)
+        try:                            # children inherit the lock: it holds while one is alive
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"another grid, or a run that it left, is at work in {cfg.out_dir}; "
+                             f"wait for it, or end it") from None
         grid = Grid(cfg, lock)
         work_through(cfg, grid)
-    print(render(grid.lines_on_file()))
+    print(render(list(grid.lines.values())))
     if grid.failures:
         sys.exit("failed; the same command tries again:\n" + "\n".join(grid.failures))
 
 
-def take(lock, out_dir: str):
-    """Lock the file for this process; its children inherit the lock and outlive a kill with it."""
-    try:
-        if os.name == "nt":
-            import msvcrt
-            msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise ValueError(f"another grid, or a run that it left, is at work in {out_dir}; wait for "
-                         f"it, or end it") from None
-
-
 def work_through(cfg: GridConfig, grid):
     """Train and validate what the arm jepa chooses from, then train and score all the rest."""
-    trials, rest = {}, []
+    trials, rest = {}, []               # {config: the cells that it chooses from}, cells to score
     for path in cfg.configs:
         own = configure(TrainConfig, [path, *shlex.split(cfg.train)])
         pairs = [(weight, depth) for weight in cfg.lambdas or [own.lambda_jepa]
                  for depth in cfg.depths or [own.n_pred_layer]]
-        trials[path] = [cell_of(cfg, path, "jepa", pair, seed) for seed in cfg.seeds
-                        for pair in pairs] if len(pairs) > 1 else []
+        arms = cfg.arms
         if own.init_from:
-            rest.append((cell_of(cfg, path, "base", pairs[0]), ["test"]))
-        rest += [(cell_of(cfg, path, arm, pairs[0], seed), ["validation", "test"])
-                 for seed in cfg.seeds for arm in cfg.arms if arm == "plain" or len(pairs) == 1]
-    every_trial = [cell for cells in trials.values() for cell in cells]
-    splits = ["validation", "test"] if cfg.all_on_test else ["validation"]
-    grid.check(every_trial + [cell for cell, _ in rest])
-    grid.work([(cell, splits) for cell in every_trial], "choosing")
+            rest.append(cell_of(cfg, path, "base", pairs[0]))
+        if len(pairs) > 1:              # all other arms wait for the choice
+            trials[path] = [cell_of(cfg, path, "jepa", pair, seed)
+                            for seed in cfg.seeds for pair in pairs]
+            arms = [arm for arm in cfg.arms if arm == "plain"]
+        rest += [cell_of(cfg, path, arm, pairs[0], seed) for seed in cfg.seeds for arm in arms]
+    every_trial = sum(trials.values(), [])
+    grid.check(every_trial + rest)
+    grid.work(every_trial, ["validation"], "choosing")
 
     for path, cells in trials.items():
         missing = sum(len(grid.todo(cell, ["validation"])) for cell in cells)
         if missing:
             grid.failures.append(f"{path}: no (lambda, depth) is chosen while {missing} of its "
                                  f"scores on validation are missing")
-        elif cells:
-            known = [line for cell in cells for line in grid.known(cell)
-                     if line["n_shot"] in cfg.n_shots]
-            pair = choose(frame_of(known), Path(path).stem)
-            rest += [(cell_of(cfg, path, arm, pair, seed), ["validation", "test"])
-                     for seed in cfg.seeds for arm in cfg.arms if arm != "plain"]
-    grid.check([cell for cell, _ in rest])
-    grid.work(rest, "scoring")
+            continue
+        known = [line for cell in cells for line in grid.known(cell)
+                 if line["n_shot"] in cfg.n_shots]
+        pair = choose(frame_of(known), Path(path).stem)
+        rest += [cell_of(cfg, path, arm, pair, seed) for seed in cfg.seeds
+                 for arm in cfg.arms if arm != "plain"]
+    grid.check(rest)
+    grid.work(rest, ["validation", "test"], "scoring")
 
 
 def cell_of(cfg: GridConfig, path: str, arm: str, pair: tuple, seed=None) -> Cell:
@@ -171,12 +160,10 @@ class Grid:
     def __init__(self, cfg: GridConfig, lock):
         self.cfg, self.lock, self.path = cfg, lock, Path(cfg.out_dir) / "results.jsonl"
         self.failures = []
+        self.lines = {}                 # {key: line} of results.jsonl
         if self.path.exists():          # drop half a line, which a kill may have left
             os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
-        self.lines = {key_of(line): line for line in self.lines_on_file()}
-
-    def lines_on_file(self) -> list[dict]:
-        return read_results([self.path] if self.path.exists() else [])
+            self.lines = {key_of(line): line for line in read_results([self.path])}
 
     def check(self, cells: list[Cell]):
         """Raise ValueError if results of a cell were made in another way, or if eval_gsm8k.py would
@@ -202,73 +189,42 @@ class Grid:
 
     def todo(self, cell: Cell, splits: list[str]) -> list[tuple[str, int]]:
         """Return the (split, n_shot) that have no score yet."""
+        splits = ["test"] if cell.key["arm"] == "base" else splits
         done = [(line["split"], line["n_shot"]) for line in self.known(cell)]
         return [(split, n_shot) for split in splits for n_shot in self.cfg.n_shots
                 if (split, n_shot) not in done]
 
-    def work(self, jobs: list, title: str):
-        """Run jobs (cell, splits to score it on). A process that fails is noted; others go on."""
-        jobs = {cell.folder: (cell, self.todo(cell, splits)) for cell, splits in jobs}
-        jobs = [(cell, todo) for cell, todo in jobs.values() if todo]
-        running = {}                    # worker: its job, and the process at work on it
-        try:
-            with tqdm(total=len(jobs), desc=title, unit="run", disable=not jobs) as bar:
-                while jobs or running:
-                    for worker in range(self.cfg.workers):
-                        job, child = running.get(worker, (None, None))
-                        if child and child.poll() is None or not (child or jobs):
-                            continue
-                        running.pop(worker, None)
-                        job = job or self.job(worker, *jobs.pop(0))
-                        child = next(job, None)
-                        if child:
-                            running[worker] = job, child
-                        else:
-                            bar.update()
-                    time.sleep(0.05)
-        finally:                        # after Ctrl-C, too
-            for _, child in running.values():
-                child.terminate()
-            for _, child in running.values():
-                child.wait()            # train.py saves its state first
+    def work(self, cells: list[Cell], splits: list[str], title: str):
+        """Train cells and score them on splits, as far as that is not done."""
+        cells = {cell.folder: cell for cell in cells if self.todo(cell, splits)}    # each once
+        for cell in tqdm(cells.values(), desc=title, unit="run", disable=not cells):
+            cell.folder.mkdir(parents=True, exist_ok=True)
+            if cell.train and not self.known(cell):     # --resume ends at once if all is trained
+                command = [*cell.train, *["--resume"] * is_begun(cell)]
+                if self.has_failed(command, cell.folder / "train.txt"):
+                    continue
+            for split, n_shot in self.todo(cell, splits):
+                self.score(cell, split, n_shot)
 
-    def job(self, worker: int, cell: Cell, todo: list):
-        """Yield processes, each after the one before has ended, and add a line for each score."""
-        cell.folder.mkdir(parents=True, exist_ok=True)
-        if cell.train and not self.known(cell):     # --resume ends at once if all is trained
-            command = [*cell.train, *["--resume"] * is_begun(cell)]
-            yield (child := self.launch(worker, command, cell.folder / "train.txt"))
-            if self.has_failed(child, command, cell.folder / "train.txt"):
-                return
-        for split, n_shot in todo:
-            path, began = cell.folder / f"{split}_{n_shot}shot", time.perf_counter()
-            command = self.eval_command(cell, split, n_shot)
-            yield (child := self.launch(worker, command, path.with_suffix(".txt")))
-            if not self.has_failed(child, command, path.with_suffix(".txt")):
-                seconds = round(time.perf_counter() - began, 1)
-                self.add(cell, split, n_shot, command, seconds, read_json(f"{path}.json"))
-
-    def has_failed(self, child, command: list[str], output: Path) -> bool:
-        if child.returncode:
-            last = output.read_text(errors="replace").strip().splitlines()[-1:]
-            self.failures.append(f"{as_typed(command)}\n    exit code {child.returncode}; {output} "
-                                 f"ends with: {''.join(last)}")
-        return bool(child.returncode)
-
-    def add(self, cell: Cell, split: str, n_shot: int, command: list[str], seconds: float, scores):
-        """Append one result to the file."""
-        own = cell.settings
+    def score(self, cell: Cell, split: str, n_shot: int):
+        """Run the evaluation and append its result to the file."""
+        out, began = cell.folder / f"{split}_{n_shot}shot.jsonl", time.perf_counter()
+        command, own = self.eval_command(cell, split, n_shot), cell.settings
+        if self.has_failed(command, out.with_suffix(".txt")):
+            return
+        scores = read_json(out.with_suffix(".json"))
         line = {**cell.key, "t_ctx": own.t_ctx, "t_tgt": own.t_tgt, "split": split,
                 "n_shot": n_shot, "task": own.task, "init_from": own.init_from,
                 "metrics": {key: value for key, value in scores.items() if key != "settings"},
                 "held_out": held_out(cell.folder),
                 "train": as_typed(cell.train) if cell.train else "",
-                "command": as_typed(command), "revision": git_commit(), "seconds": seconds,
-                "answers": f"{cell.key['config']}/{cell.folder.name}/{split}_{n_shot}shot.jsonl"}
+                "command": as_typed(command), "revision": git_commit(),
+                "seconds": round(time.perf_counter() - began, 1),
+                "answers": str(out.relative_to(self.cfg.out_dir))}
         with open(self.path, "ab", buffering=0) as file:    # one write: the whole line or nothing
             file.write(json.dumps(line).encode() + b"\n")
             os.fsync(file.fileno())
-        self.lines[key_of(line)] = line
+        self.lines[key_of(line)] = line | {"answers": str(out)}     # as read_results has it
 
     def eval_command(self, cell: Cell, split: str, n_shot: int) -> list[str]:
         own = cell.settings
@@ -278,23 +234,29 @@ class Grid:
                 f"--device={own.device}", *shlex.split(self.cfg.evaluate), f"--split={split}",
                 f"--n_shot={n_shot}", f"--out={cell.folder}/{split}_{n_shot}shot.jsonl"]
 
-    def launch(self, worker: int, command: list[str], output: Path):
-        """Start a command with this worker's share of the cores and GPUs."""
+    def has_failed(self, command: list[str], output: Path) -> bool:
+        """Run a command to its end, and note a failure."""
+        child = self.launch(command, output)
+        try:
+            child.wait()
+        finally:                        # after Ctrl-C, too
+            child.terminate()
+            child.wait()                # train.py saves its state first
+        if child.returncode:
+            last = output.read_text(errors="replace").strip().splitlines()[-1:]
+            self.failures.append(f"{as_typed(command)}\n    exit code {child.returncode}; {output} "
+                                 f"ends with: {''.join(last)}")
+        return bool(child.returncode)
+
+    def launch(self, command: list[str], output: Path):
+        """Start a command; it holds the lock as long as it runs."""
         n, start = self.cfg.processes, [sys.executable]
         if n > 1:
             start += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"]
-        threads = max(1, (os.cpu_count() or 1) // (self.cfg.workers * n))
-        env = {"OMP_NUM_THREADS": str(threads), **os.environ}
-        if torch.cuda.is_available():   # more workers than GPUs share them
-            gpus = range(torch.cuda.device_count())
-            gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, gpus))).split(",")
-            mine = [gpus[(worker * n + i) % len(gpus)] for i in range(n)]
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(mine))
-        inherited = () if os.name == "nt" else (self.lock.fileno(),)
         with open(output, "a") as file:
-            return subprocess.Popen([*start, str(ROOT / command[0]), *command[1:]], env=env,
+            return subprocess.Popen([*start, str(ROOT / command[0]), *command[1:]],
                                     stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-                                    pass_fds=inherited)
+                                    pass_fds=(self.lock.fileno(),))
 
 
 def is_begun(cell: Cell) -> bool:
@@ -304,8 +266,8 @@ def is_begun(cell: Cell) -> bool:
 def held_out(folder: Path) -> dict:
     """Read {task: {t: [loss before training, loss after]}} from the log; {} for a base."""
     path = folder / "log.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    found = [line["held_out"] for line in map(json.loads, lines) if "held_out" in line]
+    lines = map(json.loads, whole_lines(path)) if path.is_file() else []
+    found = [line["held_out"] for line in lines if "held_out" in line]
     first, last = (found[0], found[-1]) if found else ({}, {})
     return {task: {t: [loss, last[task][t]] for t, loss in losses.items()}
             for task, losses in first.items()}

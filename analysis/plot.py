@@ -4,15 +4,12 @@
     python analysis/plot.py --inputs=out/study --out=figures
     python analysis/plot.py --figure=drift --inputs=a/probe.json,b/probe.json --out=figures
 
-Inputs are files, or folders that are searched for log.jsonl (train.py), probe.json (probe.py),
-summary.json (preserve.py) and results.jsonl (grid.py). A figure whose logs are missing is named,
-with what it takes, and the others are drawn. --arms=plain,jepa,shuffled draws these arms alone.
+Inputs are files, or folders that are searched for log.jsonl (train.py), probe.json (probe.py) and
+results.jsonl (grid.py). A figure whose logs are missing says what it takes; the others are drawn.
 
-    training       losses while training                 sensitivity    accuracy at (t_ctx, t_tgt)
-    drift          of states and weights, by depth       front          accuracy against forgetting
-    rank           effective rank, diversity, by depth   interpolation  base + a * (tuned - base)
-    ratio          drift of JEPA over plain, by cell     forgetting     by masking rate
-    scatter        drift against forgetting, with r      ablation       gain over plain, by arm
+    training    losses while training               scatter     drift against forgetting, with r
+    drift       of states and weights, by depth     ablation    gain over plain, by arm
+    ratio       drift of JEPA over plain            front       accuracy against forgetting
 
 n counts seeds. Bands and lines over seeds are 95 % intervals by Student's t, from three seeds up;
 that of r is Fisher's, from four up.
@@ -21,7 +18,6 @@ import math
 import os
 import statistics
 import sys
-import textwrap
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -29,14 +25,15 @@ from pathlib import Path
 from typing import Literal
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))           # a script in a folder: the modules lie one above
+sys.path.insert(0, str(ROOT))  # the modules are one folder up
+
+from configurator import run  # first: it sets variables that torch reads
 
 import numpy as np
 import pandas as pd
 
 from analysis.arms import ARMS, AT_RATES, label, plain_of, rank_of
-from analysis.frames import Study, by_arm, last_of_each, read_study, run_of
-from configurator import run
+from analysis.frames import Study, by_arm, last_of_each, read_study
 from sampling.view import printable
 from tasks.stats import Z, half_95
 
@@ -62,8 +59,8 @@ class PlotConfig:
     inputs: tuple[str, ...] = ()        # files or folders of a study's logs, separated by commas
     out: str = "figures"                # a folder for {figure}.png and {figure}.svg
     arms: tuple[str, ...] = ()          # only these, as grid.py names them; empty: all
-    figure: Literal["all", "training", "drift", "rank", "ratio", "scatter", "ablation",
-                    "sensitivity", "front", "interpolation", "forgetting"] = "all"
+    figure: Literal["all", "training", "drift", "ratio", "scatter", "ablation",
+                    "front"] = "all"    # which one to draw
 
 
 def main(cfg: PlotConfig):
@@ -104,20 +101,20 @@ def save(figure, file, kind: str):
 # what is compared, and how it is drawn
 
 
-def largest_cell(runs: pd.DataFrame, lacking: str):
-    """Return the runs of the cell that has most, arm by arm, and a sentence on the others."""
-    if runs.empty:
+def most_runs(frame: pd.DataFrame, lacking: str):
+    """Return the rows of the folder with most runs, arm by arm, and a sentence on the others."""
+    if frame.empty:
         raise ValueError(lacking)
-    sizes = runs.groupby("cell", sort=False)["run"].nunique()
-    cell, left_out = sizes.idxmax(), sizes.sum() - sizes.max()
-    said = f" {left_out} runs of other cells are left out." if left_out else ""
-    return by_arm(runs[runs["cell"] == cell]), f"{short(cell, 80)}.{said}"
+    sizes = frame.groupby("config", sort=False)["run"].nunique()
+    config, left_out = sizes.idxmax(), sizes.sum() - sizes.max()
+    said = f" {left_out} runs of other folders are left out." if left_out else ""
+    return by_arm(frame[frame["config"] == config]), f"{short(config, 80)}.{said}"
 
 
-def best_group(results: pd.DataFrame, size) -> pd.DataFrame:
-    """Return the results of one config, task and split: on test if possible, then by size."""
+def best_group(results: pd.DataFrame) -> pd.DataFrame:
+    """Return the results of one config, task and split: on test if possible, then by number."""
     groups = [group for _, group in results.groupby(["config", "task", "split"], sort=False)]
-    return max(groups, key=lambda group: (group["split"].iloc[0] == "test", size(group)),
+    return max(groups, key=lambda group: (group["split"].iloc[0] == "test", len(group)),
                default=results)
 
 
@@ -126,9 +123,9 @@ def pearson(x, y) -> tuple[float, float, float]:
     n = len(x)
     if n < 2 or len(set(x)) < 2 or len(set(y)) < 2:
         return math.nan, math.nan, math.nan
-    r = max(-1.0, min(1.0, statistics.correlation(x, y)))
-    if n < 4 or abs(r) == 1:
-        return (r, r, r) if n > 3 else (r, math.nan, math.nan)
+    r = statistics.correlation(x, y)
+    if n < 4 or abs(r) >= 1:
+        return r, math.nan, math.nan
     half = Z / math.sqrt(n - 3)
     return r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)
 
@@ -150,32 +147,31 @@ def short(text, length: int = 24) -> str:
 
     matplotlib leaves names that begin with an underscore out of legends.
     """
-    text = printable(str(text)).replace("\n", " ").encode("utf-8", "replace").decode()
+    text = printable(str(text)).replace("\n", " ")
     text = text if len(text) <= length else text[:length - 1] + "\u2026"
     return " " + text if text.startswith("_") else text
 
 
-def curves(ax, frame: pd.DataFrame, x: str, y: str, dodge: float = 0.0, gap: float | None = None):
+def curves(ax, frame: pd.DataFrame, x: str, y: str, dodge: float = 0.0, gap: tuple = ()):
     """Draw y over x: for each arm the mean of its runs, wherever all of them have a value.
 
     A few arms also show their runs as thin lines and the interval of the mean as a band. dodge
-    moves the arms apart; lines are broken at x = gap.
+    moves the arms apart; lines are broken at the x in gap.
     """
     arms = list(frame["arm"].unique())
     for k, arm in enumerate(arms):
-        runs = frame[frame["arm"] == arm].pivot_table(index=x, columns="run", values=y)
+        runs = frame[frame["arm"] == arm].pivot_table(index=x, columns="run", values=y).dropna()
         if runs.empty:
             continue
-        mean, style = runs.dropna().mean(axis=1), style_of(arm)
-        if gap is not None:
-            mean.loc[gap] = math.nan
-        mean = mean.sort_index()
+        half = runs.apply(half_95, axis=1)
+        xs = sorted([*runs.index, *gap])
+        runs, half = runs.reindex(xs), half.reindex(xs)     # nan in the gap
+        mean, style = runs.mean(axis=1), style_of(arm)
         at = mean.index + (k - (len(arms) - 1) / 2) * dodge
         ax.plot(at, mean, **style, markevery=max(1, len(mean) // 6),
                 label=f"{short(label(arm))}, n = {len(runs.columns)}")
         if len(arms) <= FEW:
-            half = runs.dropna().apply(half_95, axis=1).reindex(mean.index)
-            ax.plot(at, runs.reindex(mean.index), color=style["color"], linewidth=0.5, alpha=0.6)
+            ax.plot(at, runs, color=style["color"], linewidth=0.5, alpha=0.6)
             ax.fill_between(at, mean - half, mean + half, color=style["color"], alpha=0.2,
                             linewidth=0)
 
@@ -200,14 +196,13 @@ def line_at(ax, at: float = 0.0, vertical: bool = False):
 
 def log_axis(ax):
     """Make the y axis logarithmic, with a few plain numbers even on less than a decade."""
-    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
+    from matplotlib.ticker import LogLocator
     ax.set_yscale("log")
     low, high = ax.yaxis.get_view_interval()
     subs = (1,) if high / low > 100 else (1, 3) if high / low > 10 else (1, 1.5, 2, 3, 5, 7)
     ax.yaxis.set_major_locator(LogLocator(subs=subs, numticks=6))
-    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.minorticks_off()
 
 
 # ----------------------------------------------------------------------------------------------
@@ -219,7 +214,7 @@ MEANS = f"Lines are means over the n seeds, bands (up to {FEW} arms) 95 % interv
 
 
 def training(study: Study):
-    log, said = largest_cell(study.log, "it takes log.jsonl of runs of train.py")
+    log, said = most_runs(study.log, "it takes log.jsonl of runs of train.py")
     held_out = [column for column in log if column.startswith("held-out ")][:2]
     panels = [column for column in ("diffusion", "jepa", *held_out) if log[column].notna().any()]
     if not panels:
@@ -227,91 +222,60 @@ def training(study: Study):
     figure, grid = axes(0.4 + 1.05 * len(panels), len(panels), sharex=True)
     for ax, column in zip(grid[:, 0], panels):
         curves(ax, log, "step", column)
-        floor = log[log["arm"] == "jepa"].groupby("step")["jepa_floor"].mean().dropna()
+        floor = log.dropna(subset=["jepa_floor"])
         if column == "jepa" and len(floor):
+            floor = floor[floor["arm"] == floor["arm"].iloc[0]].groupby("step")["jepa_floor"].mean()
             ax.plot(floor, color="black", linewidth=0.8, linestyle=":", label="constant predictor")
         log_axis(ax)
-        name = {"jepa": "JEPA"}.get(column, column)
-        ax.set_ylabel(short(name, 20).replace("held-out ", "held-out\n") + " loss")
+        name = "JEPA" if column == "jepa" else short(column, 20).replace("held-out ", "held-out\n")
+        ax.set_ylabel(f"{name} loss")
     grid[-1, 0].set_xlabel("optimizer step")
     legend_above(figure)
     return figure, (f"Losses while training, {said} {MEANS} Held-out losses are means over t; "
                     f"constant predictor: the least JEPA loss that ignores the input.")
 
 
-def by_position(runs: pd.DataFrame, x, keys: list[str]) -> pd.DataFrame:
-    """Turn lists with one number for each x into rows; runs with another number of x are left."""
-    same = runs[runs[keys[0]].map(len) == len(x)]
-    rows = same[["run", "arm", *keys]].explode(keys, ignore_index=True)
-    rows["x"] = list(x) * len(same)
-    return rows.astype(dict.fromkeys(keys, float))
-
-
-def by_depth(study: Study, panels: dict):
-    """Draw a panel for each {key of probe.json: its name}; the norm's state has its own scale."""
-    runs, said = largest_cell(last_of_each(study.probed), NO_PROBE)
-    probe = probe_of(study, runs)
-    depths, last = probe["depths"], len(probe["depths"]) - 1
-    rows = by_position(runs, range(last + 1), list(panels))
-    figure, grid = axes(0.5 + 1.6 * len(panels), len(panels), sharex=True)
-    for ax, (key, name) in zip(grid[:, 0], panels.items()):
-        base = probe["models"][probe["settings"]["base"]][key]
-        if any(base):                   # a base has no drift
-            ax.plot(base[:-1], color="black", linewidth=0.8, label="base")
-            ax.plot(last, base[-1], color="black", marker="_", markersize=9)
-        curves(ax, rows, "x", key, min(0.12, 0.6 / max(1, rows["arm"].nunique() - 1)), last - 0.5)
-        ax.set_ylabel(name)
+def drift(study: Study):
+    """Draw drift by depth. The norm's state has a scale of its own, so no line leads there."""
+    runs, said = most_runs(last_of_each(study.probed), NO_PROBE)
+    panels, depths = ["drift", "weight_drift"], runs["depths"].iloc[0]
+    rows = runs[["run", "arm", *panels]].explode(panels).astype(dict.fromkeys(panels, float))
+    rows["depth"] = rows.groupby("run").cumcount()
+    last = len(depths) - 1              # the norm
+    dodge = min(0.12, 0.6 / max(1, rows["arm"].nunique() - 1))
+    figure, grid = axes(3.7, 2, sharex=True)
+    for ax, key in zip(grid[:, 0], panels):
+        curves(ax, rows, "depth", key, dodge, gap=(last - 0.5,))
+        ax.set_ylabel(f"drift of {'weights' if key == 'weight_drift' else 'states'}")
         ax.set_ylim(bottom=0)
     every = max(1, -(-last // 8))       # as many blocks as there is room for
     shown = [0, *range(every, last - every // 2, every), last]
     grid[-1, 0].set_xticks(shown, [depths[n] for n in shown])
     grid[-1, 0].set_xlabel("block")
     legend_above(figure)
-    return figure, f"{texts_of(probe)}; {said} {MEANS}"
-
-
-def probe_of(study: Study, runs: pd.DataFrame) -> dict:
-    """Return the first probe.json that has one of these runs."""
-    names = set(runs["name"])
-    return next(probe for probe in study.probes if names & set(probe["models"]))
-
-
-def texts_of(probe: dict) -> str:
-    return (f"{probe['n']} texts of {short(probe['settings']['text'])}, {probe['tokens']:,} "
-            f"tokens")
-
-
-def drift(study: Study):
-    figure, said = by_depth(study, {"drift": "drift of states", "weight_drift": "drift of weights"})
-    return figure, f"Distance from the base, relative to its length, by depth: {said}"
-
-
-def rank(study: Study):
-    figure, said = by_depth(study, {"effective_rank": "effective rank",
-                                    "diversity": "cosine diversity"})
-    return figure, f"Pooled states by depth; a rank is at most the number of texts - 1: {said}"
+    return figure, (f"Distance from the base, relative to its length, by depth: "
+                    f"{short(runs['texts'].iloc[0], 80)}; {said} {MEANS}")
 
 
 def ratio(study: Study):
-    """Divide JEPA's drift by that of the plain run with the same seed, by cell and t_tgt."""
+    """Divide JEPA's drift by that of the plain run with the same seed, by config and rates."""
     runs = last_of_each(study.probed)
     plain = runs[runs["arm"] == "plain"]
     jepa = runs[runs["arm"].isin(["jepa", *AT_RATES])]
-    both = jepa.merge(plain, on=["cell", "seed"], suffixes=("", "_plain"))
+    both = jepa.merge(plain, on=["config", "seed"], suffixes=("", "_plain"))
     if both.empty:
-        raise ValueError("it takes a probe.json with a plain and a JEPA run of one cell and seed")
+        raise ValueError("it takes a probe.json with a plain and a JEPA run of one seed")
     both["log_ratio"] = np.log(both["mean_drift"] / both["mean_drift_plain"])
-    groups = both.groupby(["cell", "t_tgt"], sort=False, dropna=False)["log_ratio"]
-    figure, grid = axes(0.6 + 0.6 * len(groups))
+    groups = by_arm(both).groupby(["config", "arm"], sort=False)["log_ratio"]
+    figure, grid = axes(0.6 + 0.4 * len(groups))
     ax, names = grid[0, 0], []
-    for y, ((cell, t_tgt), ratios) in enumerate(groups):
+    for y, ((config, arm), ratios) in enumerate(groups):
         half = half_95(list(ratios))
         ax.plot(np.exp([ratios.mean() - half, ratios.mean() + half]), [y, y], color="#444444")
         ax.plot(np.exp(ratios), [y] * len(ratios), color=style_of("jepa")["color"], marker="o",
                 linestyle="none", markersize=3.5, alpha=0.7, markeredgewidth=0)
         ax.plot(np.exp(ratios.mean()), y, color="black", marker="|", markersize=10)
-        words = short(f"{cell}, t_tgt {t_tgt}, n = {len(ratios)}", 90)
-        names.append(textwrap.fill(words.replace(" ", "\xa0").replace(",\xa0", ", "), 24))
+        names.append(f"{short(config)}\n{short(label(arm))}, n = {len(ratios)}")
     line_at(ax, 1, vertical=True)
     ax.set_yticks(range(len(groups)), names)
     ax.set_ylim(len(groups) - 0.5, -0.5)
@@ -322,7 +286,7 @@ def ratio(study: Study):
 
 
 def scatter(study: Study):
-    every, said = largest_cell(study.probed, NO_PROBE)
+    every, said = most_runs(study.probed, NO_PROBE)
     figure, grid = axes(2.9)
     ax = grid[0, 0]
     for arm, checkpoints in every.groupby("arm", sort=False):
@@ -357,7 +321,7 @@ def gains_of(results: pd.DataFrame) -> pd.DataFrame:
 
 def ablation(study: Study):
     """Draw a bar for each arm: the mean gain over its plain run, by number of shots."""
-    gains = by_arm(best_group(gains_of(study.chosen), len))
+    gains = by_arm(best_group(gains_of(study.results)))
     if gains.empty:
         raise ValueError("it takes results.jsonl with scores of the arm `plain` and of another one")
     arms = sorted(gains["arm"].unique(), key=lambda arm: (arm == "jepa", rank_of(arm)))
@@ -391,56 +355,19 @@ def ablation(study: Study):
 def group_of(results: pd.DataFrame) -> str:
     """Name the questions of a group of results."""
     first, n = results.iloc[0], " or ".join(f"{n:,}" for n in sorted(set(results["n"])))
-    return f"{short(first['config'], 40)}: {n} questions, {short(first['task'])} " \
-           f"{short(first['split'])}"
-
-
-def sensitivity(study: Study):
-    """Colour accuracy by (t_ctx, t_tgt), on a scale of at least 20 points: noise looks alike."""
-    of_rates = study.chosen["arm"].isin(["jepa", "symmetric", "reversed", *AT_RATES])
-    found = best_group(study.chosen[of_rates].dropna(subset=["t_ctx", "t_tgt"]),
-                       lambda group: len(group[["t_ctx", "t_tgt"]].drop_duplicates()))
-    if len(found[["t_ctx", "t_tgt"]].drop_duplicates()) < 2:
-        raise ValueError("it takes results.jsonl with JEPA at two or more pairs (t_ctx, t_tgt)")
-    cells = found.groupby(["n_shot", "t_ctx", "t_tgt"])["accuracy"].agg(["mean", "std", "count"])
-    low, high = sorted(set(found["t_ctx"])), sorted(set(found["t_tgt"]))
-    shots = sorted(set(found["n_shot"]))
-    middle = (cells["mean"].min() + cells["mean"].max()) / 2
-    half = max(10.0, cells["mean"].max() - middle)
-    figure, grid = axes(0.75 + (0.4 * len(low) + 0.25) * len(shots), len(shots), sharex=True)
-    for ax, n_shot in zip(grid[:, 0], shots):
-        at_shot = cells.loc[n_shot]
-        values = at_shot["mean"].unstack().reindex(index=low, columns=high)
-        image = ax.imshow(values.to_numpy(float), cmap="cividis", vmin=middle - half,
-                          vmax=middle + half, aspect="auto")
-        for (t_ctx, t_tgt), (mean, sd, n) in at_shot.iterrows():
-            sd = "" if math.isnan(sd) else f"sd {sd:.1f}, "
-            ax.text(high.index(t_tgt), low.index(t_ctx), f"{mean:.1f}\n{sd}n = {n:.0f}",
-                    ha="center", va="center", fontsize=6,
-                    color="black" if image.norm(mean) > 0.45 else "white")
-        ax.grid(visible=False)
-        ax.set_yticks(range(len(low)), [f"{t:g}" for t in low])
-        ax.set_ylabel("t_ctx")
-        ax.set_title(f"{n_shot}-shot")
-    grid[-1, 0].set_xticks(range(len(high)), [f"{t:g}" for t in high])
-    grid[-1, 0].set_xlabel("t_tgt")
-    figure.colorbar(image, ax=grid[:, 0].tolist(), pad=0.02).set_label("accuracy, %", labelpad=2)
-    return figure, (f"Accuracy of JEPA at masking rates (t_ctx, t_tgt), mean over n seeds, "
-                    f"{group_of(found)}. Blank: not run.")
+    return f"{short(first['config'], 40)}: {n} questions, {short(first['task'])} {first['split']}"
 
 
 def front(study: Study):
-    """Set accuracy against forgetting by the probe, else by preserve.py, else by the run's log."""
-    scores, last = study.chosen, last_of_each(study.probed)
-    loss = dict(zip(last["run"], last["forgetting"])) if len(last) else {
-        run_of(name): numbers["wikitext"]["minus_base"] for summary in study.summaries
-        for name, numbers in summary["models"].items() if numbers.get("wikitext")}
-    found = scores.assign(forgetting=scores["run"].map(loss).astype(float))
-    found = (found if found["forgetting"].notna().any() else scores).dropna(subset=["forgetting"])
-    found = best_group(found, len)
+    """Set accuracy against forgetting, by the probe, or without one by the runs' held-out loss."""
+    found, last = study.results, last_of_each(study.probed)
+    if len(last):
+        loss = dict(zip(last["run"], last["forgetting"]))
+        found = found.assign(forgetting=found["run"].map(loss).astype(float))
+    found = best_group(found.dropna(subset=["forgetting"]))
     if found.empty:
         raise ValueError("it takes results.jsonl with losses of another corpus (forget_task), or "
-                         "probe.json or summary.json of the same runs")
+                         "a probe.json of the same runs")
     found = found[found["n_shot"] == found["n_shot"].mode()[0]]
     figure, grid = axes(2.9)
     ax = grid[0, 0]
@@ -469,45 +396,8 @@ def pareto(points) -> list[tuple]:
     return best
 
 
-def interpolation(study: Study):
-    lacking = "it takes a probe.json that was measured with --scales=..."
-    last = last_of_each(study.probed)
-    last = last[last["scales"].map(bool)] if "scales" in last else last.head(0)
-    runs, said = largest_cell(last, lacking)
-    rows = []
-    for run, arm, scales, *end in zip(*(runs[key] for key in ("run", "arm", "scales", "mean_drift",
-                                                              "forgetting"))):
-        blends = {blend["scale"]: (blend["mean_drift"], blend["forgetting"]) for blend in scales}
-        for scale, numbers in (blends | {0.0: (0.0, 0.0), 1.0: end}).items():
-            rows.append([run, arm, scale, *numbers])
-    rows = pd.DataFrame(rows, columns=["run", "arm", "scale", "mean drift", "forgetting"])
-    figure, grid = axes(3.4, 2, sharex=True)
-    for ax, name in zip(grid[:, 0], ("mean drift", "forgetting")):
-        curves(ax, rows, "scale", name)
-        line_at(ax)
-        ax.set_ylabel(name)
-    grid[-1, 0].set_xlabel("a, of base + a (tuned - base)")
-    legend_above(figure)
-    return figure, f"Weights between the base (a = 0) and the tuned model (a = 1), {said} {MEANS}"
-
-
-def forgetting(study: Study):
-    runs, said = largest_cell(last_of_each(study.probed), NO_PROBE)
-    probe = probe_of(study, runs)
-    rows = by_position(runs, probe["settings"]["rates"], ["forgetting_by_rate"])
-    figure, grid = axes(2.4)
-    curves(grid[0, 0], rows, "x", "forgetting_by_rate")
-    line_at(grid[0, 0])
-    grid[0, 0].set_xlabel("masking rate t")
-    grid[0, 0].set_ylabel("forgetting: loss minus base")
-    legend_above(figure)
-    return figure, (f"Loss per masked token minus the base's, by masking rate: {texts_of(probe)}; "
-                    f"{said} {MEANS}")
-
-
-FIGURES = {"training": training, "drift": drift, "rank": rank, "ratio": ratio, "scatter": scatter,
-           "ablation": ablation, "sensitivity": sensitivity, "front": front,
-           "interpolation": interpolation, "forgetting": forgetting}
+FIGURES = {"training": training, "drift": drift, "ratio": ratio, "scatter": scatter,
+           "ablation": ablation, "front": front}
 
 
 if __name__ == "__main__":

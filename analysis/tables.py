@@ -1,6 +1,6 @@
 """The paper's tables with our numbers beside them, in markdown, from the results on file.
 
-    python analysis/tables.py --results=out/grid/results.jsonl --out=tables.md
+    python analysis/tables.py --results=out/grid/results.jsonl
 
 Scores are in %, as mean (sd) over n seeds, ddof = 1. A +- is half of a 95 % interval by Student's
 t, from three seeds up. Differences are paired by seed, their p is Student's t; Holm's is adjusted
@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))           # a script in a folder: the modules lie one above
+sys.path.insert(0, str(ROOT))  # the modules are one folder up
+
+from configurator import run  # first: it sets variables that torch reads
 
 import pandas as pd
 
-from analysis.arms import label, plain_of, rank_of
-from analysis.frames import at_chosen, choose, frame_of, pairs_of, read_results, tested
-from configurator import run
+from analysis.arms import AT_RATES, label, plain_of, rank_of
+from analysis.frames import at_chosen, frame_of, pairs_of, read_results, run_of
 from tasks.answers import read_common
 from tasks.files import read_json
 from tasks.stats import half_95, holm, mcnemar, t_test
@@ -59,9 +60,8 @@ PRESERVED = {       # table 3, of llada8b_gsm8k_wide_t: Wikitext loss minus the 
 
 @dataclass
 class TablesConfig:
-    results: tuple[str, ...] = ()       # of grid.py; empty: out/grid/results.jsonl, if it is there
-    preserve: tuple[str, ...] = ()      # of preserve.py; empty: out/preserve/summary.json, likewise
-    out: str = ""                       # a file to write, such as tables.md; empty: print
+    results: tuple[str, ...] = ("out/grid/results.jsonl",)  # of grid.py, separated by commas
+    preserve: tuple[str, ...] = ()      # summary.json files of preserve.py
 
 
 class Table(NamedTuple):
@@ -71,17 +71,7 @@ class Table(NamedTuple):
 
 
 def main(cfg: TablesConfig):
-    results = cfg.results or existing("out/grid/results.jsonl")
-    preserve = cfg.preserve or existing("out/preserve/summary.json")
-    text = render(read_results(results), [read_json(path) for path in preserve])
-    if cfg.out:
-        Path(cfg.out).write_text(text + "\n")
-    else:
-        print(text)
-
-
-def existing(path: str) -> list[str]:
-    return [path] if Path(path).is_file() else []
+    print(render(read_results(cfg.results), [read_json(path) for path in cfg.preserve]))
 
 
 def render(lines: list[dict], summaries=()) -> str:
@@ -90,8 +80,8 @@ def render(lines: list[dict], summaries=()) -> str:
     for table in tables_of(frame_of(lines), summaries):
         header = list(table.cells.columns)
         rows = [header, ["---"] * len(header), *table.cells.values.tolist()]
-        parts.append("\n".join([f"## {table.name}\n", *("| " + " | ".join(row) + " |"
-                                                        for row in rows)]))
+        parts.append(f"## {table.name}")
+        parts.append("\n".join("| " + " | ".join(row) + " |" for row in rows))
         parts += [table.note] * bool(table.note)
     return "\n\n".join(parts)
 
@@ -102,26 +92,32 @@ def tables_of(results: pd.DataFrame, summaries=()) -> list[Table]:
     Configs that have been run come first, then those that the paper alone has.
     """
     best = at_chosen(results)
-    ours = results.groupby("config", sort=False)["arm"].agg(set).to_dict()
-    shots = list(dict.fromkeys([4, 0, *sorted(results["n_shot"])]))
-    rates, ablated = {}, {}
-    for config in [*ours, *(config for config in PUBLISHED if config not in ours)]:
-        arms = {*ours.get(config, ()), *PUBLISHED.get(config, ())} - {"base", "plain", "jepa"}
-        at_rates = {arm for arm in arms if arm.startswith("rates_")}
-        rates[config] = [*sorted(at_rates), "jepa"] if at_rates else []
-        others = sorted(arms - at_rates, key=rank_of)
-        ablated[config] = ["plain", *others, "jepa"] if others else []
-    tables = []
-    for n_shot in shots:
-        shown = set(results["config"][results["n_shot"] == n_shot]) | {
-            config for config in PUBLISHED if published(config, "jepa", n_shot) != NOT_GIVEN}
-        tables.append(main_table(best, [config for config in rates if config in shown], n_shot))
+    ours = list(dict.fromkeys(best["config"]))
+    configs = [*ours, *(config for config in PUBLISHED if config not in ours)]
+    shots = list(dict.fromkeys([4, 0, *sorted(best["n_shot"])]))
+    tables = [main_table(best, configs, n_shot) for n_shot in shots]
+
+    rates, ablated = {}, {}             # {config: arms}
+    for config in configs:
+        arms = {*best["arm"][best["config"] == config], *PUBLISHED.get(config, ())}
+        rates[config] = [arm for arm in AT_RATES if arm in arms]
+        others = arms.difference(AT_RATES, ("base", "plain", "jepa"))
+        ablated[config] = sorted(others, key=rank_of)
+    rates = {config: [*arms, "jepa"] for config, arms in rates.items() if arms}
+    ablated = {config: ["plain", *arms, "jepa"] for config, arms in ablated.items() if arms}
     tables += [beside(best, "Sensitivity to the rates (JEPA: its config's)", rates),
                beside(best, "Ablation (~: the paper has the gain)", ablated)]
-    tables += [controls(best, config, n_shot) for config, arms in ablated.items() if arms
-               for n_shot in shots if len(tested(best, config, "jepa", n_shot)) > 1]
-    tables += [preservation(best, summaries), selection(results, list(ours), shots)]
+    tables += [controls(best, config, n_shot) for config in ablated for n_shot in shots
+               if len(tested(best, config, "jepa", n_shot)) > 1]
+    tables.append(preservation(best, summaries))
     return [table for table in tables if len(table.cells)]
+
+
+def tested(results: pd.DataFrame, config: str, arm: str, n_shot: int) -> pd.DataFrame:
+    """Select an arm's results on test, one a seed, with the seeds as index."""
+    found = results[(results["config"] == config) & (results["arm"] == arm)
+                    & (results["n_shot"] == n_shot) & (results["split"] == "test")]
+    return found.set_index("seed").sort_index()
 
 
 def table(name: str, header: str, rows: list[list[str]], note: str = "") -> Table:
@@ -129,18 +125,20 @@ def table(name: str, header: str, rows: list[list[str]], note: str = "") -> Tabl
 
 
 def main_table(best, configs: list[str], n_shot: int) -> Table:
-    rows = []
+    rows, at_shot = [], best[best["n_shot"] == n_shot]
     for config in configs:
+        paper = [published(config, arm, n_shot) for arm in ("plain", "jepa")]
+        if config not in set(at_shot["config"]) and paper[1] == NOT_GIVEN:
+            continue
         base, plain, jepa = (tested(best, config, arm, n_shot) for arm in ("base", "plain", "jepa"))
         n = sorted({*base["n"], *plain["n"], *jepa["n"]})
         starts = set(best["init_from"][best["config"] == config])
         before = "".join(f"{score:.2f}" for score in base["accuracy"]) or NOT_RUN
-        gain = paired(plain, jepa)
+        gain = gain_of(best, config, "jepa", n_shot)
         rows.append([config, " / ".join(map(str, n)) or NOT_RUN,
                      "from scratch" if starts == {""} else before,
                      spread(plain["accuracy"]), spread(jepa["accuracy"]), pair_in_words(jepa),
-                     interval(gain), p_in_words(p_of(gain)), by_question(plain, jepa),
-                     *(published(config, arm, n_shot) for arm in ("plain", "jepa"))])
+                     interval(gain), p_in_words(p_of(gain)), by_question(plain, jepa), *paper])
     return table(f"{'Main table, ' * (n_shot == 4)}{n_shot}-shot",
                  "config | questions | base | plain | JEPA | lambda, k | JEPA - plain | p, seeds | "
                  "p, questions | paper: plain | paper: JEPA", rows)
@@ -164,76 +162,56 @@ def controls(best, config: str, n_shot: int) -> Table:
     found = best[(best["config"] == config) & (best["n_shot"] == n_shot)
                  & (best["split"] == "test") & (best["arm"] != "base")]
     means = found.groupby("arm")["accuracy"].mean().sort_values(ascending=False, kind="stable")
-    runs = {arm: tested(best, config, arm, n_shot) for arm in means.index}
-    under_jepa = {arm: paired(own, runs["jepa"]) for arm, own in runs.items() if arm != "jepa"}
-    p = {arm: p_of(values) for arm, values in under_jepa.items()}
+    lead = {arm: gain_of(best, config, "jepa", n_shot, over=arm) for arm in means.index}
+    p = {arm: p_of(values) for arm, values in lead.items()}
     adjusted = holm({arm: value for arm, value in p.items() if not math.isnan(value)})
     rows = []
-    for arm, own in runs.items():
+    for arm in means.index:
+        own = tested(best, config, arm, n_shot)
         gain = gain_of(best, config, arm, n_shot)
-        grown = gain_of(best, config, arm, n_shot, "other")
+        grown = gain_of(best, config, arm, n_shot, column="other")
         rows.append([label(arm), spread(own["accuracy"]), interval(gain), p_in_words(p_of(gain)),
-                     interval(under_jepa.get(arm, [])), p_in_words(p.get(arm, math.nan)),
+                     interval(lead[arm]), p_in_words(p[arm]),
                      p_in_words(adjusted.get(arm, math.nan)),
                      *(spread(own[loss], ".3f") for loss in ("low_t", "high_t", "other")),
                      interval(grown, "+.3f")])
-    effects = [paired(tested(best, config, f"plain{end}", n_shot),
-                      tested(best, config, f"jepa{end}", n_shot)) for end in ("", "_uniform")]
-    values = list((effects[0] - effects[1]).dropna())
-    note = (f"(JEPA - plain) - (JEPA - plain, both with t ~ U(0, 1)) = {interval(values)}, p = "
-            f"{p_in_words(p_of(values))}") if values else ""
+    note, effects = "", [gain_of(best, config, arm, n_shot) for arm in ("jepa", "jepa_uniform")]
+    values = (effects[0] - effects[1]).dropna()
+    if len(values):
+        note = (f"(JEPA - plain) - (JEPA - plain, both with t ~ U(0, 1)) = {interval(values)}, p = "
+                f"{p_in_words(p_of(values))}")
     return table(f"Controls: {config}, {n_shot}-shot",
                  "arm | score | - plain | p | JEPA - arm | p | p, Holm | loss at least t | "
                  "at greatest t | other corpus | - plain", rows, note)
 
 
 def preservation(best, summaries) -> Table:
-    """Set what was kept beside the paper's. A model whose path ends like a folder of the grid is
-    that arm of that config."""
-    is_test = best[best["split"] == "test"]
-    folders = {Path(answers).parent.parts[-2:]: (config, arm) for answers, config, arm in
-               zip(is_test["answers"], is_test["config"], is_test["arm"])}
-    models = {("llada8b_gsm8k_wide_t", arm): {} for arm in PRESERVED}
+    """Set what was kept beside the paper's. A model of a grid is an arm of a config."""
+    of_run = dict(zip(best["run"], zip(best["config"], best["arm"])))
+    wide_t = "llada8b_gsm8k_wide_t"
+    models = {(wide_t, arm): [] for arm in PRESERVED}
     for summary in summaries:
         for name, scores in summary["models"].items():
-            is_base = name == summary["settings"]["base"]
-            starts = set(best["config"][best["init_from"] == name]) if is_base else ()
-            own = folders.get(Path(name).parts[-2:], (name, "base" if is_base else "-"))
-            for group in [(config, "base") for config in sorted(starts)] or [own]:
-                models.setdefault(group, {})[name] = scores
+            keys = [of_run.get(run_of(name), (name, "-"))]
+            if name == summary["settings"]["base"]:
+                starts = set(best["config"][best["init_from"] == name]) or {name}
+                keys = [(config, "base") for config in sorted(starts)]
+            for key in keys:
+                models.setdefault(key, []).append(scores)
     rows = []
     for (config, arm), found in models.items():
-        paper = PRESERVED.get(arm) if config == "llada8b_gsm8k_wide_t" else None
+        paper = PRESERVED.get(arm) if config == wide_t else None
         loss, mmlu = paper or (NOT_GIVEN, NOT_GIVEN)
-        losses = [scores["wikitext"]["minus_base"] for scores in found.values()]
-        shares = [100 * scores["mmlu"]["accuracy"] for scores in found.values()]
+        losses = [scores["wikitext"]["minus_base"] for scores in found]
+        shares = [100 * scores["mmlu"]["accuracy"] for scores in found]
         rows.append([config, label(arm), spread(losses, "+.4f"), loss, spread(shares), mmlu])
     return table("Base preservation", "config or model | arm | Wikitext loss minus base | paper | "
                  "MMLU | paper", rows)
 
 
-def selection(results, configs, shots) -> Table:
-    """Subtract the chosen (lambda, depth) from the best on test: what choosing on test adds."""
-    rows = []
-    for config, n_shot in ((config, n_shot) for config in configs for n_shot in shots):
-        jepa, chosen = tested(results, config, "jepa", n_shot), choose(results, config)
-        n_pairs = len(pairs_of(results[(results["config"] == config) & (results["arm"] == "jepa")]))
-        scores = jepa.pivot_table(index=["lambda", "depth"], columns="seed",
-                                  values="accuracy").dropna(axis=1)
-        if chosen in scores.index and len(scores) == n_pairs > 1 and len(scores.columns):
-            means = scores.mean(axis=1)
-            picks = ["{:.2f} ({:g}, {})".format(means[pair], *pair)
-                     for pair in (chosen, means.idxmax())]
-            rows.append([config, str(n_shot), str(n_pairs), str(len(scores.columns)), *picks,
-                         f"{means.max() - means[chosen]:+.2f}",
-                         f"{scores.max(axis=None) - means[chosen]:+.2f}"])
-    return table("Best of n on test", "config | shots | (lambda, k) | seeds | chosen on "
-                 "validation | best on test | gain | gain of the best single run", rows)
-
-
 def published(config: str, arm: str, n_shot: int) -> str:
     both = PUBLISHED.get(config, {}).get(arm, (NOT_GIVEN, NOT_GIVEN))
-    return dict(zip((0, 4), both)).get(n_shot, NOT_GIVEN)
+    return {0: both[0], 4: both[1]}.get(n_shot, NOT_GIVEN)
 
 
 def pair_in_words(runs: pd.DataFrame) -> str:
@@ -249,16 +227,13 @@ def spread(values, form: str = ".2f") -> str:
     return f"{statistics.mean(values):{form}} (sd {sd:{form.strip('+')}}, n = {len(values)})"
 
 
-def gain_of(best, config: str, arm: str, n_shot: int, column: str = "accuracy") -> pd.Series:
-    """Subtract an arm's plain from it, seed by seed; nothing is left for a plain arm."""
-    own = tested(best, config, arm, n_shot)
-    plain = tested(best, config, plain_of(arm), n_shot)
-    return paired(plain, own if arm != plain_of(arm) else own.head(0), column)
-
-
-def paired(first, second, column: str = "accuracy") -> pd.Series:
-    """Subtract the first from the second, for each seed that both have."""
-    return (second[column] - first[column]).dropna()
+def gain_of(best, config: str, arm: str, n_shot: int, over: str = "", column: str = "accuracy"):
+    """Subtract another arm, or else its plain, from an arm, for each seed that both have."""
+    over = over or plain_of(arm)
+    if arm == over:
+        return pd.Series(dtype=float)
+    own, other = (tested(best, config, name, n_shot)[column] for name in (arm, over))
+    return (own - other).dropna()
 
 
 def interval(values, form: str = "+.2f") -> str:
@@ -269,9 +244,11 @@ def interval(values, form: str = "+.2f") -> str:
 
 
 def p_of(values) -> float:
+    """Return the p of a mean difference, by Student's t; nan for fewer than two values."""
     n, values = len(values), list(values)
-    return t_test(statistics.mean(values), statistics.stdev(values) / math.sqrt(n), n - 1) \
-        if n > 1 else math.nan
+    if n < 2:
+        return math.nan
+    return t_test(statistics.mean(values), statistics.stdev(values) / math.sqrt(n), n - 1)
 
 
 def p_in_words(p: float) -> str:

@@ -2,7 +2,7 @@
 
 dllm-hub's open weights (596 M parameters). Fine-tuned in full: 20 bytes a parameter for weights,
 gradients, Adam and EMA are 12 GB, so one 24 GB GPU holds it; a CPU with that much memory does too,
-slowly. Rates and epochs are the paper's; it has not tried this model, and neither have we so far.
+slowly. Rates and epochs are the paper's, which has not tried this model; nor have we so far.
     python train.py config/qwen0.6b_gsm8k.py
 """
 

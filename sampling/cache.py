@@ -31,13 +31,13 @@ class Cache:
         self.columns, self.n_layers_read = columns, 0
         self.row_index = torch.arange(len(columns), device=columns.device)[:, None]
 
-    def pack(self, xt, cos, sin):
+    def enter(self, xt, cos, sin):
         """(B, T) ids -> (B, L) ids, and the angles at their positions, (B, 1, L, D / 2)."""
         if self.columns is None:
             return xt, cos, sin
         return xt.gather(1, self.columns), cos[self.columns][:, None], sin[self.columns][:, None]
 
-    def unpack(self, x):
+    def leave(self, x):
         return x
 
     @torch.compiler.disable             # it counts the layers

@@ -1,4 +1,4 @@
-"""What generating costs: forward passes, tokens and seconds."""
+"""The cost of generating: forward passes, tokens and seconds."""
 from dataclasses import dataclass
 
 

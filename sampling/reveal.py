@@ -1,4 +1,4 @@
-"""Which token a mask becomes, how sure that is, and how many masks a pass reveals.
+"""Rules of revealing: the token a mask becomes, its confidence, and how many a pass reveals.
 
 A forward pass over a partly masked text gives logits at every mask. LLaDA and Dream differ in what
 they do with them (their generate.py and generation_utils.py):
@@ -29,7 +29,7 @@ CacheKind = Literal["none", "prefix", "dual"]
 
 @dataclass
 class Sampling:
-    """How much to generate and how. LLaDA's settings have LLaDA's names, Dream's have Dream's."""
+    """Settings of generating. LLaDA's settings have LLaDA's names, Dream's have Dream's."""
     gen_length: int = 128               # tokens to generate, end-of-text included
     block_length: int = 128             # blocks are finished one after the other, left to right
     steps: int = 128                    # forward passes in all; gen_length: one token per pass
@@ -207,7 +207,7 @@ def generator_of_block(generator, rows: list[int], start: int, s: Sampling):
 
 
 class Schedule:
-    """How many tokens each pass over a block reveals.
+    """The number of tokens that each pass over a block reveals.
 
     LLaDA: equally many, and one more in the first passes if that is uneven. Dream: time goes from 1
     to 1e-3 in equal steps; from t to s a pass reveals the share 1 - s / t of the masks, rounded

@@ -1,7 +1,6 @@
 """Laws of tables.py: numbers as by hand, cells without one say so, validation chooses."""
 import json
 import math
-import os
 import random
 import statistics
 import subprocess
@@ -128,7 +127,7 @@ def test_where_nothing_was_run_every_cell_of_ours_says_so():
         for cells in rows_of(text, name):
             ours = {*list(cells.values())[1:]} - theirs - arms
             assert ours == {"not run"}
-    assert text.count("not run") > 90 and "Best of n" not in text
+    assert text.count("not run") > 90
 
 
 # ---- choosing ----
@@ -154,19 +153,15 @@ def test_the_choice_is_the_mean_on_validation_over_seeds_that_all_have():
     assert chosen({a: {1: 0.1}}, others) == a
 
 
-def test_tables_show_the_pair_of_validation_and_what_test_would_have_added():
+def test_tables_show_the_pair_of_validation_though_another_is_better_on_test():
     a, b = (0.5, 1), (1.0, 3)
     lines = validated({a: {1: 0.6, 2: 0.6}, b: {1: 0.5, 2: 0.5}})
     tested = [line("jepa", 1, 0.3, a), line("jepa", 2, 0.4, a), line("jepa", 1, 0.5, b),
-              line("jepa", 2, 0.8, b)]
-    text = render(lines + tested)
-    assert row(text, "0-shot", "words")[4:6] == [
+              line("jepa", 2, 0.8, b), line("plain", 1, 0.1)]
+    assert row(render(lines + tested), "0-shot", "words")[4:6] == [
         f"35.00 (sd {statistics.stdev([30, 40]):.2f}, n = 2)", "0.5, 1"]
-    assert row(text, "Best of n", "words", "0")[2:] == [
-        "2", "2", "35.00 (0.5, 1)", "65.00 (1, 3)", "+30.00", "+45.00"]
-    assert "Best of n" not in render(lines + tested[:2])
-    text = render(validated({a: {1: 0.5}, b: {2: 0.6}}) + tested)
-    assert row(text, "0-shot", "words")[4] == "not run"
+    text = render(validated({a: {1: 0.5}, b: {2: 0.6}}) + tested)       # nothing is chosen
+    assert row(text, "0-shot", "words")[3:6] == ["10.00 (n = 1)", "not run", "not run"]
 
 
 def test_ablation_takes_each_arm_at_the_chosen_pair_as_far_as_it_has_it():
@@ -294,9 +289,7 @@ def test_bad_files_are_told_in_one_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match="grid.py"):
         read_results([tmp_path / "none.jsonl"])
     for bad in (good + good, good + "{}\n", good + "[1]\n", good + "\0\n", good + "x\n" + good,
-                good.replace("0.5", '"0.5"'), good.replace('"init_from"', '"x"'),
-                good.replace('"lambda": 0.0', '"lambda": "0"'), good.replace("0.5", "NaN"), 
-                good + "[" * 10**5 + "\n"):
+                good.replace("0.5", '"0.5"'), good.replace("0.5", "NaN")):
         path.write_text(bad)
         with pytest.raises(ValueError) as error:
             read_results([path])
@@ -308,17 +301,14 @@ def test_bad_files_are_told_in_one_sentence(tmp_path):
     assert len(read_results([path])) == 1
 
 
-def test_the_script_prints_or_writes_the_same(tmp_path, capsys, monkeypatch):
-    path = write(tmp_path, [line("plain", 1, 0.5)])
-    tables.main(TablesConfig(results=(path,), out=str(tmp_path / "tables.md")))
-    assert capsys.readouterr().out == ""
+def test_the_script_prints_the_tables_of_the_file_of_grid_py(tmp_path, capsys, monkeypatch):
+    path = write(tmp_path / "out/grid", [line("plain", 1, 0.5)])
     done = subprocess.run([sys.executable, str(ROOT / "analysis/tables.py"), f"--results={path}"],
                           cwd=tmp_path, text=True, capture_output=True)
-    assert done.stdout == (tmp_path / "tables.md").read_text() and "words" in done.stdout
-    monkeypatch.chdir(tmp_path)                         # without files: all of it not run
-    tables.main(TablesConfig())
-    assert capsys.readouterr().out.rstrip("\n") == render([])
-    os.makedirs("out/grid")
-    write(Path("out/grid"), [line("plain", 1, 0.5)])
+    assert done.stdout.rstrip("\n") == render(read_results([path])) and "words" in done.stdout
+    monkeypatch.chdir(tmp_path)
     tables.main(TablesConfig())
     assert capsys.readouterr().out == done.stdout
+    Path("out/grid/results.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match="grid.py"):
+        tables.main(TablesConfig())

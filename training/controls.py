@@ -53,7 +53,7 @@ class ControlConfig:
     target: Literal["ema", "online", "frozen", "shuffled", "mean", "random"] = "ema"  # of z_hat
     masks: Literal["independent", "nested"] = "independent"  # nested: the lighter in the heavier
     pool: Literal["visible", "answer_visible", "masked", "all_real"] = "visible"  # what is averaged
-    pool_layer: int = 0                 # embed after so many blocks; 0: after the last
+    pool_layer: int = 0                 # embed after this many blocks; 0: after the last
     pred_width: int = 0                 # bottleneck around the predictor; 0: none
     pred_lr: float = 1.0                # learning rate of the predictor, in units of lr; 0: frozen
     ema_dtype: Literal["float32", "bfloat16"] = "float32"  # of the target; bfloat16 stalls
@@ -132,14 +132,14 @@ class Control(DLLMJEPA):
             self.predictor = Bottleneck(model.config.n_embd, cfg.pred_width,
                                         len(self.predictor.blocks), seed)
         self.predictor.requires_grad_(cfg.pred_lr > 0)
-        self.early = None       # with pool_layer: the online states after so many blocks
+        self.early = None       # with pool_layer: the online states of that block
         if self.pool_layer:
             self.target.blocks = self.target.blocks[:self.pool_layer]
             model.blocks[self.pool_layer - 1].register_forward_hook(
                 lambda block, inputs, x: self.keep(x, layout=inputs[-1]))
 
     def keep(self, x, layout):
-        self.early = layout.unpack(self.model.norm(x))                      # (B, T, C)
+        self.early = layout.leave(self.model.norm(x))                      # (B, T, C)
 
     def summary(self, h, is_masked, maskable, is_content):
         where = {"visible": ~is_masked, "answer_visible": maskable & ~is_masked,

@@ -16,26 +16,26 @@ from training.ranks import agree, gather_from_ranks
 
 
 class Guard:
-    """Two calls: `measured` in every step, `check` after it.
+    """Two calls: `skip_if_not_finite` in every step, `check` after it.
 
-    on_nan: "stop" raises ValueError, "skip" goes on without the update. parts_of(step) -> [(rows,
-    fill)] of this rank's micro-batches; inputs(step, rows, fill) -> the inputs of the objective.
+    on_nan: "stop" raises ValueError, "skip" goes on without the update. micro_batches(step) ->
+    [(rows, fill)] of this rank; inputs(step, rows, fill) -> the inputs of the objective.
     """
 
-    def __init__(self, objective, device, on_nan: str, parts_of, inputs):
+    def __init__(self, objective, device, on_nan: str, micro_batches, inputs):
         self.objective, self.device, self.on_nan = objective, device, on_nan
-        self.parts_of, self.inputs = parts_of, inputs
+        self.micro_batches, self.inputs = micro_batches, inputs
         self.signal_seen = 0            # by this process, at any time
         self.stop_signal = 0            # by any rank, known to all; the loop ends
         self.first_bad = torch.tensor(-1, device=device)
-        self.handlers = {number: signal.signal(number, self.note)
+        self.handlers = {number: signal.signal(number, self.on_signal)
                          for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def note(self, number, frame):
+    def on_signal(self, number, frame):
         self.signal_seen = int(number)
 
-    def measured(self, step: int, grad_norm, optimizer):
-        """Tell the optimizer to leave the weights as they are if grad_norm () is not finite."""
+    def skip_if_not_finite(self, step: int, grad_norm, optimizer):
+        """Set the optimizer's `found_inf` if grad_norm () is not finite: it then does nothing."""
         optimizer.found_inf = 1 - grad_norm.isfinite().float()
         is_first = optimizer.found_inf.bool() & (self.first_bad < 0)
         self.first_bad = torch.where(is_first, step, self.first_bad)
@@ -59,7 +59,7 @@ class Guard:
     @torch.no_grad()
     def explain(self, step: int) -> str:
         """Say which examples of a step have a loss that is not finite, each taken alone."""
-        rows = [(row, fill) for part, fill in self.parts_of(step) for row in part]
+        rows = [(row, fill) for some, fill in self.micro_batches(step) for row in some]
         bad = [-1 if self.objective(*self.inputs(step, [row], fill))[0].isfinite()
                else row.example_id for row, fill in rows]
         if hasattr(self.objective.model, "reshard"):

@@ -1,4 +1,4 @@
-"""What a run studies while it trains: the numbers of diagnostics.py, and the anchor to its base."""
+"""The study of a run while it trains: the numbers of diagnostics.py, and the anchor to its base."""
 import torch
 
 from model import DLLM
@@ -12,7 +12,7 @@ from training.sharding import is_sharded, rows_here
 
 class Study:
     """Three calls in a step: `note` after each micro-batch, `pull` before the optimizer, `numbers`
-    after it. All but the pull cost something only when a log line is due.
+    after it. `note` and `numbers` do nothing unless a log line is due; the pull runs every step.
 
     Make it before the optimizer, which may change how weights are stored.
     """
