@@ -271,9 +271,15 @@ def sentence_of(monkeypatch, cfg=None, *options) -> str:
 # ---- several processes ----
 
 
-def torchrun(*words, n=2):
-    """Run a script of the project under torchrun on n processes -> the finished process."""
-    return python("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}", *words)
+def torchrun_command(*words, n=2) -> list[str]:
+    """Return the command that runs a script on n processes."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}",
+            *map(str, words)]
+
+
+def torchrun(*words, **env):
+    """Run a script under torchrun on two processes -> the finished process."""
+    return python(*torchrun_command(*words)[1:], **env)
 
 
 def options_of(cfg) -> list[str]:
@@ -304,9 +310,9 @@ def write_output_to(log):
 
 
 def output_of(logs):
-    """Return what these processes wrote to stdout and to stderr."""
-    return ["".join(log.with_suffix(kind).read_text("utf-8") for log in logs)
-            for kind in (".out", ".err")]
+    """Return what these processes wrote to stdout and to stderr; they may have had no time to."""
+    files = [[log.with_suffix(kind) for log in logs] for kind in (".out", ".err")]
+    return ["".join(file.read_text("utf-8") for file in some if file.is_file()) for some in files]
 
 
 def script(*words):

@@ -6,6 +6,7 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -20,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import train
-from helpers import (Ranks, assert_same, fingerprint, lines, make_model, run_ranks, seeded,
-                     sentence_of, tensors, wait_until)
+from helpers import (PATIENCE, ROOT, Ranks, assert_same, fingerprint, lines, make_model, options_of,
+                     run_ranks, seeded, sentence_of, tensors, torchrun_command, wait_until)
 from jepa import DLLMJEPA
 from model import DLLM, ModelConfig, row_generators
 from pretrained import weights
@@ -485,6 +486,20 @@ def test_sharded_weights_come_row_by_row_from_the_file_and_go_back(cfg, tmp_path
     make_model(config, seed=1).save(tmp_path / "a")
     main = partial(train_a_sharded_and_a_whole_model, tmp_path)
     run_ranks(cfg, 3, partial(run_instead, main))
+
+
+@pytest.mark.slow
+def test_torchrun_passes_a_sigterm_on_and_leaves_the_time_to_save(cfg):
+    cfg = replace(cfg, max_steps=9999, save_every=9999)
+    process = subprocess.Popen(torchrun_command("train.py", *options_of(cfg)), cwd=ROOT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    log = Path(cfg.out_dir, "log.jsonl")
+    wait_until(lambda: process.poll() is not None or log.exists() and len(lines(cfg.out_dir)) > 3)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode != 0 and "SIGTERM after step" in out, err
+    step = int(Path(newest_checkpoint(cfg.out_dir)).name[5:])
+    assert f"after step {step} of" in out
 
 
 @pytest.mark.slow
