@@ -10,8 +10,8 @@ import torch
 
 from configurator import configure
 from helpers import (DATA, assert_resuming_changes_nothing, assert_same, assert_same_step,
-                     fingerprint, lines, loss_lines, options_of, python, run_ranks, sentence_of,
-                     tensors, torchrun)
+                     fingerprint, lines, loss_lines, options_of, python, run_ranks, script,
+                     sentence_of, tensors, torchrun)
 from jepa import DLLMJEPA
 from model import DLLM, PRESETS, ModelConfig, row_generators
 from pretrained.tokenizer import load_tokenizer
@@ -353,9 +353,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(cfg, monkeypatch):
 @pytest.mark.slow
 def test_the_bare_command_trains_one_model_and_says_how_many_questions_it_answers(tmp_path):
     """With fewer steps and questions: a summary, and the answers of this run alone."""
-    command = ["train.py", "config/tiny.py", f"--out_dir={tmp_path}/out"]
-    for steps, n in ((3, 40), (5, 50)):         # the second run overwrites the first
-        done = python(*command, f"--max_steps={steps}", f"--test_questions={n}")
+    command = ["train.py", "config/tiny.py", f"--out_dir={tmp_path}/out", "--eval_rows=32"]
+    for run, steps, n in ((python, 3, 40), (script, 5, 50)):    # the second overwrites the first
+        done = run(*command, f"--max_steps={steps}", f"--test_questions={n}")
         assert done.returncode == 0, done.stderr
         summary = json.loads((tmp_path / "out/summary.json").read_text())
         assert summary.keys() == {"accuracy", "stderr", "n", "seconds"} and summary["n"] == n
@@ -371,8 +371,8 @@ def test_held_out_loss_falls_on_the_real_gsm8k_rows(tmp_path):
     if not (DATA / "gsm8k").is_dir():
         pytest.skip(f"the GSM8K rows are not at {DATA / 'gsm8k'}")
     cfg = configure(TrainConfig, ["config/gsm8k_bytes.py", f"--out_dir={tmp_path}/run",
-                                  "--max_steps=30", "--eval_rows=16", "--batch_size=4",
-                                  "--eval_every=30",
+                                  "--max_steps=20", "--eval_rows=8", "--batch_size=4",
+                                  "--eval_every=20",
                                   f"--data_dir={DATA}/gsm8k"])
     main(cfg)
     first, last = [line["held_out"]["gsm8k"] for line in lines(cfg.out_dir) if "held_out" in line]
