@@ -20,6 +20,7 @@ memory includes what all kinds share: model, moments, two copies.
 """
 import copy
 import json
+import math
 import re
 import statistics
 import sys
@@ -41,7 +42,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from analysis.console import print_table
-from analysis.predict import gpu_of, head_flops, parameters, shape_of, trunk_flops
+from analysis.predict import PEAKS, head_flops, name_of, parameters, shape_of, trunk_flops
 from jepa import DLLMJEPA, pool
 from model import NLL_CHUNK, DLLM, ModelConfig, forward_process, row_generators
 from pretrained.device import pick_device, pick_dtype, to_device
@@ -82,7 +83,8 @@ def main(cfg: BenchConfig):
     model.compute_dtype = pick_dtype("auto", device)
     model.checkpoint_activations = cfg.checkpoint_activations
     rows, steps = make_rows(cfg, config), make_steps(cfg, model)
-    name, peaks = gpu_of(device)
+    name = name_of(device)
+    peak = next((flops for gpu, flops in PEAKS.items() if gpu in name), math.nan)
     print(f"{name}, {torch.get_num_threads()} threads, {model.compute_dtype}, "
           f"{sum(parameters(config).values()):,} parameters, {cfg.batch_size} of {len(rows)} rows, "
           f"compile {'on' if cfg.compile else 'off'}\n")
@@ -98,12 +100,12 @@ def main(cfg: BenchConfig):
 
     table = [["", "ms", "/ plain", "tokens/s", "peak GB", "GFLOP", "closed form", "MFU"]]
     for kind, of in found.items():
-        of["mfu"] = of["closed_form"] / of["ms"] * 1000 / peaks[0] if peaks else None
+        mfu = of["closed_form"] / of["ms"] * 1000 / peak
         table.append([kind, f"{of['ms']:.1f}", f"{of['over_plain']:.3f}",
                       f"{of['tokens_per_s']:.0f}",
                       f"{of['peak_gb']:.2f}" if of["peak_gb"] else "n/a",
                       f"{of['flops'] / 1e9:.2f}", f"{of['closed_form'] / 1e9:.2f}",
-                      f"{of['mfu']:.1%}" if peaks else "n/a"])
+                      "n/a" if math.isnan(peak) else f"{mfu:.1%}"])
     print_table(table)
     if cfg.json:
         print(json.dumps({"steps": found, "device": name, "dtype": str(model.compute_dtype),

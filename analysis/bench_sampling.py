@@ -11,8 +11,7 @@
                      random model is never sure, so here a fixed number is revealed
 
 `as exact` is the share of tokens equal to the exact sampler's. A random model has many near-ties,
-so it is far lower here than for a trained model. On a GPU `floor` is the least possible time as a
-share of the measured: each pass reads all weights once and does all products, at the peak rates.
+so it is far lower here than for a trained model.
 """
 import json
 import statistics
@@ -33,7 +32,7 @@ import torch
 from tqdm import tqdm
 
 from analysis.console import print_table
-from analysis.predict import gpu_of, head_dim, head_flops, layer_matrices, shape_of
+from analysis.predict import name_of, shape_of
 from model import DLLM, ModelConfig
 from pretrained.device import pick_device, pick_dtype
 from sample import generate
@@ -81,8 +80,7 @@ def main(cfg: SamplingBenchConfig):
             "dual": partial(first_blocks, model, prompts, cfg, "dual", L),
             f"dual, {L / passes:.2f} a pass": partial(first_blocks, model, prompts, cfg, "dual",
                                                       passes)}
-    name, peaks = gpu_of(device)
-    print(f"{name}, {torch.get_num_threads()} threads, {model.compute_dtype}, "
+    print(f"{name_of(device)}, {torch.get_num_threads()} threads, {model.compute_dtype}, "
           f"{sum(p.numel() for p in model.parameters()):,} parameters, {cfg.batch_size} x "
           f"{cfg.prompt_length} + {cfg.gen_length} tokens, {cfg.blocks} blocks of {L}")
 
@@ -93,22 +91,19 @@ def main(cfg: SamplingBenchConfig):
         answer, found[way]["passes"] = ways[way]()
         tokens[way] = answer.cpu()  # synchronises
         found[way]["runs"].append(time.perf_counter() - began)
-    table = [["", "seconds", "passes", "tokens/s", "over exact", "as exact", "floor"]]
+    table = [["", "seconds", "passes", "tokens/s", "over exact", "as exact"]]
     exact = statistics.median(found["exact"]["runs"])
     for way, of in found.items():
         of["seconds"] = statistics.median(of.pop("runs"))
         of["tokens_per_s"] = answer.numel() / of["seconds"]
         of["over_exact"] = exact / of["seconds"]
         of["as_exact"] = (tokens[way] == tokens["exact"]).float().mean().item()
-        of["floor"] = peaks and (floor_seconds(cfg, config, way, of["passes"], *peaks)
-                                 / of["seconds"])
         table.append([way, f"{of['seconds']:.2f}", f"{of['passes']}", f"{of['tokens_per_s']:.1f}",
-                      f"{of['over_exact']:.2f}", f"{of['as_exact']:.1%}",
-                      f"{of['floor']:.1%}" if peaks else "n/a"])
+                      f"{of['over_exact']:.2f}", f"{of['as_exact']:.1%}"])
     print_table(table)
     if cfg.json:
-        print(json.dumps({"ways": found, "device": name, "dtype": str(model.compute_dtype),
-                          "settings": vars(cfg)}))
+        print(json.dumps({"ways": found, "device": name_of(device), "settings": vars(cfg),
+                          "dtype": str(model.compute_dtype)}))
 
 
 def random_model(config: ModelConfig, device) -> DLLM:
@@ -165,24 +160,6 @@ def straightforward(model, prompts, cfg: SamplingBenchConfig):
                 best = confidence[b].topk(1).indices
                 x[b, best] = proposal[b, best]
     return x[:, P:end], cfg.blocks * cfg.block_length
-
-
-def floor_seconds(cfg: SamplingBenchConfig, config: ModelConfig, way: str, passes: int,
-                  flops_per_s: float, bytes_per_s: float) -> float:
-    """Predict the least time of all passes: reading weights (bf16) or products, the longer one."""
-    in_blocks, T = config.n_layer * layer_matrices(config), cfg.prompt_length + cfg.gen_length
-    read = 2 * (in_blocks + config.vocab_size * config.n_embd) / bytes_per_s
-
-    def one_pass(n_tokens):  # that are computed of each row
-        attention = 4 * config.n_layer * n_tokens * T * config.n_head * head_dim(config)
-        flops = 2 * n_tokens * in_blocks + attention + head_flops(config, cfg.block_length)
-        return max(read, cfg.batch_size * flops / flops_per_s)
-    if way.startswith("dual"):
-        return cfg.blocks * one_pass(T) + (passes - cfg.blocks) * one_pass(cfg.block_length)
-    if way == "prefix":
-        after = sum(one_pass(cfg.gen_length - i * cfg.block_length) for i in range(cfg.blocks))
-        return cfg.blocks * one_pass(T) + (passes // cfg.blocks - 1) * after
-    return passes * one_pass(T)
 
 
 if __name__ == "__main__":

@@ -56,10 +56,13 @@ def main(cfg: CompareConfig):
     began, out, options = time.perf_counter(), Path(cfg.out_dir), shlex.split(cfg.train)
     configure(TrainConfig, [cfg.base])  # a mistake in a config is an error before any run
     tune = configure(TrainConfig, [cfg.tune, *options])
-    check(tune, options)
+    if taken := SET_HERE & {option.lstrip("-").partition("=")[0] for option in options}:
+        raise ValueError(f"--train must leave out {', '.join(sorted(taken))}: compare.py sets them")
+    if not tune.lambda_jepa:
+        raise ValueError("lambda_jepa=0 makes both arms the same; choose one above 0")
     prepare_folders(out)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))  # `together` ends its runs
+        signal.signal(number, lambda number, _: sys.exit(128 + number))  # run_all ends its runs
 
     def train(name, *settings):
         return name, ["train.py", *settings, f"--seed={cfg.seed}", f"--device={cfg.device}",
@@ -83,17 +86,6 @@ def main(cfg: CompareConfig):
     print_summary(summary)
 
 
-def check(tune: TrainConfig, options: list[str]):
-    """Raise ValueError for settings under which there would be no fair comparison."""
-    taken = SET_HERE & {option.lstrip("-").partition("=")[0] for option in options}
-    if taken:
-        raise ValueError(f"--train must leave out {', '.join(sorted(taken))}: compare.py sets them")
-    if not tune.lambda_jepa:
-        raise ValueError("lambda_jepa=0 makes both arms the same; choose one above 0")
-    if "RANK" in os.environ:
-        raise ValueError("compare.py starts its own processes: run it without torchrun")
-
-
 def prepare_folders(out: Path):
     """Make the arms' folders, or remove old answers from those that an earlier comparison made.
 
@@ -115,17 +107,13 @@ def prepare_folders(out: Path):
 
 
 def run_all(jobs, n_at_once: int):
-    """Run (arm, command) jobs, n_at_once at a time, each with its share of the cores."""
-    threads = max(1, (os.cpu_count() or 1) // n_at_once)
-    for i in range(0, len(jobs), n_at_once):
-        together(jobs[i:i + n_at_once], threads)
+    """Run (arm, command) jobs, n_at_once at a time, each with its share of the cores.
 
-
-def together(jobs, threads: int = 1):
-    """Run (arm, command) jobs until all have ended. When one fails, end the others: ValueError."""
-    children = []
+    Raises ValueError when one fails, after ending the others.
+    """
+    children, threads = [], max(1, (os.cpu_count() or 1) // n_at_once)
     try:
-        for position, (arm, command) in enumerate(jobs):
+        for position, (arm, command) in enumerate(jobs[:n_at_once]):
             children.append(Child(arm, command, threads, position))
         while any([child.is_running() for child in children]):
             time.sleep(0.2)
@@ -134,6 +122,8 @@ def together(jobs, threads: int = 1):
             child.process.terminate()
         for child in reversed(children):  # the first bar last: it puts the cursor back
             child.close()
+    if jobs[n_at_once:]:
+        run_all(jobs[n_at_once:], n_at_once)
 
 
 class Child:
@@ -159,8 +149,14 @@ class Child:
             if line.strip():
                 self.said = line.rstrip()
                 if self.script != "eval_gsm8k.py":  # all scores come in one table at the end
-                    tqdm.write(f"{self.arm:5} | {self.said}")
-                    sys.stdout.flush()
+                    self.show(self.said)
+
+    def show(self, line: str):
+        try:
+            tqdm.write(f"{self.arm:5} | {line}")
+            sys.stdout.flush()
+        except BrokenPipeError:  # `| head` has closed the pipe: end the run, and so all
+            self.process.terminate()
 
     def is_running(self) -> bool:
         """Return whether the process runs. Raises ValueError if it has failed."""

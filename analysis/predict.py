@@ -18,9 +18,8 @@ import torch
 from analysis.console import print_table
 from model import NLL_CHUNK, PRESETS, ModelConfig
 
-# bf16 FLOPs per second and bytes of memory per second, from the data sheets
-PEAKS = {"A100": (312e12, 2.04e12), "H100": (989e12, 3.35e12), "H200": (989e12, 4.8e12),
-         "B200": (2250e12, 8e12), "4090": (165e12, 1.01e12)}
+# bf16 FLOPs per second, from the data sheets
+PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "4090": 165e12}
 ROWS = 64      # of a training step, packed end to end
 MFU = 0.4      # share of the GPUs' peak that training reaches
 MASKED = 0.12  # share of GSM8K's tokens that t = 0.2 masks: 59 % of the tokens are answers
@@ -42,7 +41,7 @@ def main(cfg: PredictConfig):
         gb = sum(memory(setup, config, tokens).values())
         # a frozen base needs no gradients of weights: its backward costs one forward
         passes = (2 if setup.lora_rank else 3) + setup.is_checkpointed
-        speed = setup.n_gpu * PEAKS[setup.gpu][0] * MFU
+        speed = setup.n_gpu * PEAKS[setup.gpu] * MFU
         times = [f"{(n * trunk + head) / speed:.2f} s" for n in (passes, passes + 1)]
         rows.append([setup.name, f"{gb:.1f}", f"{setup.gigabytes:.0f}", *times])
     print(f"Predicted, not measured: LLaDA-8B, {ROWS} packed rows of {cfg.length} tokens a step, "
@@ -64,10 +63,8 @@ def shape_of(preset: str, n_layer: int = 0, width: int = 0) -> ModelConfig:
     return ModelConfig(**shape)
 
 
-def gpu_of(device) -> tuple[str, tuple[float, float] | None]:
-    """Name the device -> its name, and its PEAKS if they are known."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return name, next((peaks for gpu, peaks in PEAKS.items() if gpu in name), None)
+def name_of(device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def parameters(config: ModelConfig) -> dict:

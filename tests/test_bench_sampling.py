@@ -7,10 +7,8 @@ import pytest
 import torch
 
 from analysis import bench_sampling
-from analysis.bench_sampling import SamplingBenchConfig, floor_seconds
-from analysis.predict import shape_of
+from analysis.bench_sampling import SamplingBenchConfig
 from configurator import run
-from model import PRESETS, ModelConfig
 
 SMALL = SamplingBenchConfig(width=32, batch_size=2, prompt_length=9, gen_length=24,
                             block_length=8, device="cpu", json=True)
@@ -48,19 +46,6 @@ def test_ratios_are_those_of_the_seconds(capsys):
 def test_blocks_of_one_token_are_timed_too(capsys):
     ways = numbers(replace(SMALL, block_length=1), capsys)["ways"]
     assert ways["dual"]["passes"] == 2
-
-
-def test_the_floor_of_a_small_pass_is_reading_the_weights():
-    """LLaDA-8B in bf16 on an H200: 15.0 GB take 3.12 ms."""
-    cfg = SamplingBenchConfig(preset="llada-8b", blocks=1)
-    config = ModelConfig(**PRESETS["llada-8b"])
-    bytes_per_s = 4.8e12
-    one = floor_seconds(cfg, config, "dual", 2, 989e12, bytes_per_s) - floor_seconds(
-        cfg, config, "dual", 1, 989e12, bytes_per_s)
-    assert one == pytest.approx(3.12e-3, rel=0.01)
-    assert floor_seconds(cfg, config, "exact", 1, 1e12, bytes_per_s) == pytest.approx(
-        (14.995e9 + 0.524e6 * 1056) * 1056 / 1e12, rel=0.08)    # but for the head on other rows
-    assert shape_of("llada-8b") == config
 
 
 @pytest.mark.parametrize("option, words", [
