@@ -18,10 +18,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from threading import Thread
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,16 +29,17 @@ from configurator import configure, run  # first: it sets variables that torch r
 
 from tqdm import tqdm
 
+from analysis.console import print_table
 from pretrained.device import pick_device
 from tasks.answers import read_common
-from tasks.common import load_task
 from tasks.files import read_json, read_jsonl, write_json
-from tasks.stats import paired_difference
+from tasks.stats import in_words, paired_difference
 from train import TrainConfig
 
 ARMS = ("base", "plain", "jepa")
 MARKER = "made_by_compare"  # a file in each folder that this script made, and may write over
 SET_HERE = {"seed", "device", "out_dir", "init_from", "overwrite", "resume", "export_dir"}
+BAR = re.compile(r"[^|]*\|[^|]*\| *(\d+)/(\d+) \[[^]]*\]")  # tqdm's: name: 5%|# | 5/99 [...]
 
 
 @dataclass
@@ -55,12 +54,15 @@ class CompareConfig:
 
 def main(cfg: CompareConfig):
     began, out, options = time.perf_counter(), Path(cfg.out_dir), shlex.split(cfg.train)
-    base, tune = configure(TrainConfig, [cfg.base]), configure(TrainConfig, [cfg.tune, *options])
-    check(tune, options)
-    questions = len(load_task(tune.task).load("test", tune.data_dir, tune.variant))
+    configure(TrainConfig, [cfg.base])  # a mistake in a config is an error before any run
+    tune = configure(TrainConfig, [cfg.tune, *options])
+    if taken := SET_HERE & {option.lstrip("-").partition("=")[0] for option in options}:
+        raise ValueError(f"--train must leave out {', '.join(sorted(taken))}: compare.py sets them")
+    if not tune.lambda_jepa:
+        raise ValueError("lambda_jepa=0 makes both arms the same; choose one above 0")
     prepare_folders(out)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))  # `together` ends its runs
+        signal.signal(number, lambda number, _: sys.exit(128 + number))  # run_all ends its runs
 
     def train(name, *settings):
         return name, ["train.py", *settings, f"--seed={cfg.seed}", f"--device={cfg.device}",
@@ -72,32 +74,20 @@ def main(cfg: CompareConfig):
                       f"--device={cfg.device}", "--n_shot=0"]
 
     arm = [cfg.tune, *options, f"--init_from={out / 'base'}"]
-    arms = [train("plain", *arm, "--lambda_jepa=0"), train("jepa", *arm)]
     n_at_once = 2 if pick_device(cfg.device).type == "cpu" else 1
-    run_all([train("base", cfg.base)], 1, out, base.max_steps)
-    run_all(arms, n_at_once, out, tune.max_steps)
-    print(f"scoring {', '.join(ARMS)} on {questions:,} unseen questions", flush=True)
-    run_all([score(name) for name in ARMS], n_at_once, out, questions)
+    run_all([train("base", cfg.base)], 1)
+    run_all([train("plain", *arm, "--lambda_jepa=0"), train("jepa", *arm)], n_at_once)
+    print(f"scoring {', '.join(ARMS)} on unseen questions", flush=True)
+    run_all([score(name) for name in ARMS], n_at_once)
 
     summary = {**summarize(out, tune), "seed": cfg.seed, "lambda_jepa": tune.lambda_jepa,
                "diffusion_t": tune.diffusion_t, "seconds": round(time.perf_counter() - began, 1)}
     write_json(out / "summary.json", summary)
-    print_table(summary)
-
-
-def check(tune: TrainConfig, options: list[str]):
-    """Raise ValueError for settings under which there would be no fair comparison."""
-    taken = SET_HERE & {option.lstrip("-").partition("=")[0] for option in options}
-    if taken:
-        raise ValueError(f"--train must leave out {', '.join(sorted(taken))}: compare.py sets them")
-    if not tune.lambda_jepa:
-        raise ValueError("lambda_jepa=0 makes both arms the same; choose one above 0")
-    if "RANK" in os.environ:
-        raise ValueError("compare.py starts its own processes: run it without torchrun")
+    print_summary(summary)
 
 
 def prepare_folders(out: Path):
-    """Make the arms' folders, or clear those that an earlier comparison made.
+    """Make the arms' folders, or remove old answers from those that an earlier comparison made.
 
     Raises ValueError if there is one that this script did not make.
     """
@@ -108,7 +98,7 @@ def prepare_folders(out: Path):
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MARKER).touch()
-        for old in [*folder.glob("eval_*"), *folder.glob("log.jsonl")]:
+        for old in folder.glob("eval_*"):
             old.unlink()  # train.py --overwrite replaces the rest
 
 
@@ -116,21 +106,15 @@ def prepare_folders(out: Path):
 # processes
 
 
-def run_all(jobs, n_at_once: int, out: Path, total: int):
+def run_all(jobs, n_at_once: int):
     """Run (arm, command) jobs, n_at_once at a time, each with its share of the cores.
 
-    total: steps or questions of each, for the bars; 0: unknown.
+    Raises ValueError when one fails, after ending the others.
     """
-    threads = max(1, (os.cpu_count() or 1) // n_at_once)
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-    for i in range(0, len(jobs), n_at_once):
-        together([Child(arm, command, env, out / arm, position, total)
-                  for position, (arm, command) in enumerate(jobs[i:i + n_at_once])])
-
-
-def together(children: list):
-    """Wait until all have ended. When one fails, end the others and raise ValueError."""
+    children, threads = [], max(1, (os.cpu_count() or 1) // n_at_once)
     try:
+        for position, (arm, command) in enumerate(jobs[:n_at_once]):
+            children.append(Child(arm, command, threads, position))
         while any([child.is_running() for child in children]):
             time.sleep(0.2)
     finally:
@@ -138,49 +122,50 @@ def together(children: list):
             child.process.terminate()
         for child in reversed(children):  # the first bar last: it puts the cursor back
             child.close()
+    if jobs[n_at_once:]:
+        run_all(jobs[n_at_once:], n_at_once)
 
 
 class Child:
-    """A process whose lines are shown after the arm's name, above its progress bar."""
+    """A process; its lines are shown after the arm's name, above a bar that copies its own."""
 
-    def __init__(self, arm: str, command, env, folder: Path, position: int, total: int):
-        self.arm, self.script, self.folder = arm, command[0], folder
-        self.lines, self.last_lines = SimpleQueue(), deque(maxlen=20)
+    def __init__(self, arm: str, command: list[str], threads: int, position: int):
+        self.arm, self.script, self.said = arm, command[0], "it printed nothing"
+        self.bar = tqdm(desc=f"{arm:5}", position=position, leave=False,
+                        disable=None)  # None: no bar unless stderr is a terminal
+        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / self.script), *command[1:]], env=env, text=True,
             errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self.reader = Thread(target=self.read, daemon=True)
         self.reader.start()
-        self.bar = tqdm(total=total or None, desc=f"{arm:5}", position=position, leave=False,
-                        unit="step" if self.script == "train.py" else "question",
-                        disable=None)  # None: no bar unless stderr is a terminal
 
     def read(self):
-        for line in self.process.stdout:
-            if line.strip() and "%|" not in line:  # leave out the process's own progress bar
-                self.lines.put(line.rstrip())
-
-    def is_running(self) -> bool:
-        """Show what is new -> whether the process runs. Raises ValueError if it has failed."""
-        code = self.process.poll()
-        if code is not None:
-            self.reader.join(timeout=5)
-        while not self.lines.empty():
-            self.last_lines.append(self.lines.get())
-            if self.script == "train.py":  # all scores come in one table at the end
-                self.show(self.last_lines[-1])
-        self.bar.n = n_done(self.folder, self.script)
-        self.bar.refresh()
-        if code:
-            for line in self.last_lines if self.script != "train.py" else ():
-                self.show(line)
-            said = self.last_lines[-1] if self.last_lines else "it printed nothing"
-            raise ValueError(f"{self.script} of {self.arm} ended with exit code {code}: {said}")
-        return code is None
+        for line in self.process.stdout:  # a carriage return ends a line, too
+            if drawn := BAR.match(line):
+                self.bar.n, self.bar.total = map(int, drawn.groups())
+                self.bar.refresh()
+                line = line[drawn.end():]
+            if line.strip():
+                self.said = line.rstrip()
+                if self.script != "eval_gsm8k.py":  # all scores come in one table at the end
+                    self.show(self.said)
 
     def show(self, line: str):
-        tqdm.write(f"{self.arm:5} | {line}")
-        sys.stdout.flush()
+        try:
+            tqdm.write(f"{self.arm:5} | {line}")
+            sys.stdout.flush()
+        except BrokenPipeError:  # `| head` has closed the pipe: end the run, and so all
+            self.process.terminate()
+
+    def is_running(self) -> bool:
+        """Return whether the process runs. Raises ValueError if it has failed."""
+        code = self.process.poll()
+        if code:
+            self.reader.join(timeout=5)
+            raise ValueError(f"{self.script} of {self.arm} ended with exit code {code}: "
+                             f"{self.said}")
+        return code is None
 
     def close(self):
         try:
@@ -189,15 +174,6 @@ class Child:
             self.process.kill()
         self.reader.join(timeout=5)
         self.bar.close()
-
-
-def n_done(folder: Path, script: str) -> int:
-    """Count the steps that train.py has logged so far, or the answers of eval_gsm8k.py."""
-    if script == "train.py":
-        log = folder / "log.jsonl"
-        steps = re.findall(r'"step": (\d+)', log.read_text()) if log.is_file() else []
-        return int(steps[-1]) if steps else 0
-    return sum(path.read_bytes().count(b"\n") for path in folder.glob("eval_*.jsonl.part*"))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -226,22 +202,21 @@ def summarize(out: Path, tune: TrainConfig) -> dict:
             "step_time_ratio": ratio}
 
 
-def print_table(summary: dict):
+def print_summary(summary: dict):
     arms = summary["arms"]
-    rates = "held-out loss at t = " + ", ".join(arms["base"]["held_out_loss"])
-    print(f"\n{'':6} {'accuracy %':>12}   {rates:36}   base corpus  seconds  ms/step")
+    rates = [f"t = {t}" for t in arms["base"]["held_out_loss"]]
+    table = [["", "accuracy %", "+-", *rates, "base corpus", "seconds", "ms/step"]]
     for name, arm in arms.items():
-        losses = "  ".join(f"{loss:.3f}" for loss in arm["held_out_loss"].values())
-        base_corpus = arm["base_corpus_loss"] or {"none": float("nan")}
-        accuracy = f"{100 * arm['accuracy']:.1f} +- {100 * arm['stderr']:.1f}"
-        print(f"{name:6} {accuracy:>12}   {losses:36}   "
-              f"{statistics.mean(base_corpus.values()):11.3f} {arm['seconds']:8.0f} "
-              f"{arm['ms_per_step']:8.1f}")
-    difference = summary["jepa_minus_plain"]
-    points = f"{100 * difference['mean']:+.1f} +- {100 * difference['stderr']:.1f} points (paired)"
-    print(f"\nn = {arms['jepa']['n']} unseen questions, seed {summary['seed']}: JEPA - plain = "
-          f"{points}; step time {summary['step_time_ratio']:.2f} x;\n{summary['seconds']:.0f} s in "
-          f"all. Base corpus: mean loss over t. On a CPU each arm has half of the cores.")
+        losses = [f"{loss:.3f}" for loss in arm["held_out_loss"].values()]
+        corpus = arm["base_corpus_loss"]
+        table.append([name, f"{100 * arm['accuracy']:.1f}", f"{100 * arm['stderr']:.1f}", *losses,
+                      f"{statistics.mean(corpus.values()):.3f}" if corpus else "n/a",
+                      f"{arm['seconds']:.0f}", f"{arm['ms_per_step']:.1f}"])
+    print("\nheld-out losses at masking rate t, and on the base's corpus (mean over t)")
+    print_table(table)
+    print(f"\n{in_words(summary['jepa_minus_plain'], 'plain', 'jepa')}\n"
+          f"seed {summary['seed']}, step time {summary['step_time_ratio']:.2f} x, "
+          f"{summary['seconds']:.0f} s in all; on a CPU each arm has half of the cores")
 
 
 if __name__ == "__main__":

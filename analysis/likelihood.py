@@ -13,14 +13,12 @@ masks has less variance than one coin per token; for one token the estimate is e
 
 If state i scores token i + 1 (Dream), nothing scores the first token: it always stays visible.
 """
-import sys
 from itertools import islice
 
 import torch
 from tqdm import tqdm
 
 from model import row_generators, uniform
-from pretrained.device import to_device
 
 BATCH_TOKENS = 8192  # of one pass, padding included; our choice
 
@@ -31,13 +29,10 @@ def log_likelihood(model, prompts: list[list[int]], answers: list[list[int]], n_
 
     Unbiased for the bound above, exact for answers of one token. The prompt is never masked. Masks
     depend on (seed, prompt): not on the batch, and all choices of a question get the same ones.
-    Raises ValueError for an empty answer, for lists of different lengths, and for an empty prompt
-    if nothing scores the first token.
+    Raises ValueError for an empty answer, and for an empty prompt in a model that shifts.
     """
-    if n_samples < 1 or len(prompts) != len(answers) or not all(answers):
-        raise ValueError(f"n_samples={n_samples} must be at least 1, and each of {len(prompts)} "
-                         f"prompts needs an answer of at least one token; there are "
-                         f"{sum(map(bool, answers))} such answers")
+    if not all(answers):
+        raise ValueError("an answer is empty; each needs at least one token")
     check_first_is_given(model, prompts)
     rows = [prompt + answer for prompt, answer in zip(prompts, answers)]
     order = longest_first(rows)
@@ -51,7 +46,7 @@ def log_likelihood(model, prompts: list[list[int]], answers: list[list[int]], n_
 
     losses = mean_losses(model, copies(), batch_tokens)
     estimate = torch.zeros(len(rows), dtype=torch.float64)
-    for i in progress(order, "log-likelihood", "answer"):
+    for i in tqdm(order, "log-likelihood", unit="answer", leave=False, disable=None):
         estimate[i] = -len(answers[i]) * sum(islice(losses, n_copies[i])) / n_copies[i]
     return estimate
 
@@ -63,16 +58,20 @@ def held_out_losses(model, windows, rates, seed: int = 0, batch_tokens: int = BA
     every model, so that losses can be compared in pairs. Raises ValueError for rates outside (0, 1]
     and for windows of one token.
     """
-    rates = [float(t) for t in rates]
-    if not rates or not all(0 < t <= 1 for t in rates):
-        raise ValueError(f"rates={tuple(rates)} must be one or more numbers above 0 and up to 1")
+    check_rates(rates)
     if windows.shape[1] < 2:
         raise ValueError(f"windows of {windows.shape[1]} tokens leave none to mask; two are the "
                          f"least")
     copies = masked_copies(((ids, 1) for ids in windows.tolist()), rates, seed)
-    losses = progress(mean_losses(model, copies, batch_tokens), "held-out loss", "pass",
-                      len(windows) * len(rates))
+    losses = tqdm(mean_losses(model, copies, batch_tokens), "held-out loss",
+                  total=len(windows) * len(rates), leave=False, disable=None)
     return torch.tensor(list(losses), dtype=torch.float64).view(len(windows), len(rates))
+
+
+def check_rates(rates):
+    """Raise ValueError unless there are masking rates, all in (0, 1]."""
+    if not rates or not all(0 < t <= 1 for t in rates):
+        raise ValueError(f"rates={rates} must be one or more numbers above 0 and up to 1")
 
 
 @torch.no_grad()
@@ -84,21 +83,18 @@ def choose(model, prompts: list[list[int]], choices: list[list[int]],
     log_likelihood of K answers, but in one pass per question, since all have the same [MASK].
     """
     check_first_is_given(model, prompts)
-    choices, order = torch.tensor(choices), longest_first(prompts)
-    log_p = torch.zeros(choices.shape, dtype=torch.float64)
-    bar = progress(None, "choices", "question", len(prompts))
-    rows = ((i, torch.tensor(prompts[i] + [model.config.mask_id])) for i in order)
-    for batch in batches(rows, batch_tokens, length=lambda row: len(row[1])):
-        which, ids = zip(*batch)
-        xt, is_real = padded(ids, model.config.eos_id)
-        h = model.encode(xt, is_real)
-        last = torch.tensor([len(x) - 1 for x in ids])
-        logits = model.unembed(h, where=(torch.arange(len(ids)), last))  # (B, V)
-        of_choices = to_device(choices[list(which)], h.device)  # (B, K)
-        log_p[list(which)] = logits.log_softmax(dim=-1).gather(1, of_choices).cpu().double()
-        bar.update(len(ids))
-    bar.close()
-    return log_p
+    order, log_p = longest_first(prompts), []
+    asked, wanted = [], iter([choices[i] for i in order])
+    for i in order:
+        ids = torch.tensor(prompts[i] + [model.config.mask_id])
+        asked.append((ids, torch.arange(len(ids)) == len(prompts[i])))
+    bar = tqdm(asked, "choices", unit="question", leave=False, disable=None)
+    for ids, is_masked, is_real in in_batches(bar, batch_tokens, model.config.eos_id):
+        where = is_masked.nonzero(as_tuple=True)
+        logits = model.unembed(model.encode(ids, is_real), where)  # (B, V)
+        of_choices = torch.tensor([next(wanted) for _ in ids], device=logits.device)  # (B, K)
+        log_p.append(logits.log_softmax(dim=-1).gather(1, of_choices).cpu().double())
+    return torch.cat(log_p)[torch.tensor(order).argsort()]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -157,20 +153,20 @@ def row_losses(model, h, ids, is_masked) -> list[float]:
 
 def in_batches(copies, batch_tokens: int, eos_id: int):
     """Pairs ids (T,), is_masked (T,) -> ids (B, T), is_masked (B, T), is_real (B, T) or None."""
-    for batch in batches(copies, batch_tokens, length=lambda copy: len(copy[0])):
+    for batch in batches(copies, batch_tokens):
         ids, is_real = padded([ids for ids, _ in batch], eos_id)
         is_masked, _ = padded([is_masked for _, is_masked in batch], False)
         yield ids, is_masked, is_real
 
 
-def batches(rows, batch_tokens: int, length):
-    """Split rows, longest first, into lists of at most batch_tokens when padded, or of one row."""
+def batches(copies, batch_tokens: int):
+    """Split pairs, longest first, into lists of at most batch_tokens when padded, or of one."""
     batch = []
-    for row in rows:
-        if batch and (len(batch) + 1) * length(batch[0]) > batch_tokens:
+    for copy in copies:
+        if batch and (len(batch) + 1) * len(batch[0][0]) > batch_tokens:
             yield batch
             batch = []
-        batch.append(row)
+        batch.append(copy)
     if batch:
         yield batch
 
@@ -189,13 +185,7 @@ def longest_first(rows) -> list[int]:
 
 
 def check_first_is_given(model, prompts):
-    """Raise ValueError for an empty prompt if nothing scores the first token."""
+    """Raise ValueError for an empty prompt in a model that shifts."""
     if model.config.shift and not all(prompts):
         raise ValueError("an empty prompt leaves the answer's first token without a score, since "
                          "in this model state i scores token i + 1; begin with its BOS")
-
-
-def progress(rows, what: str, unit: str, total: int | None = None):
-    """Draw a progress bar over rows, rarely if stderr is a file."""
-    return tqdm(rows, total=total, desc=what, unit=unit, leave=False,
-                mininterval=0.5 if sys.stderr.isatty() else 15)

@@ -1,4 +1,4 @@
-"""Predictions from closed forms: parameters, FLOPs and memory, without running anything.
+"""Closed forms: parameters, FLOPs and memory of a model, without running anything.
 
     python analysis/predict.py          memory and step time of LLaDA-8B on four sets of GPUs
 
@@ -15,64 +15,56 @@ from configurator import run  # first: it sets variables that torch reads
 
 import torch
 
+from analysis.console import print_table
 from model import NLL_CHUNK, PRESETS, ModelConfig
 
-# bf16 FLOPs per second and bytes of memory per second, from the data sheets
-PEAKS = {"A100": (312e12, 2.04e12), "H100": (989e12, 3.35e12), "H200": (989e12, 4.8e12),
-         "B200": (2250e12, 8e12), "4090": (165e12, 1.01e12)}
+# bf16 FLOPs per second, from the data sheets
+PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "4090": 165e12}
+ROWS = 64      # of a training step, packed end to end
+MFU = 0.4      # share of the GPUs' peak that training reaches
 MASKED = 0.12  # share of GSM8K's tokens that t = 0.2 masks: 59 % of the tokens are answers
 
 
 @dataclass
 class PredictConfig:
-    rows: int = 64                      # rows of a step, packed end to end
-    length: int = 166                   # tokens of a row; GSM8K's mean
-    mfu: float = 0.4                    # share of the GPUs' peak that training reaches
-
-    def __post_init__(self):
-        if min(self.rows, self.length) < 8 or not 0 < self.mfu <= 1:
-            raise ValueError(f"rows={self.rows} and length={self.length} must be at least 8, and "
-                             f"mfu={self.mfu} above 0 and up to 1")
+    length: int = 240                   # tokens of a row; GSM8K's with answers filled up
 
 
 def main(cfg: PredictConfig):
     config = shape_of("llada-8b")
-    trunk = trunk_flops(config, [cfg.length] * cfg.rows)
-    head = 3 * head_flops(config, round(MASKED * cfg.rows * cfg.length))
-    print(f"Predicted, not measured: LLaDA-8B, {cfg.rows} packed rows of {cfg.length} tokens a "
-          f"step, at {cfg.mfu:.0%} of the peak\n"
-          f"{'':<20} {'GB':>6} {'of':>4} {'plain':>8} {'jepa':>8}")
+    trunk = ROWS * trunk_flops(config, [cfg.length])
+    head = 3 * head_flops(config, round(MASKED * ROWS * cfg.length))
+    rows = [["", "GB", "of", "plain", "jepa"]]
     for setup in SETUPS:
         # one GPU accumulates gradients over micro-batches of eight rows
-        tokens = cfg.length * (cfg.rows // setup.n_gpu if setup.n_gpu > 1 else 8)
+        tokens = cfg.length * (ROWS // setup.n_gpu if setup.n_gpu > 1 else 8)
         gb = sum(memory(setup, config, tokens).values())
         # a frozen base needs no gradients of weights: its backward costs one forward
         passes = (2 if setup.lora_rank else 3) + setup.is_checkpointed
-        speed = setup.n_gpu * PEAKS[setup.gpu][0] * cfg.mfu
-        plain, jepa = [(n * trunk + head) / speed for n in (passes, passes + 1)]
-        print(f"{setup.name:<20} {gb:6.1f} {setup.gigabytes:4.0f} {plain:6.2f} s {jepa:6.2f} s")
+        speed = setup.n_gpu * PEAKS[setup.gpu] * MFU
+        times = [f"{(n * trunk + head) / speed:.2f} s" for n in (passes, passes + 1)]
+        rows.append([setup.name, f"{gb:.1f}", f"{setup.gigabytes:.0f}", *times])
+    print(f"Predicted, not measured: LLaDA-8B, {ROWS} packed rows of {cfg.length} tokens a step, "
+          f"at {MFU:.0%} of the peak")
+    print_table(rows)
 
 
 # ----------------------------------------------------------------------------------------------
 # shapes and FLOPs
 
 
-def shape_of(preset: str, n_layer: int = 0, width: int = 0, vocab_size: int = 0) -> ModelConfig:
-    """Make a preset's ModelConfig with other sizes; 0 keeps the preset's."""
+def shape_of(preset: str, n_layer: int = 0, width: int = 0) -> ModelConfig:
+    """Make a preset's ModelConfig with another depth or width; 0 keeps the preset's."""
     shape = {"vocab_size": 32000, "mask_id": 1, "eos_id": 0, **PRESETS[preset]}
-    if vocab_size:
-        shape |= {"vocab_size": vocab_size, "mask_id": 1, "eos_id": 0}
+    if n_layer:
+        shape["n_layer"] = n_layer
     if width:
         shape |= {"n_embd": width, "n_hidden": width * 11 // 4}
-    if n_layer:
-        shape |= {"n_layer": n_layer}
     return ModelConfig(**shape)
 
 
-def gpu_of(device) -> tuple[str, tuple[float, float] | None]:
-    """Name the device -> its name, and its PEAKS if they are known."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return name, next((peaks for gpu, peaks in PEAKS.items() if gpu in name), None)
+def name_of(device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def parameters(config: ModelConfig) -> dict:
@@ -90,9 +82,9 @@ def head_dim(config: ModelConfig) -> int:
 
 
 def layer_matrices(config: ModelConfig) -> int:
-    """Count the entries of one layer's matrices: q, o, k, v and three of the MLP."""
-    C = config.n_embd
-    return 2 * C * head_dim(config) * (config.n_head + config.n_kv_head) + 3 * C * config.n_hidden
+    """Count the entries of one layer's matrices: q, k, v, o and three of the MLP."""
+    heads = 2 * head_dim(config) * (config.n_head + config.n_kv_head)
+    return config.n_embd * (heads + 3 * config.n_hidden)
 
 
 def predictor_parameters(config: ModelConfig, n_layer: int) -> int:
@@ -106,26 +98,14 @@ def trunk_flops(config: ModelConfig, lengths) -> int:
 
     2 per matrix entry and token, and 4 T^2 H D for the two products of attention.
     """
-    per_square = 4 * config.n_head * head_dim(config)
-    return config.n_layer * sum(2 * layer_matrices(config) * T + per_square * T * T
-                                for T in lengths)
+    linear = 2 * layer_matrices(config)
+    square = 4 * config.n_head * head_dim(config)
+    return config.n_layer * sum(linear * T + square * T * T for T in lengths)
 
 
 def head_flops(config: ModelConfig, n: int) -> int:
     """FLOPs of the logits of n tokens."""
     return 2 * config.vocab_size * config.n_embd * n
-
-
-def activation_bytes(config: ModelConfig, size: int = 2) -> int:
-    """Bytes that autograd keeps per layer and token, with `size` bytes per activation.
-
-    Each of two norms keeps its input in fp32, 1 / rms, the normed and the weighted; attention q, k,
-    v, its output and log-sum-exp; the MLP gate, silu(gate), up and their product.
-    """
-    C = config.n_embd
-    norms = 2 * (4 * C + 4 + 2 * size * C)
-    attention = size * head_dim(config) * 2 * (config.n_head + config.n_kv_head)
-    return norms + attention + 4 * config.n_head + 4 * size * config.n_hidden
 
 
 # ----------------------------------------------------------------------------------------------
@@ -163,14 +143,11 @@ def memory(setup: Setup, config: ModelConfig, tokens: int) -> dict:
     """
     n, C = parameters(config), config.n_embd
     trained = sum(n.values())
+    with_ema = trained - n["head"]
     if setup.lora_rank:
-        D = head_dim(config)
-        ends = [(C, config.n_head * D), (C, config.n_kv_head * D), (C, config.n_kv_head * D),
-                (config.n_head * D, C), (C, config.n_hidden), (C, config.n_hidden),
-                (config.n_hidden, C)]
-        trained = config.n_layer * setup.lora_rank * sum(a + b for a, b in ends)
-    without_head = trained - (0 if setup.lora_rank else n["head"])
-    gb = {key: size * (without_head if key == "ema" else trained) / setup.n_gpu
+        widths = 7 * C + layer_matrices(config) // C  # in and out of the seven matrices
+        trained = with_ema = config.n_layer * setup.lora_rank * widths
+    gb = {key: size * (with_ema if key == "ema" else trained) / setup.n_gpu
           for key, size in setup.bytes_of.items()}
     if setup.lora_rank:
         gb["weights"] += 2 * sum(n.values())  # the frozen base, in bf16
@@ -182,6 +159,18 @@ def memory(setup: Setup, config: ModelConfig, tokens: int) -> dict:
     logits = 3 * 4 * config.vocab_size * min(round(MASKED * tokens), NLL_CHUNK)
     gb["activations"] = tokens * kept + logits
     return {key: value / 1e9 for key, value in gb.items()}
+
+
+def activation_bytes(config: ModelConfig, size: int = 2) -> int:
+    """Bytes that autograd keeps per layer and token, with `size` bytes per activation.
+
+    Each of two norms keeps its input in fp32, 1 / rms, the normed and the weighted; attention q, k,
+    v, its output and log-sum-exp; the MLP gate, silu(gate), up and their product.
+    """
+    C = config.n_embd
+    norms = 2 * (4 * C + 4 + 2 * size * C)
+    attention = size * head_dim(config) * 2 * (config.n_head + config.n_kv_head)
+    return norms + attention + 4 * config.n_head + 4 * size * config.n_hidden
 
 
 if __name__ == "__main__":

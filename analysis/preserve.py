@@ -13,7 +13,6 @@ import math
 import os
 import statistics
 import sys
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,8 @@ sys.path.insert(0, str(ROOT))  # the modules are one folder up
 
 from configurator import run  # first: it sets variables that torch reads
 
-from analysis.likelihood import BATCH_TOKENS, choose, held_out_losses
+from analysis.console import print_table
+from analysis.likelihood import choose, held_out_losses
 from model import DLLM
 from pretrained.device import pick_device
 from pretrained.tokenizer import load_tokenizer
@@ -44,15 +44,12 @@ class PreserveConfig:
     rates: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # masking rates
     n_questions: int = 500              # of MMLU, a fixed draw; 0: all 14,042
     n_shot: int = 5                     # solved questions of the same subject before each, up to 5
-    seed: int = 0                       # of the masks
-    batch_tokens: int = BATCH_TOKENS    # tokens of one pass, padding included
     device: str = "auto"                # cpu, cuda, cuda:1, ...; auto takes a GPU if there is one
 
     def __post_init__(self):
-        if min(self.n_windows, self.n_questions, self.n_shot) < 0 or self.batch_tokens < 1:
+        if min(self.n_windows, self.n_questions, self.n_shot) < 0:
             raise ValueError(f"n_windows={self.n_windows}, n_questions={self.n_questions} and "
-                             f"n_shot={self.n_shot} must not be negative, and "
-                             f"batch_tokens={self.batch_tokens} must be at least 1")
+                             f"n_shot={self.n_shot} must not be negative")
 
 
 def main(cfg: PreserveConfig):
@@ -100,15 +97,14 @@ def measure(cfg: PreserveConfig, name: str, text: str, asked: list[list[str]]) -
     before, letters, left_out = zip(*(shorten(tok, texts, block_size) for texts in zip(*asked)))
     # the device too: bf16 and fp32 give different numbers, and differences to a base are small
     key = digest(weights, os.stat(weights).st_mtime_ns, device.type, windows.tolist(), cfg.rates,
-                 cfg.seed, before, letters)
+                 before, letters)
     path = Path(cfg.out) / f"{Path(name).name}_{key}.json"
     if path.is_file():
         return read_json(path)
 
     model, _ = load_model(folder, cfg.device)
     print(f"{name}: {len(windows)} windows, {len(before)} questions", file=sys.stderr)
-    losses = held_out_losses(model, windows, cfg.rates, cfg.seed, cfg.batch_tokens)
-    log_p = choose(model, before, letters, cfg.batch_tokens)
+    losses, log_p = held_out_losses(model, windows, cfg.rates), choose(model, before, letters)
     if not losses.isfinite().all() or not log_p.isfinite().all():
         raise ValueError(f"{name} gives probabilities that are not finite: its weights are broken")
     measured = {"model": name, "weights": weights, "tokens": digest(windows.tolist(), before),
@@ -142,43 +138,38 @@ def score_losses(losses, base) -> dict:
 
 def score_choices(log_p, base, gold) -> dict:
     """log p (N, 4) of a model and of the base, N right answers -> accuracy, changes to the base."""
-    chosen = [row.index(max(row)) for row in log_p]
-    right = [choice == g for choice, g in zip(chosen, gold)]
+    right = [row.index(max(row)) == g for row, g in zip(log_p, gold)]
     was_right = [row.index(max(row)) == g for row, g in zip(base, gold)]
     gained = sum(now and not before for now, before in zip(right, was_right))
     lost = sum(before and not now for now, before in zip(right, was_right))
-    n, k, share = len(right), sum(right), Counter(chosen)
+    n, k = len(right), sum(right)
     return {"right": k, "n": n, "accuracy": k / n, "stderr": math.sqrt(k * (n - k) / n) / n,
             "gained": gained, "lost": lost, "p": mcnemar(gained, lost),
-            "always_one_letter": max(Counter(gold).values()) / n,
-            "mass": statistics.mean(sum(map(math.exp, row)) for row in log_p),
-            "letters": [share[i] / n for i in range(4)]}
+            "mass": statistics.mean(sum(map(math.exp, row)) for row in log_p)}
 
 
 def print_tables(summary: dict, cfg: PreserveConfig):
     """Print a table of Wikitext and one of MMLU, a line per model."""
-    width = min(17, max(map(len, summary)))
-    base, labels = summary[cfg.base], {name: f"{name[-width:]:{width}}" for name in summary}
-    print(f"\nWikitext: loss per masked token at t; {base['wikitext']['n']} windows of "
-          f"{cfg.window} tokens, the same masks\n{'':{width}}  "
-          + "".join(f"{t:6g}" for t in cfg.rates) + f"{'mean':>8}  minus base, 95 %")
+    losses = [["", *(f"{t:g}" for t in cfg.rates), "mean", "minus base", "95 %"]]
+    answers = [["", "right", "accuracy %", "+-", "gained", "lost", "McNemar p", "mass"]]
     for name, scores in summary.items():
+        label, is_base = name[-17:], name == cfg.base
         s = scores["wikitext"]
-        print(f"{labels[name]}  " + "".join(f"{t:6.2f}" for t in s["by_rate"])
-              + f"{s['mean']:8.4f}"
-              + f" {s['minus_base']:+8.4f} +- {s['half_95']:.4f}" * (name != cfg.base))
-
-    short = f" (fewer for {base['fewer_shots']} long questions)" * bool(base["fewer_shots"])
-    print(f"\nMMLU, {cfg.n_shot}-shot{short}, the likeliest letter; always the same one: "
-          f"{100 * base['mmlu']['always_one_letter']:.1f} %\n"
-          f"{'':{width}}  {'right':>11}  {'accuracy %':>11}  {'gained':>6}  {'lost':>5}  "
-          f"McNemar p  {'mass':>5}   A B C D, %")
-    for name, scores in summary.items():
+        against = [f"{s['minus_base']:+.4f}", f"{s['half_95']:.4f}"]
+        losses.append([label, *(f"{loss:.2f}" for loss in s["by_rate"]), f"{s['mean']:.4f}",
+                       *(["", ""] if is_base else against)])
         s = scores["mmlu"]
-        against = f"{s['gained']:6}  {s['lost']:5}  {s['p']:9.3f}" if name != cfg.base else " " * 24
-        print(f"{labels[name]}  {s['right']:5}/{s['n']:5}  {100 * s['accuracy']:5.1f} +- "
-              f"{100 * s['stderr']:.1f}  {against}  {s['mass']:5.3f}   "
-              + " ".join(f"{100 * share:.0f}" for share in s["letters"]))
+        against = [f"{s['gained']}", f"{s['lost']}", f"{s['p']:.3f}"]
+        answers.append([label, f"{s['right']}/{s['n']}", f"{100 * s['accuracy']:.1f}",
+                        f"{100 * s['stderr']:.1f}", *(["", "", ""] if is_base else against),
+                        f"{s['mass']:.3f}"])
+    base = summary[cfg.base]
+    short = f" (fewer for {base['fewer_shots']} long questions)" * bool(base["fewer_shots"])
+    print(f"\nWikitext: loss per masked token at t; {base['wikitext']['n']} windows of "
+          f"{cfg.window} tokens, the same masks")
+    print_table(losses)
+    print(f"\nMMLU, {cfg.n_shot}-shot{short}, the likeliest letter")
+    print_table(answers)
 
 
 if __name__ == "__main__":

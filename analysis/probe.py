@@ -22,10 +22,12 @@ base + a (tuned - base): does forgetting follow if drift alone is turned down or
 All texts go through one block before the next is read from its file, so two blocks are in memory
 and never two models. Everything is fp32: bf16 would round away the steps of a small learning rate.
 """
+import math
 import os
 import statistics
 import sys
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,9 +38,11 @@ from configurator import run  # first: it sets variables that torch reads
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from tqdm import tqdm
 
-from analysis.likelihood import (BATCH_TOKENS, in_batches, longest_first, masked_copies, progress,
-                                 row_losses)
+from analysis.console import print_table
+from analysis.likelihood import (BATCH_TOKENS, check_rates, in_batches, longest_first,
+                                 masked_copies, row_losses)
 from jepa import pool
 from model import DLLM, Padded, rope_table
 from pretrained.device import pick_device, to_device
@@ -64,19 +68,13 @@ class ProbeConfig:
     window: int = 256                   # tokens of a window; longer rows of a task are left out
     rates: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # masking rates
     scales: tuple[float, ...] = ()      # values of a; each costs one more pass over every model
-    seed: int = 0                       # of the masks
-    batch_tokens: int = BATCH_TOKENS    # tokens of one pass, padding included
     device: str = "auto"                # cpu, cuda, cuda:1, ...; auto takes a GPU if there is one
 
     def __post_init__(self):
-        if self.n_rows < 0 or self.n_rows == 1 or self.window < 2 or self.batch_tokens < 1:
-            raise ValueError(f"n_rows={self.n_rows} must be 0 or at least 2, window={self.window} "
-                             f"at least 2 and batch_tokens={self.batch_tokens} at least 1")
-        if not self.rates or not all(0 < t <= 1 for t in self.rates):
-            raise ValueError(f"rates={self.rates} must be one or more numbers above 0 and up to 1")
-        if not all(abs(scale) < 1e6 for scale in self.scales):
-            raise ValueError(f"scales={self.scales} must be finite numbers: 0 is the base, 1 the "
-                             f"tuned model")
+        if self.n_rows < 0 or self.n_rows == 1 or self.window < 2:
+            raise ValueError(f"n_rows={self.n_rows} must be 0 or at least 2, and window="
+                             f"{self.window} at least 2")
+        check_rates(self.rates)
 
 
 def main(cfg: ProbeConfig):
@@ -99,40 +97,32 @@ def probe(cfg: ProbeConfig) -> dict:
                              f"read the same tokens")
     rows = held_out_rows(cfg, tok, config.block_size)
     unmasked = ((torch.tensor(ids), torch.zeros(len(ids), dtype=torch.bool)) for ids, _ in rows)
-    clean = list(in_batches(unmasked, cfg.batch_tokens, config.eos_id))
-    copies = masked_copies(rows, cfg.rates, cfg.seed)
-    masked = list(in_batches(copies, cfg.batch_tokens, config.eos_id))
+    clean = list(in_batches(unmasked, BATCH_TOKENS, config.eos_id))
+    copies = masked_copies(rows, cfg.rates, seed=0)
+    masked = list(in_batches(copies, BATCH_TOKENS, config.eos_id))
+    base_losses = None
 
-    def score(name, scale, base_losses):
+    def score(name, scale=1.0):
+        nonlocal base_losses
         tuned = Checkpoint(name, device)
         if scale != 1:
             tuned = Blend(Checkpoint(cfg.base, device), tuned, scale)
         numbers, losses = measure(base, tuned, clean, masked, f"{name} x {scale:g}")
         losses = losses.view(len(rows), len(cfg.rates))
-        if not losses.isfinite().all():
-            raise ValueError(f"{name} x {scale:g} gives losses that are not finite: the weights "
-                             f"are broken, or too far from the base")
-        base_losses = losses if base_losses is None else base_losses
-        return {**numbers, **forgetting(losses, base_losses)}, losses
+        base_losses = losses if base_losses is None else base_losses  # the base is the first
+        mean_drift = statistics.mean(numbers["drift"][1:-1])  # the final norm has another scale
+        return {"mean_drift": mean_drift, **numbers, **forgetting(losses, base_losses)}
 
     blocks = [str(n) for n in range(1, config.n_layer + 1)]
     found = {"settings": asdict(cfg), "commit": git_commit(), "n": len(rows),
              "tokens": sum(len(ids) for ids, _ in rows), "depths": ["embed", *blocks, "norm"],
              "models": {}}
     os.makedirs(cfg.out_dir, exist_ok=True)
-    base_losses = None
     for name in dict.fromkeys((cfg.base, *cfg.models)):
-        scores, losses = score(name, 1.0, base_losses)
-        if name == cfg.base:
-            base_losses = losses
-        else:
+        scores = found["models"][name] = score(name)
+        if name != cfg.base:
             scores["trained"] = training_of(find_weights(name))
-            kept = ("mean_drift", "drift", "forgetting", "half_95", "forgetting_by_rate")
-            scores["scales"] = []
-            for scale in dict.fromkeys(cfg.scales):
-                blend, _ = score(name, scale, base_losses)
-                scores["scales"].append({"scale": scale, **{key: blend[key] for key in kept}})
-        found["models"][name] = scores
+            scores["scales"] = [{"scale": scale, **score(name, scale)} for scale in cfg.scales]
         write_json(Path(cfg.out_dir) / "probe.json", found)
     return found
 
@@ -196,8 +186,6 @@ class Blend:
         self.model, self.device = tuned.model, tuned.device
 
     def read(self, depth: int) -> dict:
-        if self.scale in (0, 1):  # bit for bit: lerp may turn a -0.0 into 0.0
-            return (self.base, self.tuned)[int(self.scale)].read(depth)
         end = self.tuned.read(depth)
         return {name: start.lerp_(end[name], self.scale)
                 for name, start in self.base.read(depth).items()}
@@ -255,11 +243,9 @@ def measure(base, tuned, clean, masked, name: str):
     real = [torch.ones_like(ids) > 0 if is_real is None else is_real for ids, _, is_real in clean]
     last, columns, losses = base.model.config.n_layer + 1, [], []
     streams = zip(states(base, inputs(clean)), states(tuned, inputs(clean) + inputs(masked)))
-    for depth, (h_base, h) in enumerate(progress(streams, name, "block", last + 1)):
+    bar = tqdm(streams, name, total=last + 1, unit="block", leave=False, disable=None)
+    for depth, (h_base, h) in enumerate(bar):
         z, means = embeddings(h, real)
-        if not (z.isfinite().all() and means.isfinite().all()):
-            raise ValueError(f"{name} has states that are not finite at depth {depth} of {last}: "
-                             f"the weights are broken, or too far from the base")
         columns.append({**distances(h, h_base, real), "effective_rank": effective_rank(z).item(),
                         "diversity": 1 - off_diagonal(cosines(z, z)).item(),
                         "std": means.std(dim=0).mean().item(),
@@ -268,8 +254,10 @@ def measure(base, tuned, clean, masked, name: str):
             for x, (ids, is_masked, _) in zip(h[len(clean):], masked):
                 losses += row_losses(tuned.model, x, ids, is_masked)
     numbers = {key: [column[key] for column in columns] for key in columns[0]}
-    mean_drift = statistics.mean(numbers["drift"][1:-1])  # the final norm has another scale
-    return {"mean_drift": mean_drift, **numbers}, torch.tensor(losses, dtype=torch.float64)
+    if not all(map(math.isfinite, [*losses, *chain(*numbers.values())])):
+        raise ValueError(f"{name} gives numbers that are not finite: the weights are broken, or "
+                         f"too far from the base")
+    return numbers, torch.tensor(losses, dtype=torch.float64)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -323,49 +311,32 @@ def forgetting(losses, base_losses) -> dict:
 def training_of(folder: str) -> dict | None:
     """Read how train.py made a checkpoint: settings and step; None for published weights."""
     path = os.path.join(folder, "train_state.json")
-    state = read_json(path) if os.path.isfile(path) else {}
-    if not isinstance(state.get("settings"), dict):
+    if not os.path.isfile(path):
         return None
-    return {**state["settings"], "step": state.get("step")}
-
-
-# ----------------------------------------------------------------------------------------------
-# tables
+    state = read_json(path)
+    return {**state["settings"], "step": state["step"]}
 
 
 def print_tables(found: dict):
-    """Print a line per model, then a line per depth with the drift of up to eight models."""
-    settings, models = found["settings"], found["models"]
-    tuned = {name: scores for name, scores in models.items() if name != settings["base"]}
-    common = os.path.commonprefix(list(models)).rpartition("/")  # show only where names differ
-    labels = {name: name.removeprefix("".join(common[:2])) for name in models}
-    labels = {name: f"{n:3} {label[-20:]}" if n else f"    {label[-20:]}"
-              for n, (name, label) in enumerate(labels.items())}
-    print(f"\n{settings['text']}: n = {found['n']} texts, {found['tokens']:,} tokens; means over "
-          f"blocks; forgetting: loss minus base,\nwith its 95 % interval over texts; rank and "
-          f"diversity of pooled states after the norm\n"
-          f"{'':24}{'drift':>9}{'1 - cos':>9}{'weights':>9}{'loss':>9}{'forgetting':>20}"
-          f"{'rank':>8}{'diversity':>11}")
-    for name, scores in models.items():
-        inside = [statistics.mean(scores[key][1:-1])
+    """Print a line per model, and one per model and scale; probe.json has the numbers by depth."""
+    table = [["", "drift", "1 - cos", "weights", "loss", "forgetting", "+-", "rank", "diversity"]]
+    blends = [["base + a (tuned - base)", "a", "drift", "forgetting", "+-"]]
+    for name, scores in found["models"].items():
+        inside = [f"{statistics.mean(scores[key][1:-1]):.4f}"
                   for key in ("drift", "cosine_distance", "weight_drift")]
-        forgot = f"{scores['forgetting']:+10.4f} +- {scores['half_95']:.4f}" * (name in tuned)
-        print(f"{labels[name]:24}" + "".join(f"{value:9.4f}" for value in inside)
-              + f"{statistics.mean(scores['loss_by_rate']):9.4f}{forgot:>20}"
-              + f"{scores['effective_rank'][-1]:8.2f}{scores['diversity'][-1]:11.4f}")
-    names = list(tuned)
-    for i in range(0, len(names), 8):
-        some = names[i:i + 8]
-        print("\ndrift   " + "".join(f"{labels[name][:3]:>11}" for name in some))
-        for depth, label in enumerate(found["depths"]):
-            drifts = "".join(f"{tuned[name]['drift'][depth]:11.4f}" for name in some)
-            print(f"{label:>5}   {drifts}")
-    if settings["scales"]:
-        print(f"\n{'base + a (tuned - base)':26}{'a':>8}{'drift':>9}{'forgetting':>20}")
-        for name in names:
-            for blend in tuned[name]["scales"]:
-                forgot = f"{blend['forgetting']:+10.4f} +- {blend['half_95']:.4f}"
-                print(f"{labels[name]:26}{blend['scale']:8g}{blend['mean_drift']:9.4f}{forgot:>20}")
+        table.append([name[-24:], *inside, f"{statistics.mean(scores['loss_by_rate']):.4f}",
+                      f"{scores['forgetting']:+.4f}", f"{scores['half_95']:.4f}",
+                      f"{scores['effective_rank'][-1]:.2f}", f"{scores['diversity'][-1]:.4f}"])
+        for blend in scores.get("scales", ()):
+            blends.append([name[-24:], f"{blend['scale']:g}", f"{blend['mean_drift']:.4f}",
+                           f"{blend['forgetting']:+.4f}", f"{blend['half_95']:.4f}"])
+    print(f"\n{found['settings']['text']}: n = {found['n']} texts, {found['tokens']:,} tokens; "
+          f"means over blocks; forgetting: loss minus base,\nwith its 95 % interval over texts; "
+          f"rank and diversity of pooled states after the norm")
+    print_table(table)
+    if len(blends) > 1:
+        print()
+        print_table(blends)
 
 
 if __name__ == "__main__":

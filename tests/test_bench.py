@@ -19,8 +19,7 @@ from tests.test_packing import DREAM, LLADA, QWEN, kept_bytes, make_model
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = BenchConfig(width=32, n_layer=3, vocab_size=300, batch_size=3, length=24, steps=1,
-                    device="cpu")
+SMALL = BenchConfig(width=32, n_layer=2, batch_size=3, steps=1, device="cpu")
 KINDS = ["plain", "naive plain", "jepa", "two gradients", "jepa padded", "jepa packed",
          "straightforward"]
 
@@ -124,7 +123,7 @@ def test_what_is_predicted_for_8_b_agrees_with_what_is_known_of_it(capsys):
     trunk = predict.trunk_flops(config, [166]) / 166              # of one token
     assert (4 * trunk + head) / (6 * trunk + head) == pytest.approx(0.668, abs=5e-4)
     predict.main(PredictConfig())
-    names = [line[:20].strip() for line in capsys.readouterr().out.splitlines()[2:]]
+    names = [line.split("   ")[0] for line in capsys.readouterr().out.splitlines()[2:]]
     assert names == [setup.name for setup in predict.SETUPS]
 
 
@@ -132,9 +131,7 @@ def test_the_bench_ends_with_one_line_of_json(capsys):
     bench.main(replace(SMALL, json=True))
     *_, last = capsys.readouterr().out.strip().splitlines()
     found = json.loads(last)
-    assert set(found["ratios"]) == {"jepa_over_plain", "jepa_over_naive_plain",
-                                    "flops_jepa_over_two_gradient", "packed_over_padded",
-                                    "over_straightforward"}
+    assert found["steps"]["plain"]["over_plain"] == 1
     assert list(found["steps"]) == KINDS and found["settings"] == asdict(replace(SMALL, json=True))
     for of in found["steps"].values():
         assert of["flops"] == of["closed_form"] > 0 and of["ms"] > 0 and of["tokens_per_s"] > 0
@@ -144,15 +141,14 @@ def test_lengths_are_those_of_the_data(tmp_path):
     row = {"question": "Ann has 12 apples.", "answer": "12 + 3 = 15\n#### 15"}
     (tmp_path / "train.jsonl").write_text((json.dumps(row) + "\n") * 257)
     cfg = replace(SMALL, data_dir=str(tmp_path))
-    [one] = bench.make_rows(cfg, shape_of("tiny", vocab_size=300))
+    [one] = bench.make_rows(cfg, shape_of("tiny"))
     assert len(one.prompt) == len("Question : Ann has 1 2 apples . \n Answer :".split(" "))
     assert len(one.answer) == len("1 2 + 3 = 1 5 \n # # # # 1 5".split(" "))
     assert 1 not in one.prompt + one.answer                     # the mask's id
 
 
 @pytest.mark.parametrize("option, words", [
-    ("--steps=0", "at least 1"), ("--length=2", "from 3 to 256"), ("--steps=x", "an int"),
-    ("--device=cuda:77", "cuda:77")])
+    ("--steps=0", "at least 1"), ("--steps=x", "an int"), ("--device=cuda:77", "cuda:77")])
 def test_a_bad_setting_stops_with_one_sentence(option, words, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["bench.py", option])
     with pytest.raises(SystemExit) as caught:

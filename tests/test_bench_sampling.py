@@ -7,13 +7,11 @@ import pytest
 import torch
 
 from analysis import bench_sampling
-from analysis.bench_sampling import SamplingBenchConfig, floor_seconds
-from analysis.predict import shape_of
+from analysis.bench_sampling import SamplingBenchConfig
 from configurator import run
-from model import PRESETS, ModelConfig
 
-SMALL = SamplingBenchConfig(width=32, n_layer=2, vocab_size=60, batch_size=2, prompt_length=9,
-                            gen_length=12, block_length=4, per_pass=2, device="cpu", json=True)
+SMALL = SamplingBenchConfig(width=32, batch_size=2, prompt_length=9, gen_length=24,
+                            block_length=8, device="cpu", json=True)
 
 
 @pytest.fixture(autouse=True)
@@ -32,49 +30,31 @@ def numbers(cfg, capsys):
 @pytest.mark.parametrize("blocks", [1, 2, 3])
 def test_the_straightforward_loop_has_the_tokens_of_the_exact_sampler(blocks, capsys):
     ways = numbers(replace(SMALL, blocks=blocks), capsys)["ways"]
-    assert list(ways) == ["straightforward", "exact", "prefix", "dual", "dual, 2.00 a pass"]
+    assert list(ways) == ["straightforward", "exact", "prefix", "dual", "dual, 2.67 a pass"]
     assert ways["straightforward"]["as_exact"] == ways["exact"]["as_exact"] == 1
-    assert [of["passes"] for of in ways.values()] == [4 * blocks] * 4 + [2 * blocks]
+    assert [of["passes"] for of in ways.values()] == [8 * blocks] * 4 + [3 * blocks]
     for of in ways.values():            # the same tokens in each way, none of them of the prompt
-        assert of["tokens_per_s"] * of["seconds"] == pytest.approx(2 * 4 * blocks)
+        assert of["tokens_per_s"] * of["seconds"] == pytest.approx(2 * 8 * blocks)
 
 
 def test_ratios_are_those_of_the_seconds(capsys):
-    found = numbers(replace(SMALL, runs=2), capsys)
-    seconds = {name: of["seconds"] for name, of in found["ways"].items()}
-    assert found["ratios"] == {
-        "exact_over_straightforward": pytest.approx(
-            seconds["straightforward"] / seconds["exact"], rel=0.01),
-        "dual_over_exact": pytest.approx(seconds["exact"] / seconds["dual"], rel=0.01),
-        "fast_over_exact": pytest.approx(seconds["exact"] / seconds["dual, 2.00 a pass"], rel=0.01)}
+    ways = numbers(replace(SMALL, runs=2), capsys)["ways"]
+    for of in ways.values():
+        assert of["over_exact"] == ways["exact"]["seconds"] / of["seconds"]
 
 
 def test_blocks_of_one_token_are_timed_too(capsys):
-    ways = numbers(replace(SMALL, block_length=1, per_pass=1), capsys)["ways"]
+    ways = numbers(replace(SMALL, block_length=1), capsys)["ways"]
     assert ways["dual"]["passes"] == 2
 
 
-def test_the_floor_of_a_small_pass_is_reading_the_weights():
-    """LLaDA-8B in bf16 on an H200: 15.0 GB take 3.12 ms."""
-    cfg = SamplingBenchConfig(preset="llada-8b", blocks=1)
-    config = ModelConfig(**PRESETS["llada-8b"])
-    bytes_per_s = 4.8e12
-    one = floor_seconds(cfg, config, "dual", 2, 989e12, bytes_per_s) - floor_seconds(
-        cfg, config, "dual", 1, 989e12, bytes_per_s)
-    assert one == pytest.approx(3.12e-3, rel=0.01)
-    assert floor_seconds(cfg, config, "exact", 1, 1e12, bytes_per_s) == pytest.approx(
-        (14.995e9 + 0.524e6 * 1056) * 1056 / 1e12, rel=0.08)    # but for the head on other rows
-    assert shape_of("llada-8b") == config
-
-
 @pytest.mark.parametrize("option, words", [
-    ("--blocks=4", "1..3"), ("--runs=0", "at least 1"), ("--per_pass=nan", "per_pass=nan"),
-    ("--gen_length=13", "multiple"), ("--width=0", "width=0"), ("--vocab_size=2", "at least 3"),
+    ("--blocks=4", "1..3"), ("--runs=0", "at least 1"), ("--gen_length=13", "multiple"),
     ("--prompt_length=99999999999", "block_size=4096"), ("--prompt_length=4090", "block_size=4096"),
     ("--device=cuda:77", "cuda:77"), ("--width=33", "n_head=4")])
 def test_a_setting_that_does_not_fit_is_one_sentence(option, words, monkeypatch):
     small = [f"--{key}={getattr(SMALL, key)}" for key in (
-        "width", "n_layer", "vocab_size", "gen_length", "block_length", "per_pass", "device")]
+        "width", "gen_length", "block_length", "device")]
     monkeypatch.setattr(sys, "argv", ["bench_sampling.py", *small, option])
     with pytest.raises(SystemExit) as caught:
         run(bench_sampling.main, SamplingBenchConfig)

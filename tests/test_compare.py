@@ -69,11 +69,11 @@ def test_a_base_two_arms_and_a_table(tmp_path):
     assert first[0] == first[1] and first[0]["step"] == 0
 
     # every line says whose it is, and no bar is drawn where there is no terminal
-    shown, _, table = done.stdout.partition("scoring base, plain, jepa on 1,000 unseen questions\n")
+    shown, _, table = done.stdout.partition("scoring base, plain, jepa on unseen questions\n")
     assert {line.split("|")[0] for line in shown.splitlines()} == {"base  ", "plain ", "jepa  "}
     assert "plain | step 30: held-out loss" in shown and "\r" not in done.stdout
     assert done.stderr == ""
-    assert "points (paired); step time" in table
+    assert "jepa - plain = " in table and "seed 7, step time " in table
     assert all(len(line) <= 100 for line in table.splitlines())
 
 
@@ -84,6 +84,25 @@ def test_the_first_arm_that_fails_ends_the_other_and_is_one_sentence(tmp_path):
     assert "micro_batch_size=31" in done.stderr                 # what that arm said last
     assert "| batch_size=32 must be a multiple" in done.stdout
     assert not (tmp_path / "out/summary.json").exists()
+
+
+def test_a_line_that_follows_a_bar_is_shown_and_the_bar_is_not(tmp_path, capsys):
+    script = tmp_path / "script.py"
+    script.write_text("import sys\nfrom tqdm import tqdm\nbar = tqdm(total=3, file=sys.stderr)\n"
+                      "bar.update(2)\nbar.refresh()\nsys.exit('no | more 1/2 [room]')\n")
+    with pytest.raises(ValueError, match=r"of jepa ended with exit code 1: no \| more 1/2 .room"):
+        compare.run_all([("jepa", [str(script)])], 1)
+    assert capsys.readouterr().out == "jepa  | no | more 1/2 [room]\n"
+
+
+def test_a_process_ends_when_the_other_has_failed(tmp_path):
+    texts = {"plain": "import time\nprint('here', flush=True)\ntime.sleep(600)", "jepa": "nothing"}
+    for arm, text in texts.items():
+        (tmp_path / f"{arm}.py").write_text(text)
+    began = time.perf_counter()
+    with pytest.raises(ValueError, match="NameError: name 'nothing' is not defined"):
+        compare.run_all([(arm, [str(tmp_path / f"{arm}.py")]) for arm in texts], 2)
+    assert time.perf_counter() - began < 60
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -115,13 +134,9 @@ def test_a_folder_that_it_did_not_make_stops_it(tmp_path):
     ("--train=--out_dir=x --seed=3", "leave out out_dir, seed"),
     ("--train=--lambda_jepa=0", "both arms the same"),
     ("--train=--lrr=1", "did you mean 'lr'"),
-    ("--base=nothing.py", "no config file nothing.py"),
-    ("RANK", "without torchrun")])
-def test_a_setting_that_does_not_fit_is_one_sentence(option, words, tmp_path, monkeypatch):
-    if option == "RANK":
-        monkeypatch.setenv("RANK", "0")
-    options = [f"--out_dir={tmp_path}/out", *[option] * (option != "RANK")]
+    ("--base=nothing.py", "no config file nothing.py")])
+def test_a_setting_that_does_not_fit_is_one_sentence(option, words, tmp_path):
     with pytest.raises((ValueError, OSError), match=words) as error:
-        compare.main(configure(CompareConfig, options))
+        compare.main(configure(CompareConfig, [f"--out_dir={tmp_path}/out", option]))
     assert len(str(error.value).splitlines()) == 1
     assert not (tmp_path / "out").exists()

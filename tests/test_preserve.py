@@ -115,7 +115,7 @@ def test_a_table_has_a_line_a_model_and_fits_100_columns(cfg, capsys):
     assert all(len(line) <= 100 for line in lines)
     for name in (cfg.base, *cfg.models):
         assert sum(line.startswith(name[-17:]) for line in lines) == 2
-    assert sum("+-" in line and "+0.0000 +- 0.0000" in line for line in lines) == 1     # `same`
+    assert sum("+0.0000  0.0000" in line for line in lines) == 1        # `same`
 
 
 def test_a_model_reads_as_many_shots_as_it_has_room_for(cfg, tmp_path, capsys, monkeypatch):
@@ -149,8 +149,8 @@ def test_what_was_measured_is_not_measured_again(cfg, monkeypatch):
     assert files_of(cfg) == before
 
 
-@pytest.mark.parametrize("change", [dict(rates=(0.3, 0.8)), dict(seed=1), dict(window=25),
-                                    dict(n_windows=9), dict(n_questions=5), dict(n_shot=0)])
+@pytest.mark.parametrize("change", [dict(rates=(0.3, 0.8)), dict(window=25), dict(n_windows=9),
+                                    dict(n_questions=5), dict(n_shot=0)])
 def test_another_question_is_asked_anew_and_the_old_answers_stay(cfg, change):
     preserve.preserve(cfg)
     before = files_of(cfg)
@@ -221,8 +221,6 @@ def test_mistakes_are_one_sentence(cfg, tmp_path):
         change(n_windows=-1)
     with pytest.raises(ValueError, match="n_shot=-1"):
         change(n_shot=-1)
-    with pytest.raises(ValueError, match="batch_tokens=0"):
-        change(batch_tokens=0)
 
 
 def test_models_with_other_tokens_cannot_be_compared(cfg, tmp_path):
@@ -257,7 +255,6 @@ def test_choices_are_counted_by_hand():
     assert scores["stderr"] == pytest.approx(math.sqrt(0.6 * 0.4 / 5))
     assert (scores["gained"], scores["lost"]) == (2, 1) and scores["p"] == mcnemar(2, 1)
     assert scores["mass"] == pytest.approx(0.9)
-    assert scores["letters"] == [0.4, 0, 0.4, 0.2] and scores["always_one_letter"] == 0.4
 
 
 def test_losses_are_compared_window_by_window():

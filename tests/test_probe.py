@@ -142,10 +142,10 @@ def test_streaming_equals_a_plain_forward_at_every_depth(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_its_losses_are_those_of_likelihood(cfg, tmp_path, kind):
+def test_its_losses_are_those_of_likelihood(cfg, tmp_path, monkeypatch, kind):
     models = [new_model(seed, **KINDS[kind]) for seed in (0, 1)]
     cfg.base, cfg.models = write(models[0], tmp_path / "a"), (write(models[1], tmp_path / "b"),)
-    cfg.batch_tokens = 50                                   # more than one batch
+    monkeypatch.setattr(probe, "BATCH_TOKENS", 50)          # more than one batch
     found = probe.probe(cfg)
     rows = held_out_rows(cfg, byte_tokenizer(), 64)
     losses = [held_out_losses(model, torch.tensor([ids for ids, _ in rows]), cfg.rates)
@@ -175,9 +175,10 @@ def test_every_parameter_has_a_depth(kind):
                                    model.named_parameters(remove_duplicate=False))
 
 
-def test_batches_change_nothing(cfg):
+def test_batches_change_nothing(cfg, monkeypatch):
     cfg.text, cfg.data_dir, cfg.window, results = "toy_base", "", 60, []
-    for cfg.batch_tokens in (1, 100, 10_000):
+    for batch_tokens in (1, 100, 10_000):
+        monkeypatch.setattr(probe, "BATCH_TOKENS", batch_tokens)
         results.append(probe.probe(cfg)["models"][cfg.models[0]])
     for other in results[1:]:
         for key in ("drift", "effective_rank", "diversity", "std", "loss_by_rate"):
@@ -187,18 +188,13 @@ def test_batches_change_nothing(cfg):
 # ---- interpolation ----
 
 
-def test_a_blend_is_the_base_at_0_and_the_tuned_model_at_1_bit_for_bit(root, tmp_path):
-    model = DLLM.from_checkpoint(root / "base")
-    with torch.no_grad():
-        model.norm.weight[0] = -0.0
-    ends = [lambda: Checkpoint(write(model, tmp_path / "zero"), CPU),
-            lambda: Checkpoint(str(root / "tuned"), CPU)]
-    base, tuned = (end() for end in ends)
+def test_a_blend_is_exactly_the_base_at_0_and_the_tuned_model_at_1(root):
+    base, tuned = (Checkpoint(str(root / name), CPU) for name in ("base", "tuned"))
     for depth in range(5):
-        for scale, end in ((0, base), (1, tuned), (0.0, base), (1.0, tuned)):
+        for scale, end in ((0, base), (1, tuned)):
             blend = Blend(base, tuned, scale).read(depth)
             for name, tensor in end.read(depth).items():
-                assert torch.equal(blend[name].view(torch.int32), tensor.view(torch.int32)), name
+                assert torch.equal(blend[name], tensor), name
         for name, tensor in Blend(base, tuned, -0.5).read(depth).items():
             a, b = base.read(depth)[name], tuned.read(depth)[name]
             torch.testing.assert_close(tensor, a - 0.5 * (b - a))
@@ -270,15 +266,14 @@ def test_the_file_holds_what_was_found_and_how_the_models_came_about(cfg, root, 
     assert found["models"][cfg.models[1]]["trained"] == {"lambda_jepa": 1.0, "seed": 3, "step": 7}
 
 
-def test_tables_have_a_line_a_model_and_a_depth_and_fit_100_columns(cfg, root, tmp_path, capsys):
+def test_tables_have_a_line_a_model_and_fit_100_columns(cfg, root, tmp_path, capsys):
     cfg.scales = (0.5,)
     cfg.models = tuple(write(new_model(5 + n), tmp_path / f"a_very_long_name_of_model_{n}")
-                       for n in range(9))
+                       for n in range(2))
     probe.main(cfg)
     out = capsys.readouterr().out
     assert [line for line in out.splitlines() if len(line) > 100] == []
-    assert sum("name_of_model_" in line for line in out.splitlines()) == 9 + 9
-    assert sum(line.startswith("embed") for line in out.splitlines()) == 2      # eight a table
+    assert sum("name_of_model_" in line for line in out.splitlines()) == 2 + 2
 
 
 # ---- mistakes ----
@@ -300,11 +295,16 @@ def test_mistakes_are_one_sentence(cfg, root, tmp_path):
     assert "there is no task 'nothing'" in refusal(change(text="nothing"))
     assert "block_size=64" in refusal(change(window=65))
     assert "no window of 100000" in refusal(change(window=100_000))
-    for wrong in (dict(n_rows=-1), dict(n_rows=1), dict(window=1), dict(batch_tokens=0),
-                  dict(rates=()), dict(rates=(0.0,)), dict(rates=(1.5,)),
-                  dict(scales=(math.inf,)), dict(scales=(math.nan,))):
+    for wrong in (dict(n_rows=-1), dict(n_rows=1), dict(window=1), dict(rates=()),
+                  dict(rates=(0.0,)), dict(rates=(1.5,))):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             change(**wrong)
+
+
+@pytest.mark.parametrize("scale", [math.inf, math.nan])
+def test_a_scale_that_is_not_finite_is_one_sentence(cfg, scale):
+    cfg.scales = (scale,)
+    assert "not finite" in refusal(cfg)
 
 
 def test_only_models_of_one_shape_and_one_vocabulary_are_compared(cfg, tmp_path):
