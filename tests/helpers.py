@@ -70,18 +70,18 @@ def fingerprint(folder) -> dict:
             for path in sorted(Path(folder).rglob("*")) if path.is_file()}
 
 
-def python(*words, cwd=ROOT, text=True, **env):
+def python(*words, cwd=ROOT, **env):
     """Run python with these words, and env on top of ours -> the finished process."""
-    return subprocess.run([sys.executable, *map(str, words)], cwd=cwd, text=text,
-                          env={**os.environ, **env}, capture_output=True, timeout=PATIENCE)
+    return subprocess.run([sys.executable, *map(str, words)], cwd=cwd, env={**os.environ, **env},
+                          text=True, capture_output=True, timeout=PATIENCE)
 
 
-def wait_until(condition, seconds=PATIENCE):
-    """Return when condition() is true; fail after so many seconds."""
-    end = time.monotonic() + seconds
+def wait_until(condition):
+    """Return as soon as condition() is true; fail after PATIENCE seconds."""
+    end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.002)
+        time.sleep(0.005)
 
 
 # ---- a model of two layers, a batch of eight rows, one step of the objective ----

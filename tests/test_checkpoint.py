@@ -318,13 +318,13 @@ def test_the_ema_of_a_sharded_run_is_joined_from_its_ranks(cfg):
 # several processes
 
 
-def kill_after_15():
-    """Let this process kill itself after step 15."""
+def kill_after_8():
+    """Let this process kill itself after step 8."""
     log_step = train.Log.step
 
     def killed(self, n, *rest):
         log_step(self, n, *rest)
-        if n == 15:
+        if n == 8:
             os.kill(os.getpid(), signal.SIGKILL)
     train.Log.step = killed
 
@@ -379,12 +379,12 @@ def test_a_nan_of_one_rank_leaves_out_the_update_of_all(cfg, tmp_path, data_dir,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n, shard", [(1, False), (2, False), (2, True)])
-def test_20_steps_are_12_and_kill_9_and_8_to_the_bit(cfg, tmp_path, n, shard):
-    cfg = replace(cfg, max_steps=20, save_every=12, shard=shard)
+def test_10_steps_are_6_and_kill_9_and_4_to_the_bit(cfg, tmp_path, n, shard):
+    cfg = replace(cfg, max_steps=10, save_every=6, shard=shard)
     run_ranks(cfg, n)
     broken = replace(cfg, out_dir=str(tmp_path / "broken"))
-    run_ranks(broken, n, kill_after_15, code=-signal.SIGKILL)
-    assert Path(newest_checkpoint(broken.out_dir)).name == "step_0000012"
+    run_ranks(broken, n, kill_after_8, code=-signal.SIGKILL)
+    assert Path(newest_checkpoint(broken.out_dir)).name == "step_0000006"
     run_ranks(replace(broken, resume=True), n)
     assert_same(cfg, broken)
 
