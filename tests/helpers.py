@@ -296,7 +296,7 @@ def fork(target, *args):
     path = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, path))):
         forkserver.ensure_running()                     # its imports look there
-    process = FORKS.Process(target=target, args=args)
+    process = FORKS.Process(target=target, args=args, daemon=True)      # ends with ours
     process.start()
     return process
 

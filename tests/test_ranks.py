@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import PATIENCE, ROOT, fork, output_of, torchrun, wait_until, write_output_to
+from helpers import ROOT, fork, output_of, torchrun, wait_until, write_output_to
 from training import ranks
 from training.ranks import (agree, as_rank, gather_batch, gather_from_ranks, scatter_batch,
                             start_ranks, sum_over_ranks, wait_for_all)
@@ -56,6 +56,10 @@ def on_two_ranks(_):
     print(f"rank {rank} {came} {time.time()}\n", end="")    # in one piece, and not flushed
     print(f"rank {rank} is done\n", end="", file=sys.stderr)
     globals()["kept"] = whole, parts                # tensors that gloo has seen outlive main
+    first, _ = gather_from_ranks(torch.tensor([os.getpid()]))
+    if rank:
+        time.sleep(1)
+        os.kill(int(first), 0)                      # rank 0 is still there, although it is done
 
 
 @pytest.mark.slow
@@ -115,7 +119,7 @@ def test_a_mistake_is_one_sentence_of_rank_0_and_code_1(tmp_path, error):
 def test_the_others_are_ended_before_they_say_the_same(tmp_path):
     """By the SIGTERM of torchrun, although main has caught that signal."""
     log = tmp_path / "log"
-    process = fork(be_one_of_two, 1, ValueError("lr does not fit"), log, PATIENCE)
+    process = fork(be_one_of_two, 1, ValueError("lr does not fit"), log, 60)
     wait_until(log.with_suffix(".asleep").exists)
     os.kill(process.pid, signal.SIGTERM)
     process.join()
