@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import PATIENCE
 
 from analysis import compare
 from analysis.compare import CompareConfig
@@ -27,7 +28,7 @@ def command(tmp_path, *options):
 
 def run(tmp_path, *options):
     return subprocess.run(command(tmp_path, *options), cwd=ROOT, env=ENV, text=True,
-                          capture_output=True, timeout=600)
+                          capture_output=True, timeout=PATIENCE)
 
 
 def lines(path):
@@ -114,7 +115,7 @@ def test_a_signal_ends_the_runs_too(tmp_path, number):
         if "step 0: held-out loss" in line:
             break
     parent.send_signal(number)
-    assert parent.wait(timeout=120) == 128 + number
+    assert parent.wait(timeout=PATIENCE) == 128 + number
     with pytest.raises(ProcessLookupError):                     # none of its group is left
         time.sleep(0.5)
         os.killpg(parent.pid, 0)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import PATIENCE
 
 from analysis import grid
 from analysis.arms import ARMS
@@ -340,7 +341,7 @@ def test_a_grid_that_was_killed_is_finished_by_the_same_command(cfg):
     path, start = Path(cfg.out_dir) / "results.jsonl", time.time()
     killed = subprocess.Popen(command_of(cfg), cwd=ROOT, env=environment(), start_new_session=True,
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not path.exists() and time.time() < start + 120:
+    while not path.exists() and time.time() < start + PATIENCE:
         time.sleep(0.1)
     time.sleep(2)                                   # into the next training
     os.killpg(killed.pid, signal.SIGKILL)
@@ -368,10 +369,10 @@ def test_a_stopped_grid_takes_its_processes_with_it(cfg, number):
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     folder = Path(cfg.out_dir) / "little" / "plain_seed1"
     log = folder / "log.jsonl"                      # its first line comes when signals are heard
-    while not (log.exists() and log.read_text()) and time.time() < started + 120:
+    while not (log.exists() and log.read_text()) and time.time() < started + PATIENCE:
         time.sleep(0.1)
     stopped.send_signal(number)
-    _, said = stopped.communicate(timeout=60)
+    _, said = stopped.communicate(timeout=PATIENCE)
     assert stopped.returncode == 128 + number and "Traceback" not in said
     assert list(folder.glob("step_*"))              # train.py has saved where it was
     with open(Path(cfg.out_dir) / "lock") as file:  # and nobody holds the folder any more

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import PATIENCE
 
 pytest.importorskip("matplotlib", reason="figures need requirements-plots.txt")
 
@@ -62,7 +63,7 @@ def visit(page, folder, script, width=1000):
     done = subprocess.run(
         [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
          f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=20000",
-         (folder / "outside.html").as_uri()], capture_output=True, timeout=240)
+         (folder / "outside.html").as_uri()], capture_output=True, timeout=PATIENCE)
     found = re.search(r'data-result="(.*?)"', done.stdout.decode())
     assert found, done.stderr.decode()[-2000:]
     result = json.loads(html.unescape(found[1]))
