@@ -162,7 +162,7 @@ def main(cfg: TrainConfig):
             (loss / n_micro).backward()
             log.add(loss, parts, n_micro)
             study.note(is_due)
-        numbers = study.pull(is_due)        # the paper has no such pull: nothing by default
+        numbers = study.pull(is_due)        # adds a gradient, if a setting asks for one
 
         # 2 optimizer
         lr = lr_at(step, n_steps, cfg)

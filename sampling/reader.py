@@ -39,7 +39,7 @@ class Reader:
 
 
 class DelayedFlag:
-    """A bool on the GPU that the CPU reads one pass late: it never waits for the pass under way.
+    """A bool on the GPU that the CPU reads one pass late, without synchronising with this pass.
 
     The one pass too many that this may cost changes nothing. On a CPU it is read at once.
     """

@@ -102,7 +102,7 @@ def generate(folder, family, parts=1, dtype=torch.bfloat16, **changes):
 
 
 def write_weights(folder, tensors, parts=1):
-    """Write model.safetensors, or so many parts and their index."""
+    """Write model.safetensors, or several parts and their index."""
     for old in folder.glob("model*.safetensors*"):
         old.unlink()
     if parts == 1:

@@ -25,7 +25,7 @@ def rank_and_world() -> tuple[int, int]:
 def start_ranks(device: str, backend: str = "", timeout: timedelta = timedelta(hours=2)):
     """Join the group that torchrun started, if it did -> rank, world, torch.device.
 
-    backend: empty is nccl on GPUs and gloo on CPUs. timeout: how long a rank waits for another;
+    backend: empty is nccl on GPUs and gloo on CPUs. timeout: longest wait of one rank for another;
     at 8 B the others wait while rank 0 writes a checkpoint. Raises ValueError for a bad device.
     """
     rank, world = rank_and_world()

@@ -163,7 +163,7 @@ def test_the_same_settings_give_the_same_answers_whatever_the_batches(cfg, tmp_p
 
 @pytest.mark.parametrize("world", [2, 6])
 def test_processes_share_the_questions_and_none_is_asked_by_two(cfg, monkeypatch, world):
-    monkeypatch.setattr(answers, "collect", lambda *args: {})      # nobody waits for the others
+    monkeypatch.setattr(answers, "collect", lambda *args: {})      # no rank waits for another
     shares = []
     for rank in range(world):
         shares.append(answer_with(monkeypatch, lambda prompt: ""))
