@@ -3,16 +3,20 @@
     python train.py config/tiny.py --lr=3e-5 --compile    (several files apply in order)
 
 A config file holds `name = literal` lines. It is parsed, never executed; a typo stops the run.
+A script may have a default config. It is for the bare command: whoever sets anything but the
+HOW_TO_RUN settings below names the config to start from, or starts from the dataclass.
 """
 import ast
 import contextlib
 import difflib
 import inspect
+import math
 import os
 import re
 import shlex
 import signal
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -23,11 +27,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 BASES = Path(), Path(__file__).resolve().parent  # where a path may start: here, the repository
 FIELD = re.compile(r"^ +(\w+):(?:.|\n {9,})*?  # (.*)", re.M)  # a value may take several lines
 COMMAND_LINE = "on the command line"
-WORDS = {bool: "a bool", int: "an int", float: "a float", str: "a string"}
+WORDS = {bool: "a bool", int: "an int", float: "a finite float", str: "a string"}
+HOW_TO_RUN = {"resume", "overwrite", "device"}  # these leave a bare command its default config
 
 
 def configure(cls, argv=None, default=None):
-    """Return cls with its defaults < the config files (if none, the default one) < --key=value."""
+    """Return cls with its defaults < config files < --key=value. default: the bare command's."""
     argv = sys.argv[1:] if argv is None else argv
     files = [arg for arg in argv if not re.match(r"-|\w+=", arg)]
     options = [arg for arg in argv if arg not in files]
@@ -40,7 +45,9 @@ def configure(cls, argv=None, default=None):
         if not equals and get_type_hints(cls).get(name, bool) is not bool:
             raise ValueError(f"{arg} {COMMAND_LINE} needs a value: {arg}=value, without a space")
         overrides[name] = check(name, text if equals else "True", cls, COMMAND_LINE)
-    for path in files or filter(None, [default]):
+    if default and not files and not wants_help and overrides.keys() <= HOW_TO_RUN:
+        files = [default]
+    for path in files:
         settings |= read_file(path, cls)
     if wants_help:
         sys.exit(print_help(cls, settings))  # None, so exit code 0
@@ -56,8 +63,34 @@ def run(main, cls, default=None):
             sys.stdout.flush()
     except BrokenPipeError:  # `| head` has closed the pipe: leave without the flush at exit
         os._exit(128 + signal.SIGPIPE)
-    except (ValueError, OSError) as error:
-        sys.exit(str(error) if os.environ.get("RANK", "0") == "0" else 1)  # rank 0 says it
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        if not (text := sentence(error)):
+            raise
+        sys.exit(text if os.environ.get("RANK", "0") == "0" else 1)  # rank 0 says it
+
+
+def sentence(error) -> str:
+    """Return what to tell the user of a mistake, or of a machine's limit; empty: it is a bug."""
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError) or re.search(r"^\w*OutOfMemory|can't allocate memory", text):
+        return ("out of memory: lower batch_size, micro_batch_size, batch_tokens or max_length, or "
+                "take a smaller model")
+    if isinstance(error, RecursionError):
+        return "something in the input is nested too deeply"
+    if isinstance(error, OverflowError):
+        return f"a number in the input is too large: {error}"
+    return printable(str(error)) if isinstance(error, (ValueError, OSError)) else ""
+
+
+def printable(text: str) -> str:
+    """Write out all control characters but newlines, so that no text commands a terminal.
+
+    Blanks of any width stay, and the joiners (U+200C, U+200D) of Persian, Hindi and emoji.
+    """
+    return "".join(c if c.isprintable() or c in "\n\u200c\u200d" or unicodedata.category(c) == "Zs"
+                   else ascii(c)[1:-1] for c in text)
 
 
 def read_file(path, cls):
@@ -71,13 +104,15 @@ def read_file(path, cls):
         tree = ast.parse(file.read_bytes())
     except SyntaxError as error:
         raise ValueError(f"syntax error in {path} line {error.lineno}: {error.msg}") from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{path} cannot be read as Python: {error or 'too deep'}") from None
     settings = {}
     for node in tree.body[1:] if ast.get_docstring(tree) else tree.body:
         where = f"in {path} line {node.lineno}"
         try:
             [name], value = [target.id for target in node.targets], ast.literal_eval(node.value)
-        except (AttributeError, ValueError, TypeError):  # another statement, target or expression
-            line = ast.unparse(node).splitlines()[0]
+        except (AttributeError, ValueError, TypeError, RecursionError, MemoryError):
+            line = file.read_text("utf-8", "replace").splitlines()[node.lineno - 1].strip()[:80]
             raise ValueError(f"`{line}` {where} is not `name = literal`") from None
         settings[name] = check(name, value, cls, where)
     return settings
@@ -108,9 +143,10 @@ def convert(value, kind, is_text):
             return tuple(convert(item, get_args(kind)[0], is_text) for item in value)
     if kind is bool and is_text:
         return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
-    if kind in (int, float) and (is_text or type(value) is int):  # type(): a bool is no number
-        return kind(value)
-    if type(value) is kind or get_origin(kind) is Literal and value in get_args(kind):
+    if kind in (int, float) and (is_text or type(value) in (int, kind)):  # a bool is no number
+        if math.isfinite(kind(value)):
+            return kind(value)
+    elif type(value) is kind or get_origin(kind) is Literal and value in get_args(kind):
         return value
     raise ValueError
 

@@ -9,7 +9,6 @@ scores, and the other arms with the same pair. A score is a line of out_dir/resu
 command again does only what is missing, and goes on with a training that was cut short. The output
 of a run is in its folder: train.txt, and a .txt beside each .jsonl.
 """
-import fcntl
 import json
 import os
 import shlex
@@ -32,7 +31,7 @@ from analysis.arms import ARMS
 from analysis.frames import choose, frame_of, key_of, read_results, whole_lines
 from analysis.tables import render
 from eval_gsm8k import EvalConfig
-from tasks.files import read_json
+from tasks.files import lock, read_json
 from train import TrainConfig
 from training.log import git_commit
 
@@ -80,13 +79,8 @@ def main(cfg: GridConfig):
     for number in (signal.SIGINT, signal.SIGTERM):      # end as an exception, which ends the child
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     os.makedirs(cfg.out_dir, exist_ok=True)
-    with open(Path(cfg.out_dir) / "lock", "w") as lock:
-        try:                            # children inherit the lock: it holds while one is alive
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"another grid, or a run that it left, is at work in {cfg.out_dir}; "
-                             f"wait for it, or end it") from None
-        grid = Grid(cfg, lock)
+    with lock(cfg.out_dir) as held:     # children inherit the lock: it holds while one is alive
+        grid = Grid(cfg, held)
         work_through(cfg, grid)
     print(render(list(grid.lines.values())))
     if grid.failures:

@@ -27,14 +27,13 @@ from typing import Literal
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the modules are one folder up
 
-from configurator import run  # first: it sets variables that torch reads
+from configurator import printable, run  # first: it sets variables that torch reads
 
 import numpy as np
 import pandas as pd
 
 from analysis.arms import ARMS, AT_RATES, label, plain_of, rank_of
 from analysis.frames import Study, by_arm, last_of_each, read_study
-from sampling.view import printable
 from tasks.stats import Z, half_95
 
 WIDTH = 3.3             # inches: a column of a two-column paper

@@ -15,12 +15,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the modules are one folder up
 
-from configurator import run  # first: it sets variables that torch reads
+from configurator import printable, run  # first: it sets variables that torch reads
 
 from analysis.frames import Study, read_study
 from analysis.plot import FIGURES, draw, save
 from analysis.tables import Table, tables_of
-from sampling.view import printable
 
 PAGE = """<!doctype html>
 <html lang="en">

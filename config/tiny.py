@@ -7,7 +7,6 @@ small does not learn to start from masks only.
 """
 
 out_dir = "out/tiny"
-overwrite = True
 preset = "tiny"
 tokenizer = "toy"
 task = "toy"

@@ -9,9 +9,10 @@ import contextlib
 import importlib
 import sys
 
+from configurator import printable
 from pretrained.chat_format import chat_ids
 from sampling.cost import Cost
-from sampling.view import Screen, printable
+from sampling.view import Screen
 
 COMMANDS = "/reset forgets the chat, /quit or Ctrl-D ends, Ctrl-C stops an answer"
 

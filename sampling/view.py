@@ -21,6 +21,8 @@ import unicodedata
 from itertools import groupby
 from pathlib import Path
 
+from configurator import printable
+
 # For p below 0.2, 0.4, 0.6, 0.8 and up to 1: orange over grey to blue, which all kinds of colour
 # vision tell apart. Codes of the 256 colours; each has a contrast above 3 on black and on white.
 SHADES = 166, 137, 102, 67, 32
@@ -152,15 +154,6 @@ def ends_inside_a_character(data: bytes) -> bool:
 
 def shade(p: float) -> int:
     return min(int(5 * p), 4)
-
-
-def printable(text: str) -> str:
-    """Write out all control characters but newlines, so that no text commands a terminal.
-
-    Blanks of any width stay, and the joiners (U+200C, U+200D) of Persian, Hindi and emoji.
-    """
-    return "".join(c if c.isprintable() or c in "\n\u200c\u200d" or unicodedata.category(c) == "Zs"
-                   else ascii(c)[1:-1] for c in text)
 
 
 def wrapped(cells, width: int):

@@ -1,4 +1,5 @@
 """Files: JSON in and out, one object a file or one a line, and files fetched from the network."""
+import fcntl
 import gzip
 import http.client
 import json
@@ -6,6 +7,7 @@ import os
 import urllib.request
 import uuid
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -13,39 +15,91 @@ from tqdm import tqdm
 
 def read_json(path) -> dict:
     """Return the object in a .json file. Raises ValueError if there is something else in it."""
+    check_is_file(path)
     try:
-        return dict(json.loads(Path(path).read_text("utf-8")))
-    except (ValueError, TypeError) as error:
+        return dict(json.loads(Path(path).read_text("utf-8-sig")))      # editors may write a BOM
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON object: {error}") from None
 
 
 def write_json(path, what: dict):
-    """Write an object aside, then rename: a kill leaves the old file or the new one, never half."""
-    Path(f"{path}.new").write_text(json.dumps(what, indent=2, ensure_ascii=False), "utf-8")
-    os.replace(f"{path}.new", path)
+    """Write an object, as write_text does."""
+    write_text(path, json.dumps(what, indent=2, ensure_ascii=False))
+
+
+def write_text(path, text: str):
+    """Write a file aside, then rename: a kill leaves the old file or the new one, never half."""
+    with naming(path):
+        Path(f"{path}.new").write_text(text, "utf-8")
+        os.replace(f"{path}.new", path)
+
+
+@contextmanager
+def naming(path):
+    """Name the path in an OSError that does not: a full disk does not say which file it met."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
 
 
 def read_jsonl(path) -> list[dict]:
     """Return the rows of a .jsonl[.gz] file. Raises ValueError that names the file and the line."""
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+    check_is_file(path)
     rows = []
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+        open_file = gzip.open if path.suffix == ".gz" else open
+        with open_file(path, "rt", encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    rows.append(json.loads(line))
-                    if not isinstance(rows[-1], dict):
-                        raise ValueError(f"{path}, line {number}, is not a JSON object")
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {number}, is not JSON: {error.msg}") from None
+                    rows.append(parse_line(line, f"{path}, line {number},"))
     except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as "
                          f"{'gzipped ' * (path.suffix == '.gz')}UTF-8: {error}") from None
     if not rows:
         raise ValueError(f"{path} has no rows")
     return rows
+
+
+def parse_line(line: str, where: str) -> dict:
+    """Return the object in a line of JSON. Raises ValueError that begins with `where`."""
+    try:
+        row = json.loads(line)
+        if "\\u" in line:               # half a character may come in, and no file can hold it
+            json.dumps(row, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not JSON: {getattr(error, 'msg', error)}") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} is not a JSON object")
+    return row
+
+
+def check_is_file(path):
+    """Raise an OSError unless there is a regular file: reading a pipe would never end."""
+    if not os.path.isfile(path):
+        if os.path.lexists(path):
+            raise OSError(f"{path} is not a file: it is a folder, a pipe or a broken link")
+        raise FileNotFoundError(f"there is no file {path}")
+
+
+def lock(folder):
+    """Take folder/lock until the file that this returns is closed, or this process ends.
+
+    A child that inherits the file holds the lock as well. Raises ValueError if it is taken.
+    """
+    file = open(Path(folder) / "lock", "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ValueError(f"another process is at work in {folder}; wait for it, end it, or choose "
+                         f"another folder") from None
+    except OSError:                     # a file system without locks: do without
+        pass
+    return file
 
 
 def cache_folder(name: str) -> Path:

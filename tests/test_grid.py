@@ -255,7 +255,7 @@ def test_two_grids_do_not_work_in_one_folder(cfg):
     os.mkdir(cfg.out_dir)
     with open(Path(cfg.out_dir) / "lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert "another grid" in refusal(cfg)
+        assert "another process" in refusal(cfg)
 
 
 def test_a_run_that_a_killed_grid_has_left_behind_keeps_others_out(cfg, monkeypatch, tmp_path):
@@ -265,7 +265,7 @@ def test_a_run_that_a_killed_grid_has_left_behind_keeps_others_out(cfg, monkeypa
     with open(Path(cfg.out_dir) / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         child = Grid(cfg, lock).launch(["lasting.py"], tmp_path / "said")
-    assert "a run that it left" in refusal(cfg)
+    assert "another process is at work" in refusal(cfg)
     child.kill()
     child.wait()
     monkeypatch.setattr(grid, "work_through", lambda cfg, grid: None)

@@ -10,10 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configurator import printable
 from helpers import PATIENCE
 from pretrained.tokenizer import BYTES, byte_tokenizer, our_tokenizer, toy_tokenizer
 from sampling import view
-from sampling.view import SHADES, Recording, Screen, printable, spans
+from sampling.view import SHADES, Recording, Screen, spans
 
 TOK, MASK = byte_tokenizer(), byte_tokenizer().mask_id
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),

@@ -14,6 +14,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from configurator import sentence
 from pretrained.device import pick_device
 
 
@@ -57,11 +58,12 @@ def as_rank(main):
             wait_for_all()                  # nobody leaves while another still needs the group
         except SystemExit as stop:
             code = stop.code or 0
-        except (ValueError, OSError) as error:
-            code = str(error)
-        except BaseException:
-            traceback.print_exc()
-            code = 1
+        except KeyboardInterrupt:
+            code = 128 + signal.SIGINT
+        except BaseException as error:
+            code = sentence(error) or 1
+            if code == 1:
+                traceback.print_exc()
         if isinstance(code, str):
             if rank:                # all ranks may have the same to say: when rank 0 has said it
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)   # and left, torchrun ends the others

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 
 import configurator
-from configurator import configure
+from configurator import HOW_TO_RUN, configure, run, sentence
+from train import TrainConfig
 
 REPO = Path(configurator.__file__).parent
 
@@ -99,10 +101,11 @@ def test_of_two_equal_options_the_last_one_counts():
     assert configure(Settings, ["--lr=1", "--lr=2"]).lr == 2
 
 
-def test_default_file_is_read_only_if_no_other_is_given(config):
+def test_default_file_is_for_the_bare_command(config):
     default = config("default.py", "lr = 0.1\nmax_steps = 1")
     other = config("other.py", "lr = 0.2")
-    assert configure(Settings, ["--max_steps=2"], default) == Settings(lr=0.1, max_steps=2)
+    assert configure(Settings, [], default) == Settings(lr=0.1, max_steps=1)
+    assert configure(Settings, ["--max_steps=2"], default) == Settings(max_steps=2)
     assert configure(Settings, [other], default) == Settings(lr=0.2)
     assert configure(Settings, [other], default="config/missing.py") == Settings(lr=0.2)
 
@@ -199,8 +202,8 @@ def test_hints_may_be_strings():
 @pytest.mark.parametrize(
     "option, words",
     [
-        ("--lr=abc", "lr='abc' on the command line is not a float, e.g. --lr=0.0003"),
-        ("--lr=", "lr='' on the command line is not a float, e.g. --lr=0.0003"),
+        ("--lr=abc", "lr='abc' on the command line is not a finite float, e.g. --lr=0.0003"),
+        ("--lr=", "lr='' on the command line is not a finite float, e.g. --lr=0.0003"),
         ("--max_steps=3.5", "max_steps='3.5' on the command line is not an int, e.g. --max_steps="),
         ("--max_steps=True", "max_steps='True' on the command line is not an int"),
         ("--compile=yes", "compile='yes' on the command line is not a bool, e.g. --compile=False"),
@@ -218,11 +221,11 @@ def test_option_of_the_wrong_kind_says_what_would_fit(option, words):
 @pytest.mark.parametrize(
     "line, words",
     [
-        ("lr = 'abc'", "lr='abc' in config/x.py line 2 is not a float, e.g. lr = 0.0003"),
-        ("lr = '0.1'", "lr='0.1' in config/x.py line 2 is not a float"),
-        ("lr = True", "lr=True in config/x.py line 2 is not a float"),
-        ("lr = None", "lr=None in config/x.py line 2 is not a float"),
-        ("lr = 1" + 400 * "0", "in config/x.py line 2 is not a float"),
+        ("lr = 'abc'", "lr='abc' in config/x.py line 2 is not a finite float, e.g. lr = 0.0003"),
+        ("lr = '0.1'", "lr='0.1' in config/x.py line 2 is not a finite float"),
+        ("lr = True", "lr=True in config/x.py line 2 is not a finite float"),
+        ("lr = None", "lr=None in config/x.py line 2 is not a finite float"),
+        ("lr = 1" + 400 * "0", "in config/x.py line 2 is not a finite float"),
         ("max_steps = True", "max_steps=True in config/x.py line 2 is not an int"),
         ("max_steps = 3.0", "max_steps=3.0 in config/x.py line 2 is not an int"),
         ("compile = 1", "compile=1 in config/x.py line 2 is not a bool"),
@@ -368,7 +371,7 @@ def test_help_shows_the_values_of_the_files_beside_it(config, capsys):
     path, default = config("x.py", "lr = 0.125"), config("default.py", "max_steps = 7")
     assert "--lr=0.125 " in help_of([path, "-h"], capsys)
     assert "--lr=0.125 " in help_of(["--help", path], capsys)
-    assert "--max_steps=7 " in help_of(["--help"], capsys, default=default)
+    assert "--max_steps=300 " in help_of(["--help"], capsys, default=default)  # as with any option
     assert "--max_steps=300 " in help_of(["--help", path], capsys, default=default)
 
 
@@ -576,3 +579,67 @@ def test_idle_threads_sleep_unless_the_environment_says_otherwise(given, expecte
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, env=env | given,
                           capture_output=True, text=True)
     assert done.stdout.strip() == expected, done.stderr
+
+
+def test_the_default_config_stays_where_only_the_way_to_run_is_said(config):
+    default = config("default.py", "lr = 0.1")
+    assert configure(Settings, [], default).lr == 0.1
+    for name in HOW_TO_RUN:
+        cfg = configure(TrainConfig, [f"--{name}={'cpu' if name == 'device' else True}"],
+                        "config/tiny.py")
+        assert (cfg.out_dir, cfg.task, cfg.tokenizer) == ("out/tiny", "toy", "toy")
+
+
+def test_overwrite_is_never_true_unless_the_user_said_so():
+    assert not configure(TrainConfig, [], "config/tiny.py").overwrite
+    bare = configure(TrainConfig, ["--init_from=x", "--task=gsm8k"], "config/tiny.py")
+    assert bare == TrainConfig(init_from="x", task="gsm8k")
+    assert configure(TrainConfig, ["--overwrite"], "config/tiny.py").overwrite
+
+
+@pytest.mark.parametrize("text", ["inf", "-inf", "nan", "1e999"])
+def test_a_float_is_finite(config, text):
+    with pytest.raises(ValueError, match="lr=.* is not a finite float"):
+        configure(Settings, [f"--lr={text}"])
+    if text == "1e999":
+        with pytest.raises(ValueError, match="lr=inf in .* is not a finite float"):
+            configure(Settings, [config("x.py", "lr = 1e999")])
+
+
+@pytest.mark.parametrize("error, code", [
+    (ValueError("x\x1b[2Jy"), r"x\x1b[2Jy"),
+    (OSError(28, "No space left on device", "a/\x07b"),
+     r"[Errno 28] No space left on device: 'a/\x07b'"),
+    (RecursionError("deep"), "something in the input is nested too deeply"),
+    (OverflowError("too large"), "a number in the input is too large: too large"),
+    (MemoryError(), "out of memory: lower batch_size"),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9"),
+     "out of memory: lower batch_size"),
+    (torch.OutOfMemoryError("CUDA out of memory."), "out of memory: lower batch_size"),
+    (KeyboardInterrupt(), 130),
+])
+def test_mistakes_and_limits_end_as_a_sentence(monkeypatch, error, code):
+    monkeypatch.setattr(sys, "argv", ["x.py"])
+
+    def main(cfg):
+        raise error
+    with pytest.raises(SystemExit) as stop:
+        run(main, Settings)
+    assert stop.value.code == code or str(stop.value.code).startswith(f"{code}, micro_batch_size")
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["x.py"])
+
+    def main(cfg):
+        raise RuntimeError("a bug")
+    with pytest.raises(RuntimeError):
+        run(main, Settings)
+    assert not sentence(KeyError("x"))
+
+
+@pytest.mark.parametrize("text", ["x = " + "-" * 5000 + "1", "x = " + "+".join(["1"] * 60000),
+                                  "lr = \0", "lr = " + "9" * 5000, "lr = " + "[" * 3000])
+def test_a_config_that_python_cannot_read_is_named(config, text):
+    with pytest.raises(ValueError, match="x.py"):
+        configure(Settings, [config("x.py", text)])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import sample
-from configurator import configure
+from configurator import configure, printable
 from helpers import answer, script, seeded, tiny_model, write_checkpoint
 from model import uniform
 from pretrained.tokenizer import byte_tokenizer, toy_tokenizer
@@ -399,7 +399,7 @@ def test_the_command_asks_the_question_as_the_tasks_do(checkpoint, capsys):
     sample.main(cfg)
     model, tok = load_model(str(checkpoint), "cpu")
     [ids] = answer(model, [tok.encode(question_prompt(cfg.prompt))], 16, 16, 16)
-    shown = view.printable(tok.show(ids.tolist())).replace("\n", "\\n")
+    shown = printable(tok.show(ids.tolist())).replace("\n", "\\n")
     assert capsys.readouterr().out.endswith(shown + "\n")
 
 
@@ -407,13 +407,13 @@ def test_a_raw_prompt_is_asked_as_it_is_and_an_infill_may_have_line_breaks(check
     model, tok = load_model(str(checkpoint), "cpu")
     sample.main(SampleConfig(init_from=str(checkpoint), prompt="Sums: 3+4", raw=True, device="cpu"))
     [ids] = answer(model, [tok.encode("Sums: 3+4")], 16, 16, 16)
-    shown = view.printable(tok.show(ids.tolist())).replace("\n", "\\n")
+    shown = printable(tok.show(ids.tolist())).replace("\n", "\\n")
     assert capsys.readouterr().out.endswith(shown + "\n")
     cfg = SampleConfig(init_from=str(checkpoint), infill=r"Sums: 3+4\n[MASK]*2=6", device="cpu")
     sample.main(cfg)
     *_, last = capsys.readouterr().out.splitlines()
     text = complete_gaps(model, tok, "Sums: 3+4\n[MASK]*2=6", cfg)
-    assert "\n" in text and last == view.printable(text).replace("\n", "\\n")
+    assert "\n" in text and last == printable(text).replace("\n", "\\n")
 
 
 def test_the_default_question_is_one_of_the_toys_that_no_training_row_has():
