@@ -1,6 +1,7 @@
 """Laws of the whole project: where files stand, that imports point down, what configs say."""
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -134,8 +135,26 @@ def test_lines_have_at_most_100_columns():
 # the code
 
 
+def bounds(path) -> list:
+    """[(name, floor, ceiling)] of a requirements file; versions are tuples of ints."""
+    found = re.findall(r"^([\w-]+)>=([\d.]+),<([\d.]+)$", (ROOT / path).read_text(), re.M)
+    return [(name, *(tuple(map(int, text.split("."))) for text in pair)) for name, *pair in found]
+
+
+def test_each_package_has_a_floor_and_a_ceiling_around_the_tested_version():
+    pinned = re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "tests/constraints.txt").read_text(), re.M)
+    tested = {name: tuple(map(int, text.split("."))) for name, text in pinned}
+    paths = "requirements.txt", "requirements-plots.txt", "tests/requirements.txt"
+    for path in paths:
+        lines = [line for line in (ROOT / path).read_text().split("\n") if line]
+        assert len(bounds(path)) == len(lines) - lines.count("-c constraints.txt"), path
+        for name, floor, ceiling in bounds(path):
+            assert floor <= tested[name] < ceiling, name
+    assert tested.keys() == {name for path in paths for name, *_ in bounds(path)}
+
+
 def test_only_the_stated_packages_are_imported():
-    stated = {line.split("==")[0] for line in (ROOT / "requirements.txt").read_text().split()}
+    stated = {name for name, *_ in bounds("requirements.txt")}
     stated = {{"automata-lib": "automata"}.get(name, name) for name in stated}
     for path in SOURCES:
         extra = {"matplotlib"} if path.name in ("plot.py", "report.py") else set()
