@@ -31,7 +31,8 @@ from pretrained.weights import find_weights
 from sampling.canvas import Canvas
 from sampling.chat import talk
 from sampling.cost import Cost
-from sampling.prompts import check_gaps, check_generator, check_prompts, ends_of, id_lists, never_of
+from sampling.prompts import (check_gaps, check_generator, check_prompts, check_text, ends_of,
+                              id_lists, never_of)
 from sampling.reader import DelayedFlag, Reader
 from sampling.reveal import Sampling, Schedule, draw_uniform, draws_on, generator_of_block, propose
 from sampling.view import Recording, Screen
@@ -61,9 +62,9 @@ class SampleConfig(Sampling):
         self.block_length = self.block_length or min(block, self.gen_length)
         self.steps = self.steps or self.gen_length
         super().__post_init__()
+        check_text(self.prompt + self.infill)
         if self.is_conversation and self.html:
-            raise ValueError("--chat without --prompt is a conversation, and html shows one "
-                             "answer; give a prompt, too")
+            raise ValueError("html shows one answer, not a conversation: give a prompt, too")
 
     @property
     def is_conversation(self) -> bool:
@@ -86,7 +87,7 @@ def generate(model, prompt, s: Sampling, generator=None, on_step=None, is_real=N
     probability that a token had when it was revealed, else 0.
     never: ids that must not be revealed, besides the mask id. ends: ids that end a text, by default
     the model's eos_id; `stop` ends a row after a block that has one, and fills it with eos_id.
-    cost: a Cost to add to. Raises ValueError for prompts or settings that do not fit.
+    cost: a Cost to add to. Raises ValueError for what does not fit, and logits that are not finite.
     """
     prompt = id_lists(model.config, prompt, is_real)
     check_prompts(model.config, prompt, s.gen_length)
@@ -119,8 +120,7 @@ def fill_block(model, canvas: Canvas, start: int, s: Sampling, generator, cost: 
     """Fill slots start .. start + block_length of the canvas's rows.
 
     slots (B, N): the columns of x to fill, over all blocks. places (B, n): the slots of this block
-    that may still be masked, and columns (B, n): where these lie in x. Synchronises only for
-    on_step, and with threshold or factor for the flag of the pass before."""
+    that may still be masked; columns (B, n): where they lie in x. Synchronises in on_step alone."""
     L, device = s.block_length, canvas.x.device
     rows = to_device(torch.tensor(canvas.rows), device)
     x, p, slots = canvas.x[rows], canvas.p[rows], canvas.slots[rows]
@@ -156,7 +156,7 @@ def fill_block(model, canvas: Canvas, start: int, s: Sampling, generator, cost: 
         p.scatter_add_(1, columns, logp.exp() * reveal)
         is_open = is_open.scatter(1, places, is_masked & ~reveal)
         canvas.update(rows, x, p)
-        if s.is_parallel and not any_open.read(is_open.any()):
+        if s.is_parallel and not any_open.read(is_open.any()):      # waits for the pass before
             break
 
 

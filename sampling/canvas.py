@@ -22,6 +22,7 @@ class Canvas:
         """texts, gaps: per row the ids, and the positions to fill. on_step(x, p): see `show`."""
         config, device = model.config, model.embed.weight.device
         self.mask_id, self.eos_id, self.on_step = config.mask_id, config.eos_id, on_step
+        self.s = s
         n_tokens = [len(text) for text in texts]
         n_gaps = [len(gap) for gap in gaps]
         T = max(n_tokens)
@@ -53,15 +54,26 @@ class Canvas:
         self.x[rows], self.p[rows] = x, p
         self.show()
 
+    def check_p(self):
+        """Raise ValueError if logits were not finite: they leave NaN in p.
+
+        This synchronises the GPU, so it is called where that happens anyway.
+        """
+        if self.p.isnan().any():
+            raise ValueError(f"the model's logits are not finite, or no token may be revealed: its "
+                             f"weights are broken, or cfg_scale={self.s.cfg_scale} is too large")
+
     def leave_ended(self, start: int):
         """Work no longer on rows with an end token before slot `start`. Synchronises the GPU."""
+        self.check_p()
         before = self.x.gather(1, self.slots[:, :start])
         has_ended = torch.isin(before, self.ends).any(dim=1).tolist()
         self.rows = [b for b in self.rows if not has_ended[b]]
 
     def finish(self) -> int:
         """Fill the masks left in ended rows with end-of-text -> number of generated tokens, each
-        row's up to its first end token, included."""
+        row's up to its first end token, included. Raises ValueError as check_p does."""
+        self.check_p()
         answer = self.x.gather(1, self.slots)                               # (B, N)
         is_gap = to_device(self.is_gap, self.x.device)
         if len(self.rows) < len(self.x):

@@ -50,14 +50,26 @@ def check_prompts(config, prompts, gen_length: int):
                          f"{config.block_size - gen_length} tokens fit")
 
 
+def check_text(text: str):
+    """Raise ValueError if it has half characters, which bytes that are no UTF-8 become in argv."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"prompt or infill is not text: its character {error.start + 1} is a byte "
+                         f"that is not UTF-8") from None
+
+
 def check_gaps(config, gaps, s: Sampling):
     """Raise ValueError if texts have no gaps to fill, or if the settings cannot fill them."""
     if s.cache != "none":
         raise ValueError(f"cache={s.cache} reuses what lies around one run of masks; gaps anywhere "
                          f"need cache=none")
+    if s.block_length > config.block_size:
+        raise ValueError(f"block_length={s.block_length} exceeds block_size={config.block_size}, "
+                         f"the most tokens that the model reads")
     if not all(gaps) or config.shift and any(gap[0] == 0 for gap in gaps):
-        raise ValueError("a text to fill needs a mask, and not as its first token if the model "
-                         "scores the next one")
+        raise ValueError("a text to fill needs a mask, written [MASK], and not as its first token "
+                         "if the model scores the next one")
 
 
 def check_generator(s: Sampling, generator, n_rows: int):

@@ -25,6 +25,7 @@ from pretrained.device import to_device
 Remasking = Literal["low_confidence", "random", "maskgit_plus", "topk_margin", "entropy", "origin"]
 EndTokens = Literal["allowed", "last", "never"]
 CacheKind = Literal["none", "prefix", "dual"]
+LARGEST = 1e9           # of a factor or divisor of logits: fp32 ends at 3e38, logits at some 1e4
 
 
 @dataclass
@@ -55,6 +56,11 @@ class Sampling:
         for name in ("temperature", "top_k", "alg_temp", "cfg_scale", "threshold", "factor"):
             if not 0 <= getattr(self, name) < float("inf"):             # also refuses NaN
                 raise ValueError(f"{name}={getattr(self, name)} must be a finite number from 0 up")
+        for name in ("temperature", "alg_temp", "cfg_scale", "factor"):
+            value = getattr(self, name)
+            if value and not 1 / LARGEST <= value <= LARGEST:
+                raise ValueError(f"{name}={value} must be 0 or lie in "
+                                 f"{1 / LARGEST:g}..{LARGEST:g}, or fp32 overflows")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must lie in (0, 1]; 1 keeps all tokens")
         if self.threshold > 1:

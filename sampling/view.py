@@ -22,6 +22,7 @@ from itertools import groupby
 from pathlib import Path
 
 from configurator import printable
+from tasks.files import write_text
 
 # For p below 0.2, 0.4, 0.6, 0.8 and up to 1: orange over grey to blue, which all kinds of colour
 # vision tell apart. Codes of the 256 colours; each has a contrast above 3 on black and on white.
@@ -122,7 +123,7 @@ class Recording:
         data = json.dumps(recording, separators=(",", ":")).replace("<", "\\u003c")
         page = Path(__file__).with_name("view.html").read_text(encoding="utf-8")
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(page.replace('"RECORDING"', data), encoding="utf-8")
+        write_text(path, page.replace('"RECORDING"', data))
 
 
 # ----------------------------------------------------------------------------------------------

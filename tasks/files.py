@@ -28,10 +28,27 @@ def write_json(path, what: dict):
 
 
 def write_text(path, text: str):
-    """Write a file aside, then rename: a kill leaves the old file or the new one, never half."""
+    """Write a file as write_bytes does."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path, data: bytes):
+    """Write a file aside, then rename: a kill leaves the old file or the new one, never half.
+
+    What is no regular file, such as /dev/stdout, is written as it is.
+    """
     with naming(path):
-        Path(f"{path}.new").write_text(text, "utf-8")
-        os.replace(f"{path}.new", path)
+        if os.path.exists(path) and not os.path.isfile(path):
+            Path(path).write_bytes(data)
+            return
+        path = os.path.realpath(path)   # a link stays one
+        aside = Path(f"{path}.new")
+        try:
+            aside.write_bytes(data)
+            os.replace(aside, path)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager

@@ -318,6 +318,12 @@ def test_a_text_that_cannot_be_filled_is_one_sentence(text, shift):
         infill(tiny(shift=shift), [[1, MASK], text], Sampling(4, 4, 4))
 
 
+@pytest.mark.parametrize("block_length, steps", [(97, 97), (2 ** 31, 1), (2 ** 62, 2 ** 62)])
+def test_a_block_that_no_text_can_have_is_told_at_once(block_length, steps):
+    with pytest.raises(ValueError, match=f"block_length={block_length} exceeds block_size=96"):
+        infill(tiny(), [[1, MASK]], Sampling(block_length, block_length, steps))
+
+
 def test_a_written_text_is_filled_at_its_masks():
     tok = byte_tokenizer()
     model = tiny(vocab_size=tok.n_vocab, mask_id=tok.mask_id, eos_id=tok.eos_id)
@@ -442,6 +448,42 @@ def test_a_factor_reveals_n_if_n_plus_1_doubts_are_below_it():
     assert max(seen) > 2
 
 
+def passes_at_p(p, **more):
+    """The passes over 8 tokens that all have this probability: 1 / p tokens are equally likely."""
+    cost, model = Cost(), tiny(peaked=0.0, bias={i: 1e4 for i in range(round(1 / p))})
+    answer(model, [PROMPT], 8, 8, 8, cost=cost, **more)
+    return cost.passes
+
+
+@pytest.mark.parametrize("p", [1.0, 0.5, 0.25, 0.125])
+def test_a_threshold_that_is_met_exactly_reveals(p):
+    assert passes_at_p(p, threshold=p) == 1
+    assert passes_at_p(p, threshold=p - 1e-6) == 1
+    if p < 1:
+        assert passes_at_p(p, threshold=p + 1e-6) == 8
+
+
+def test_a_factor_that_is_met_exactly_reveals_one_less():
+    """At p = 1/2 n tokens have (n + 1) / 2: 1, 3/2, 2 ..."""
+    assert passes_at_p(0.5, factor=1.5) == 8
+    assert passes_at_p(0.5, factor=1.5 + 1e-6) == 4
+    assert passes_at_p(0.5, factor=4.5) == 2 and passes_at_p(0.5, factor=4.5 + 1e-6) == 1
+
+
+@pytest.mark.parametrize("more", [dict(), dict(threshold=0.9), dict(factor=0.1), dict(steps=4),
+                                  dict(remasking="origin"), dict(cache="dual", threshold=1.0)],
+                         ids=str)
+def test_noise_differs_between_blocks_places_and_seeds_and_comes_again_with_the_seed(more):
+    """Twenty tokens are equally likely everywhere: all that differs is drawn."""
+    model = tiny(peaked=0.0, bias={i: 1e4 for i in range(20)})
+    x = answer(model, [[1]] * 4, **{**dict(gen_length=32, block_length=8, steps=32), **more},
+               temperature=1.0, generator=[seeded(n) for n in (0, 0, 1, 2)])
+    assert torch.equal(x[0], x[1])
+    blocks = x[1:].reshape(12, 8).tolist()
+    assert len(set(map(tuple, blocks))) == 12
+    assert all(len(set(block)) > 2 for block in blocks)
+
+
 def test_a_threshold_no_token_reaches_is_the_exact_sampler_with_a_pass_a_token():
     model = tiny(peaked=2.0)
     for cache in ("none", "dual", "prefix"):
@@ -468,7 +510,7 @@ def test_rows_with_a_threshold_come_out_as_they_would_alone(shift):
 
 def logits_of_doubts(doubts, top=40.0):
     """(1, n, VOCAB): place n gives token n the probability 1 - doubts[n], at a logit of `top`."""
-    logits = torch.full((1, len(doubts), VOCAB), -20.0)
+    logits = torch.full((1, len(doubts), VOCAB), top - 60)
     for n, doubt in enumerate(doubts):
         logits[0, n, n] = top
         logits[0, n, n + 10] = top + math.log(doubt) - math.log1p(-doubt)
@@ -478,20 +520,24 @@ def logits_of_doubts(doubts, top=40.0):
 DOUBTS = (2.65e-6, 2.1e-6), (1.09e-6, 6e-9), (2.1e-6, 2.65e-6), (4e-7, 1e-6), (1e-5, 9e-6)
 
 
+TOPS = 0.0, 40.0, 1e3, -1e3         # offsets of the logits
+
+
+@pytest.mark.parametrize("top", TOPS)
 @pytest.mark.parametrize("doubts", DOUBTS, ids=str)
-def test_of_two_places_the_one_with_the_smaller_doubt_is_revealed_first_at_logits_around_40(doubts):
+def test_of_two_places_the_one_with_the_smaller_doubt_is_revealed_first(doubts, top):
     model, states = tiny(), []
-    model.unembed = lambda h, where: logits_of_doubts(doubts)[:, where[1][0] - len(PROMPT)]
+    model.unembed = lambda h, where: logits_of_doubts(doubts, top)[:, where[1][0] - len(PROMPT)]
     answer(model, [PROMPT], 2, 2, 2, on_step=lambda x, p: states.append(x[0] == MASK))
     assert states[1].tolist() == [doubts[0] < doubts[1], doubts[0] > doubts[1]][::-1]
 
 
 @pytest.mark.parametrize("end_tokens", ["allowed", "last"])
 @pytest.mark.parametrize("remasking", ["low_confidence", "maskgit_plus"])
-def test_the_smaller_doubt_is_the_higher_confidence_at_logits_around_40(remasking, end_tokens):
+def test_the_smaller_doubt_is_the_higher_confidence_at_any_offset(remasking, end_tokens):
     s = Sampling(2, 2, 2, remasking=remasking, end_tokens=end_tokens)
-    for doubts in DOUBTS:
-        logits = logits_of_doubts(doubts)
+    for doubts, top in itertools.product(DOUBTS, TOPS):
+        logits = logits_of_doubts(doubts, top)
         token, confidence, logp = propose(logits, s, None, torch.tensor([EOS]))
         assert token.tolist() == [[0, 1]]
         for scores in (confidence, logp):
@@ -539,8 +585,56 @@ def test_a_flag_on_the_cpu_is_read_at_once():
 # ---- bad input ----
 
 
+def broken(logits, how):
+    """Logits with what broken weights leave: at one token or all, at one place or all."""
+    return {"nan": lambda: logits * math.nan, "no token": lambda: logits - math.inf,
+            "inf": lambda: logits.index_fill(-1, torch.tensor([3]), math.inf),
+            "one nan": lambda: logits.where(logits != logits.max(), math.nan)}[how]()
+
+
+@pytest.mark.parametrize("how", ["nan", "inf", "no token", "one nan"])
+@pytest.mark.parametrize("more", [
+    dict(), dict(temperature=1.0), dict(threshold=0.5), dict(factor=1.0), dict(remasking="random"),
+    dict(remasking="origin"), dict(remasking="entropy", alg_temp=0.5), dict(cfg_scale=1.0),
+    dict(remasking="topk_margin"), dict(cache="dual"), dict(top_p=0.5), dict(end_tokens="last"),
+    dict(stop=True)], ids=str)
+def test_logits_that_are_not_finite_are_one_sentence(how, more):
+    model = tiny()
+    unembed = model.unembed
+    model.unembed = lambda h, where=None: broken(unembed(h, where), how)
+    with pytest.raises(ValueError, match="logits are not finite") as error:
+        answer(model, PROMPTS, 8, 4, 4, generator=[seeded(b) for b in range(4)], **more)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_row_without_a_token_that_may_be_revealed_is_one_sentence():
+    with pytest.raises(ValueError, match="no token may be revealed"):
+        answer(tiny(), [PROMPT], 4, 4, 4, never=range(VOCAB))
+
+
+@pytest.mark.parametrize("peaked", [1.0, 2000.0])
+@pytest.mark.parametrize("more", [
+    dict(temperature=1e9), dict(temperature=1e-9, top_p=0.5), dict(cfg_scale=1e9),
+    dict(cfg_scale=1e-9), dict(factor=1e9), dict(factor=1e-9), dict(threshold=5e-324),
+    dict(top_k=10 ** 30), dict(top_p=5e-324), dict(top_p=1 - 1e-16),
+    dict(remasking="maskgit_plus", alg_temp=1e9), dict(remasking="entropy", alg_temp=1e-9),
+    dict(remasking="topk_margin", alg_temp=1e-9, temperature=1e-9)], ids=str)
+def test_the_ends_of_what_settings_allow_give_tokens_and_probabilities(more, peaked):
+    seen = []
+    x = answer(tiny(peaked=peaked), PROMPTS, 8, 4, 4, generator=[seeded(b) for b in range(4)],
+               on_step=lambda x, p: seen.append(p.clone()), **more)
+    assert not (x == MASK).any()
+    assert all(((p >= 0) & (p <= 1)).all() for p in seen)
+
+
 @pytest.mark.parametrize("settings, named", [
     (dict(temperature=-1.0), "temperature=-1.0"), (dict(top_p=0.0), "top_p=0.0"),
+    (dict(temperature=1e308), "temperature=1e+308"), (dict(cfg_scale=1e308), "cfg_scale=1e+308"),
+    (dict(temperature=1e-320), "temperature=1e-320"), (dict(factor=1e20), "factor=1e+20"),
+    (dict(alg_temp=1e-10, remasking="entropy"), "alg_temp=1e-10"), (dict(top_p=math.nan), "top_p"),
+    (dict(cfg_scale=math.inf), "cfg_scale=inf"), (dict(threshold=math.nan), "threshold=nan"),
+    (dict(gen_length=2 ** 31, block_length=2 ** 31, steps=2 ** 31), "gen_length=2147483648"),
+    (dict(gen_length=2 ** 62, block_length=1, steps=2 ** 62), "gen_length=4611686018427387904"),
     (dict(top_p=1.5), "top_p=1.5"), (dict(top_k=-1), "top_k=-1"), (dict(alg_temp=-0.1), "alg_temp"),
     (dict(cfg_scale=-1.0), "cfg_scale=-1.0"), (dict(threshold=1.1), "threshold=1.1"),
     (dict(threshold=-0.1), "threshold=-0.1"), (dict(factor=-1.0), "factor=-1.0"),

@@ -1,7 +1,9 @@
 """Laws of what is seen: the last frame is the answer, no text commands a terminal or a page."""
 import html
 import json
+import os
 import re
+import resource
 import shutil
 import subprocess
 
@@ -326,6 +328,36 @@ def test_the_folder_of_a_page_is_made_and_a_recording_may_be_empty(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError):
         Recording(TOK).save_html(str(tmp_path / "file" / "page.html"))
+
+
+def test_a_full_disk_leaves_the_page_before_and_is_told_with_its_path(tmp_path):
+    path = tmp_path / "page.html"
+    recording_of("before").save_html(str(path))
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="page.html"):
+            recording_of("after").save_html(str(path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["page.html"]
+
+
+def test_what_is_no_regular_file_stays_what_it_is(tmp_path):
+    """A rename would put a file in the place of a pipe, a device or a link."""
+    end, start = os.pipe()
+    page = Recording(TOK)
+    page.save_html(f"/dev/fd/{start}")
+    assert os.read(end, 15) == b"<!doctype html>" and os.readlink(f"/dev/fd/{start}")[:5] == "pipe:"
+    for number in (end, start):
+        os.close(number)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link.html").symlink_to("there/page.html")
+    page.save_html(str(tmp_path / "link.html"))
+    assert (tmp_path / "link.html").is_symlink() and (tmp_path / "there/page.html").is_file()
+    with pytest.raises(OSError, match="there"):
+        page.save_html(str(tmp_path / "there"))
+    assert not (tmp_path / "there.new").exists()
 
 
 @pytest.mark.parametrize("text", HOSTILE)

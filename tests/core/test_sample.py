@@ -355,7 +355,41 @@ def test_ids_without_a_token_are_never_generated(temperature):
     """A model's vocabulary may be larger than the tokenizer's: its last rows stand for nothing."""
     n = byte_tokenizer().n_vocab
     model, tok = text_model(50, bias={i: 30.0 for i in range(n, n + 50)})
-    complete(model, tok, TEXTS, sampler(temperature=temperature))   # they would have no text
+    seen = []
+    complete(model, tok, TEXTS, sampler(temperature=temperature),
+             on_step=lambda x, p: seen.append(x.clone()))
+    assert len(seen) == 8 + 1 and (seen[-1] != tok.mask_id).all()
+    assert all((x < n).all() for x in seen)
+    free = answer(model, [tok.encode(text) for text in TEXTS], 12, 6, 8)
+    assert (free >= n).all()            # the model loves them
+
+
+@pytest.mark.parametrize("more", [dict(temperature=0.0), dict(temperature=1.0),
+                                  dict(temperature=1.0, threshold=0.5)], ids=str)
+def test_a_text_that_has_ended_is_left_alone_while_the_others_go_on(more):
+    """A prompt that ends in `x` is answered by end-of-text at once, the others never are."""
+    model, tok = text_model()
+    encode, sizes, states = model.encode, [], []
+    state = {}
+
+    def watched(x, *rest):
+        sizes.append(len(x))
+        state["ends"] = (x == ord("x")).any(dim=1)
+        return encode(x, *rest)
+    unembed = model.unembed
+    model.encode = watched
+    model.unembed = lambda h, where: unembed(h, where).index_fill(
+        -1, torch.tensor([ord("x")]), -1e4).index_add(-1, torch.tensor([tok.eos_id]), torch.where(
+            state["ends"], 1e4, -1e4)[:, None, None].expand(*where[1].shape, 1))
+    texts, cfg = ["ab", "x", "c"], sampler(steps=12, **more)
+    found = complete(model, tok, texts, cfg, on_step=lambda x, p: states.append(x.clone()))
+    first_block = sizes.index(2)
+    assert set(sizes[:first_block]) == {3} and set(sizes[first_block:]) == {2}
+    assert found[1] == "" and all(len(found[n].encode("utf-8", "ignore")) for n in (0, 2))
+    assert (states[first_block][1] == torch.tensor([tok.eos_id] * 6 + [tok.mask_id] * 6)).all()
+    assert all(torch.equal(x[1], states[first_block][1]) for x in states[first_block:-1])
+    assert (states[-1][1] == tok.eos_id).all()
+    assert [complete(model, tok, [text], cfg)[0] for text in texts] == found
 
 
 # ---- the command ----
@@ -431,6 +465,32 @@ def test_the_default_question_is_one_of_the_toys_that_no_training_row_has():
 def test_lengths_that_are_not_given_are_16_or_those_of_a_chat(given, lengths):
     cfg = SampleConfig(**given)
     assert (cfg.gen_length, cfg.block_length, cfg.steps) == lengths
+
+
+@pytest.mark.parametrize("given", [dict(prompt="a\udcff"), dict(infill="\ud800[MASK]"),
+                                   dict(prompt="\udc80", chat=True), dict(prompt="\udfff", raw=True)],
+                         ids=str)
+def test_bytes_that_are_no_utf_8_are_told_before_a_model_is_loaded(given):
+    with pytest.raises(ValueError, match="character . is a byte that is not UTF-8") as error:
+        SampleConfig(**given)
+    assert printable(str(error.value)) == str(error.value)
+
+
+@pytest.mark.parametrize("infill, named", [
+    ("no gap", "needs a mask"), ("[MASK]" * 600, "600 tokens"), ("[mask]", "needs a mask")])
+def test_a_text_that_cannot_be_filled_says_what_would_fit(checkpoint, infill, named):
+    with pytest.raises(ValueError, match=named):
+        sample.main(SampleConfig(init_from=str(checkpoint), infill=infill, device="cpu"))
+
+
+def test_broken_weights_end_in_a_sentence_and_not_in_an_answer(checkpoint, monkeypatch, capsys):
+    model, tok = load_model(str(checkpoint), "cpu")
+    with torch.no_grad():
+        model.head.weight.mul_(1e38).mul_(1e38)
+    monkeypatch.setattr(sample, "load_model", lambda *_: (model, tok))
+    with pytest.raises(ValueError, match="logits are not finite"):
+        sample.main(SampleConfig(init_from=str(checkpoint), device="cpu"))
+    assert "passes" not in capsys.readouterr().err
 
 
 def test_a_conversation_has_no_page():
