@@ -12,7 +12,6 @@ The table's numbers are also in out_dir/summary.json.
 """
 import os
 import re
-import shlex
 import signal
 import statistics
 import subprocess
@@ -29,15 +28,16 @@ from configurator import configure, run  # first: it sets variables that torch r
 
 from tqdm import tqdm
 
+from analysis.checks import split_options
 from analysis.console import print_table
 from pretrained.device import pick_device
 from tasks.answers import read_common
-from tasks.files import read_json, read_jsonl, write_json
+from tasks.files import lock, read_json, read_jsonl, write_json, write_text
 from tasks.stats import in_words, paired_difference
 from train import TrainConfig
 
 ARMS = ("base", "plain", "jepa")
-MARKER = "made_by_compare"  # a file in each folder that this script made, and may write over
+MARKER = "made_by_compare"  # in each folder that this script made and may write over: its path
 SET_HERE = {"seed", "device", "out_dir", "init_from", "overwrite", "resume", "export_dir"}
 BAR = re.compile(r"[^|]*\|[^|]*\| *(\d+)/(\d+) \[[^]]*\]")  # tqdm's: name: 5%|# | 5/99 [...]
 
@@ -53,14 +53,46 @@ class CompareConfig:
 
 
 def main(cfg: CompareConfig):
-    began, out, options = time.perf_counter(), Path(cfg.out_dir), shlex.split(cfg.train)
-    configure(TrainConfig, [cfg.base])  # a mistake in a config is an error before any run
-    tune = configure(TrainConfig, [cfg.tune, *options])
-    if taken := SET_HERE & {option.lstrip("-").partition("=")[0] for option in options}:
-        raise ValueError(f"--train must leave out {', '.join(sorted(taken))}: compare.py sets them")
+    began, out, (tune, options) = time.perf_counter(), Path(cfg.out_dir), settings_of_arms(cfg)
+    n_at_once = 2 if pick_device(cfg.device).type == "cpu" else 1
+    check_folders(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with lock(out):
+        prepare_folders(out)
+        run_arms(cfg, out, tune, options, n_at_once)
+        summary = {**summarize(out, tune), "seed": cfg.seed, "lambda_jepa": tune.lambda_jepa,
+                   "diffusion_t": tune.diffusion_t,
+                   "seconds": round(time.perf_counter() - began, 1)}
+        write_json(out / "summary.json", summary)
+    print_summary(summary)
+
+
+def settings_of_arms(cfg: CompareConfig):
+    """Return the arms' settings and the options of --train, which they have beside cfg.tune.
+
+    Raises ValueError, one sentence, for a mistake in a config before any run.
+    """
+    options = split_options("train", cfg.train, SET_HERE)
+    configure(TrainConfig, [f"--seed={cfg.seed}"])
+    base, tune = (settings_of(path, more) for path, more in ((cfg.base, []), (cfg.tune, options)))
+    for path, own in ((cfg.base, base), (cfg.tune, tune)):
+        if own.resume or own.export_dir:
+            raise ValueError(f"{path} sets resume or export_dir, which is for a run by itself")
     if not tune.lambda_jepa:
         raise ValueError("lambda_jepa=0 makes both arms the same; choose one above 0")
-    prepare_folders(out)
+    return tune, options
+
+
+def settings_of(path: str, options: list[str]) -> TrainConfig:
+    """Return the settings of a config file. Raises ValueError that names it."""
+    try:
+        return configure(TrainConfig, [path, *options])
+    except ValueError as error:
+        raise ValueError(f"{error} ({path})") from None
+
+
+def run_arms(cfg: CompareConfig, out: Path, tune: TrainConfig, options: list[str], n_at_once: int):
+    """Train the base, then both arms, and score all three."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: sys.exit(128 + number))  # run_all ends its runs
 
@@ -74,32 +106,36 @@ def main(cfg: CompareConfig):
                       f"--device={cfg.device}", "--n_shot=0"]
 
     arm = [cfg.tune, *options, f"--init_from={out / 'base'}"]
-    n_at_once = 2 if pick_device(cfg.device).type == "cpu" else 1
     run_all([train("base", cfg.base)], 1)
     run_all([train("plain", *arm, "--lambda_jepa=0"), train("jepa", *arm)], n_at_once)
     print(f"scoring {', '.join(ARMS)} on unseen questions", flush=True)
     run_all([score(name) for name in ARMS], n_at_once)
 
-    summary = {**summarize(out, tune), "seed": cfg.seed, "lambda_jepa": tune.lambda_jepa,
-               "diffusion_t": tune.diffusion_t, "seconds": round(time.perf_counter() - began, 1)}
-    write_json(out / "summary.json", summary)
-    print_summary(summary)
+
+def check_folders(out: Path):
+    """Raise ValueError unless each arm's folder is new, empty, or this script made it here: a copy
+    or a link may be all that is left of another comparison."""
+    for folder in (out / name for name in ARMS):
+        if not os.path.lexists(folder):
+            continue
+        if folder.is_symlink() or not folder.is_dir():
+            raise ValueError(f"{folder} is no folder of its own; choose another --out_dir")
+        marker = folder / MARKER
+        said = marker.read_text(errors="replace") if marker.is_file() else None
+        if any(folder.iterdir()) and said not in ("", str(folder.resolve())):
+            made = f"was made as {said}" if said else "was not made by compare.py"
+            raise ValueError(f"{folder} {made}; choose another --out_dir")
 
 
 def prepare_folders(out: Path):
-    """Make the arms' folders, or remove old answers from those that an earlier comparison made.
-
-    Raises ValueError if there is one that this script did not make.
-    """
-    folders = [out / name for name in ARMS]
-    for folder in folders:
-        if folder.exists() and not (folder / MARKER).is_file():
-            raise ValueError(f"{folder} was not made by compare.py; choose another --out_dir")
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / MARKER).touch()
-        for old in folder.glob("eval_*"):
-            old.unlink()  # train.py --overwrite replaces the rest
+    """Make the arms' folders, or remove old answers from those that an earlier comparison made."""
+    check_folders(out)
+    for folder in (out / name for name in ARMS):
+        folder.mkdir(exist_ok=True)
+        write_text(folder / MARKER, str(folder.resolve()))
+        for old in folder.glob("eval_*.json*"):
+            if old.is_file():
+                old.unlink()  # train.py --overwrite replaces the rest
 
 
 # ----------------------------------------------------------------------------------------------
@@ -212,7 +248,8 @@ def print_summary(summary: dict):
         table.append([name, f"{100 * arm['accuracy']:.1f}", f"{100 * arm['stderr']:.1f}", *losses,
                       f"{statistics.mean(corpus.values()):.3f}" if corpus else "n/a",
                       f"{arm['seconds']:.0f}", f"{arm['ms_per_step']:.1f}"])
-    print("\nheld-out losses at masking rate t, and on the base's corpus (mean over t)")
+    print("\nheld-out losses at masking rate t, and on the base's corpus (mean over t); +- is one\n"
+          "standard error over questions")
     print_table(table)
     print(f"\n{in_words(summary['jepa_minus_plain'], 'plain', 'jepa')}\n"
           f"seed {summary['seed']}, step time {summary['step_time_ratio']:.2f} x, "

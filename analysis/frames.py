@@ -3,7 +3,6 @@
 results.jsonl (grid.py) has a line a score, log.jsonl (train.py) the losses of a run, probe.json
 (probe.py) drift and forgetting of checkpoints, summary.json (preserve.py) Wikitext and MMLU.
 """
-import json
 import re
 import statistics
 from pathlib import Path
@@ -12,7 +11,9 @@ from typing import NamedTuple
 import pandas as pd
 
 from analysis.arms import rank_of
-from tasks.files import read_json
+from analysis.checks import (check_alike, check_log_line, check_probe, check_result, check_summary,
+                             records_of_result, settings_of_arm, told)
+from tasks.files import check_is_file, parse_line, read_json
 
 KEYS = ["config", "arm", "lambda", "depth", "seed", "split", "n_shot"]      # identify a result
 ABOUT = ["run", "config", "arm", "seed", "step"]    # of a line of a log or of a probe
@@ -27,27 +28,59 @@ def whole_lines(path) -> list[bytes]:
     return Path(path).read_bytes().split(b"\n")[:-1]
 
 
+def read_lines(path, what: str, check):
+    """Yield the objects in a .jsonl, checked, each with `path, line n,`.
+
+    Raises OSError, or ValueError: path, line n, is not `what`, and why.
+    """
+    check_is_file(path)
+    for number, data in enumerate(whole_lines(path), 1):
+        where = f"{path}, line {number},"
+        with told(where, what):
+            text = data.decode("utf-8-sig")
+        line = parse_line(text, where)
+        with told(where, what):
+            check(line)
+        yield line, where
+
+
 def read_results(paths) -> list[dict]:
     """Read results.jsonl files; the paths of answers in them start at the file's folder.
 
-    Raises FileNotFoundError, or ValueError naming a line that is not a result or is there twice.
+    Raises FileNotFoundError, or ValueError naming a line that is not a result, is there twice, or
+    is of a run that differs from the others of its arm.
     """
-    lines = {}
+    lines, records = {}, []
     for path in paths:
-        if not Path(path).is_file():
+        if not Path(path).exists():
             raise FileNotFoundError(f"there is no file {path}; analysis/grid.py writes one")
-        for number, text in enumerate(whole_lines(path), 1):
-            try:
-                line = json.loads(text)
-                key, accuracy = key_of(line), line["metrics"]["accuracy"]
-                line["answers"] = str(Path(path).parent / line["answers"])
-                if key in lines or not 0 <= accuracy <= 1:
-                    raise ValueError
-            except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{path}, line {number}, is not a result, or is one for the "
-                                 f"second time") from None
-            lines[key] = line
+        for line, where in read_lines(path, "a result", check_result):
+            if key_of(line) in lines:
+                raise ValueError(f"{where} is a result for the second time")
+            line["answers"] = str(Path(path).parent / line["answers"])
+            lines[key_of(line)] = line
+            records += records_of_result(line, where.rstrip(","))
+    check_alike(records)
     return list(lines.values())
+
+
+def read_summaries(paths) -> list[dict]:
+    """Read summary.json files of preserve.py. Raises ValueError for one that is none, and if two
+    say different things of one model."""
+    summaries, records = [], []
+    for path in paths:
+        summary = read_json(path)
+        with told(path, "a summary of preserve.py"):
+            check_summary(summary)
+        summaries.append(summary)
+        asked = ("window", "n_windows", "rates", "n_questions", "n_shot")
+        settings = summary["settings"]
+        records.append(("summaries of preserve.py",
+                        {name: settings[name] for name in asked if name in settings}, path))
+        records += [(f"numbers of {model!r}", {"its scores": scores}, path)
+                    for model, scores in summary["models"].items()]
+    check_alike(records)
+    return summaries
 
 
 def frame_of(lines: list[dict]) -> pd.DataFrame:
@@ -63,7 +96,7 @@ def frame_of(lines: list[dict]) -> pd.DataFrame:
         row = {name: line.get(name) for name in names}
         row["n"], row["accuracy"] = line["metrics"]["n"], 100 * line["metrics"]["accuracy"]
         row["run"] = run_of(Path(line["answers"]).parent)
-        own, other, *_ = *line.get("held_out", {}).values(), {}, {}
+        own, other, *_ = *(line.get("held_out") or {}).values(), {}, {}
         if own:
             row["low_t"] = own[min(own, key=float)][1]
             row["high_t"] = own[max(own, key=float)][1]
@@ -127,21 +160,30 @@ class Study(NamedTuple):
 def read_study(inputs, arms=()) -> Study:
     """Read the logs of these arms, or of all, from files or folders.
 
-    Raises ValueError or FileNotFoundError, one sentence, if there are none or one is broken.
+    Of runs that differ in (lambda, depth) those that validation has not chosen are left out, as in
+    the results. Raises ValueError or FileNotFoundError, one sentence, if there are none, if one is
+    broken, or if runs of one arm have other settings.
     """
     found = []
+    if not all(inputs):
+        raise ValueError("inputs has an empty name; write files or folders, separated by commas")
     for given in map(Path, inputs):
         if not given.exists():
             raise FileNotFoundError(f"there is no file or folder {given}")
         found += sorted(given.rglob("*.json*")) if given.is_dir() else [given]
-    paths = {name: dict.fromkeys(path for path in found if path.name == name)
+    found = {path.resolve(): path for path in found}.values()           # each file once
+    paths = {name: [path for path in found if path.name == name]
              for name in ("log.jsonl", "probe.json", "summary.json", "results.jsonl")}
 
-    results = at_chosen(frame_of(read_results(paths["results.jsonl"])))
-    log = [row for path in paths["log.jsonl"] for row in rows_of_log(path)]
-    probed = [row for path in paths["probe.json"] for row in rows_of_probe(path)]
-    summaries = [read_json(path) for path in paths["summary.json"]]
-    summaries = [each for each in summaries if "models" in each]    # train.py's has none
+    every_result = frame_of(read_results(paths["results.jsonl"]))
+    results = at_chosen(every_result)
+    left_out = set(every_result["run"]) - set(results["run"])
+    log, settings_of_logs = read_logs(paths["log.jsonl"])
+    probed, settings_of_probes = read_probes(paths["probe.json"])
+    log, probed = ([row for row in rows if row["run"] not in left_out] for rows in (log, probed))
+    check_arms(log + probed, settings_of_logs + settings_of_probes)
+    summaries = read_summaries(path for path in paths["summary.json"]
+                               if "models" in read_json(path))          # compare.py's has none
     frames = [pd.DataFrame(rows, columns=None if rows else ABOUT) for rows in (log, probed)]
     frames.append(results)
     if all(frame.empty for frame in frames) and not summaries:
@@ -157,40 +199,79 @@ def read_study(inputs, arms=()) -> Study:
     return Study(*frames, summaries)
 
 
-def rows_of_log(path: Path) -> list[dict]:
-    """Make a row of each line of a log: its step, its losses, held-out ones as means over t."""
-    about, rows = about_run(path.resolve().parent), []
-    try:
-        for line in map(json.loads, whole_lines(path)):
+def read_logs(paths) -> tuple[list[dict], list]:
+    """Read logs -> a row of each line: its step, its losses, held-out ones as means over t; and
+    (run, settings, path) of each log."""
+    rows, of_runs, folder_of = [], [], {}
+    for path in paths:
+        about, settings = about_run(path.resolve().parent), path.with_name("settings.json")
+        if about["run"] in folder_of:
+            raise ValueError(f"{path.parent} and {folder_of[about['run']]} are both the run "
+                             f"{about['run']}; read one of them, or rename a folder")
+        folder_of[about["run"]] = path.parent
+        if settings.exists():
+            of_runs.append((about["run"], read_json(settings), settings))
+        for line, _ in read_lines(path, "a line of train.py's log", check_log_line):
             row = {**about, "step": line["step"]}
             row |= {key: line.get(key) for key in ("diffusion", "jepa", "jepa_floor")}
             for task, by_t in line.get("held_out", {}).items():
                 row[f"held-out {task}"] = statistics.mean(by_t.values())
             rows.append(row)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is not lines of train.py's log: {error}") from None
-    return rows
+    return rows, of_runs
 
 
-def rows_of_probe(path: Path) -> list[dict]:
-    """Make a row of each tuned checkpoint: its numbers, its run, and which texts were read."""
-    probe = read_json(path)
-    texts = f"{probe['n']} texts of {probe['settings']['text']}, {probe['tokens']:,} tokens"
-    rows = []
-    for name, numbers in probe["models"].items():
-        if name != probe["settings"]["base"]:
-            step = (numbers.get("trained") or {}).get("step", 0)
-            rows.append({**numbers, **about_run(name), "step": step, "depths": probe["depths"],
-                         "texts": texts})
-    return rows
+def read_probes(paths) -> tuple[list[dict], list]:
+    """Read probes -> a row of each tuned checkpoint: its numbers, its run, and which texts were
+    read; and (run, settings, path) of each. Raises ValueError if a config was probed in two ways.
+    """
+    rows, of_runs, records, path_of = [], [], [], {}
+    for path in paths:
+        probe = read_json(path)
+        with told(path, "a probe of probe.py"):
+            check_probe(probe)
+        settings = probe["settings"]
+        texts = f"{probe['n']} texts of {settings['text']}, {probe['tokens']:,} tokens"
+        for name, numbers in probe["models"].items():
+            if name == settings["base"]:
+                continue
+            about, trained = about_run(name), numbers.get("trained") or {}
+            row = {**numbers, **about, "step": trained.get("step", 0), "depths": probe["depths"],
+                   "texts": texts}
+            checkpoint = row["run"], row["step"]
+            if checkpoint in path_of:
+                raise ValueError(f"{path} has step {row['step']} of the run {row['run']}, and so "
+                                 f"has {path_of[checkpoint]}; read one of them")
+            path_of[checkpoint] = path
+            rows.append(row)
+            of_runs.append((row["run"], trained, path))
+            read = {"texts": texts, "rates": settings.get("rates"), "depths": probe["depths"]}
+            records.append((f"probes of {about['config']!r}", read, path))
+    check_alike(records)
+    return rows, of_runs
+
+
+def check_arms(rows: list[dict], of_runs):
+    """Put (lambda, depth) into the name of an arm that has several in one folder.
+
+    of_runs: (run, settings, path). Raises ValueError if runs of an arm have other settings.
+    """
+    pairs, arm_of = {}, {}
+    for row in rows:
+        pairs.setdefault((row["config"], row["arm"]), set()).add(row["pair"])
+    for row in rows:
+        if len(pairs[row["config"], row["arm"]] - {""}) > 1:
+            row["arm"] += row["pair"]
+        arm_of[row["run"]] = f"runs of {row['arm']!r} in {row['config']!r}"
+    check_alike((arm_of[run], settings_of_arm(settings), path)
+                for run, settings, path in of_runs if run in arm_of)
 
 
 def about_run(path) -> dict:
     """Identify a run by its folder, such as tiny_study/jepa_lambda1.0_depth2_seed42 of grid.py."""
     config, _, name = run_of(path).rpartition("/")
-    named = re.fullmatch(r"(.+?)(?:_lambda[^_]+_depth\d+)?(?:_seed(\d+))?", name, re.S)
-    arm, seed = named.groups()
-    return {"run": run_of(path), "config": config, "arm": arm, "seed": seed}
+    named = re.fullmatch(r"(.*?)(_lambda[^_]+_depth\d+)?(?:_seed(\d+))?", name, re.S)
+    arm, pair, seed = named.groups()
+    return {"run": run_of(path), "config": config, "arm": arm, "pair": pair or "", "seed": seed}
 
 
 def run_of(path) -> str:

@@ -28,12 +28,18 @@ from configurator import configure, run  # first: it sets variables that torch r
 from tqdm import tqdm
 
 from analysis.arms import ARMS
-from analysis.frames import choose, frame_of, key_of, read_results, whole_lines
+from analysis.checks import check_alike, check_log_line, records_of_result, split_options
+from analysis.frames import choose, frame_of, key_of, read_lines, read_results
 from analysis.tables import render
 from eval_gsm8k import EvalConfig
 from tasks.files import lock, read_json
 from train import TrainConfig
 from training.log import git_commit
+
+# options that the grid gives to each run, and that would make all runs one
+SET_HERE = {"train": {"seed", "out_dir", "resume", "overwrite", "export_dir"},
+            "evaluate": {"init_from", "task", "split", "n_shot", "out", "compare", "seeds"}}
+MOST_PROCESSES = 1024   # a slip is answered at once, and not by a full machine
 
 
 @dataclass
@@ -62,9 +68,11 @@ class GridConfig:
         if max(len(self.lambdas), len(self.depths)) > 1 and "jepa" not in self.arms:
             raise ValueError("several lambdas or depths are chosen from by the arm jepa, which "
                              "arms lacks; add it, or give one of each")
-        if self.processes < 1 or not min(self.lambdas, default=1) > 0:
-            raise ValueError(f"processes={self.processes} must be at least 1, and "
+        if not 1 <= self.processes <= MOST_PROCESSES or not min(self.lambdas, default=1) > 0:
+            raise ValueError(f"processes={self.processes} must lie in 1..{MOST_PROCESSES}, and "
                              f"lambdas={self.lambdas} above 0, which is plain's")
+        for name, set_here in SET_HERE.items():
+            split_options(name, getattr(self, name), set_here)
 
 
 class Cell(NamedTuple):
@@ -128,6 +136,9 @@ def cell_of(cfg: GridConfig, path: str, arm: str, pair: tuple, seed=None) -> Cel
     """
     options = [path, *shlex.split(cfg.train)]
     own = configure(TrainConfig, options)
+    if own.resume or own.overwrite or own.export_dir:
+        raise ValueError(f"{path} sets resume, overwrite or export_dir, which is for a run by "
+                         f"itself; leave it out")
     more = {"a_third_more_steps": own.max_steps * 4 // 3,
             "a_third_more_epochs": own.epochs * 4 / 3}
     changes = ARMS[arm].options.format(**vars(own), **more).split() if arm in ARMS else []
@@ -160,23 +171,28 @@ class Grid:
             self.lines = {key_of(line): line for line in read_results([self.path])}
 
     def check(self, cells: list[Cell]):
-        """Raise ValueError if results of a cell were made in another way, or if eval_gsm8k.py would
-        refuse its options."""
+        """Raise ValueError if results of a cell were made in another way, or those of its arm with
+        other seeds, or if eval_gsm8k.py would refuse its options."""
+        records = [record for line in self.lines.values()
+                   for record in records_of_result(line, self.path)]
         for cell in cells:
-            configure(EvalConfig, self.eval_command(cell, "test", self.cfg.n_shots[0])[1:])
+            for n_shot in self.cfg.n_shots:
+                configure(EvalConfig, self.eval_command(cell, "test", n_shot)[1:])
+                records += [record for split in ("validation", "test") for record
+                            in records_of_result(self.about(cell, split, n_shot), "this command")]
             other = f"choose another --out_dir, or remove {cell.folder} and its lines"
             if cell.train and (self.known(cell) or is_begun(cell)):
-                before = asdict(TrainConfig()) | read_json(cell.folder / "settings.json")
-                for name, value in asdict(cell.settings).items():
-                    was = tuple(before[name]) if type(value) is tuple else before[name]
-                    if name != "resume" and was != value:
-                        raise ValueError(f"{cell.folder} was trained with {name}={was!r}, not "
-                                         f"{value!r}; {other}")
+                before = as_json(TrainConfig()) | read_json(cell.folder / "settings.json")
+                for name, value in as_json(cell.settings).items():
+                    if name != "resume" and before[name] != value:
+                        raise ValueError(f"{cell.folder} was trained with {name}={before[name]!r}, "
+                                         f"not {value!r}; {other}")
             for line in self.known(cell):
                 command = as_typed(self.eval_command(cell, line["split"], line["n_shot"]))
-                if line["command"] != command:
-                    raise ValueError(f"{cell.folder} was scored by `{line['command']}`, not by "
+                if line.get("command") != command:
+                    raise ValueError(f"{cell.folder} was scored by `{line.get('command')}`, not by "
                                      f"`{command}`; {other}")
+        check_alike(records)
 
     def known(self, cell: Cell) -> list[dict]:
         return [line for line in self.lines.values() if cell.key.items() <= line.items()]
@@ -203,22 +219,26 @@ class Grid:
     def score(self, cell: Cell, split: str, n_shot: int):
         """Run the evaluation and append its result to the file."""
         out, began = cell.folder / f"{split}_{n_shot}shot.jsonl", time.perf_counter()
-        command, own = self.eval_command(cell, split, n_shot), cell.settings
-        if self.has_failed(command, out.with_suffix(".txt")):
+        if self.has_failed(self.eval_command(cell, split, n_shot), out.with_suffix(".txt")):
             return
         scores = read_json(out.with_suffix(".json"))
-        line = {**cell.key, "t_ctx": own.t_ctx, "t_tgt": own.t_tgt, "split": split,
-                "n_shot": n_shot, "task": own.task, "init_from": own.init_from,
+        line = {**self.about(cell, split, n_shot),
                 "metrics": {key: value for key, value in scores.items() if key != "settings"},
-                "held_out": held_out(cell.folder),
-                "train": as_typed(cell.train) if cell.train else "",
-                "command": as_typed(command), "revision": git_commit(),
+                "held_out": held_out(cell.folder), "revision": git_commit(),
                 "seconds": round(time.perf_counter() - began, 1),
                 "answers": str(out.relative_to(self.cfg.out_dir))}
         with open(self.path, "ab", buffering=0) as file:    # one write: the whole line or nothing
             file.write(json.dumps(line).encode() + b"\n")
             os.fsync(file.fileno())
         self.lines[key_of(line)] = line | {"answers": str(out)}     # as read_results has it
+
+    def about(self, cell: Cell, split: str, n_shot: int) -> dict:
+        """Return the part of a result that is known before it is made."""
+        own = cell.settings
+        return {**cell.key, "t_ctx": own.t_ctx, "t_tgt": own.t_tgt, "split": split,
+                "n_shot": n_shot, "task": own.task, "init_from": own.init_from,
+                "train": as_typed(cell.train) if cell.train else "",
+                "command": as_typed(self.eval_command(cell, split, n_shot))}
 
     def eval_command(self, cell: Cell, split: str, n_shot: int) -> list[str]:
         own = cell.settings
@@ -253,6 +273,11 @@ class Grid:
                                     pass_fds=(self.lock.fileno(),))
 
 
+def as_json(settings: TrainConfig) -> dict:
+    """Return settings as settings.json has them: tuples are lists."""
+    return json.loads(json.dumps(asdict(settings)))
+
+
 def is_begun(cell: Cell) -> bool:
     return any(cell.folder.glob("step_*/config.json"))
 
@@ -260,11 +285,11 @@ def is_begun(cell: Cell) -> bool:
 def held_out(folder: Path) -> dict:
     """Read {task: {t: [loss before training, loss after]}} from the log; {} for a base."""
     path = folder / "log.jsonl"
-    lines = map(json.loads, whole_lines(path)) if path.is_file() else []
-    found = [line["held_out"] for line in lines if "held_out" in line]
+    lines = read_lines(path, "a line of train.py's log", check_log_line) if path.exists() else []
+    found = [line["held_out"] for line, _ in lines if "held_out" in line]
     first, last = (found[0], found[-1]) if found else ({}, {})
-    return {task: {t: [loss, last[task][t]] for t, loss in losses.items()}
-            for task, losses in first.items()}
+    return {task: {t: [loss, last[task][t]] for t, loss in losses.items()
+                   if t in last.get(task, {})} for task, losses in first.items()}
 
 
 def as_typed(command: list[str]) -> str:

@@ -14,6 +14,7 @@ results.jsonl (grid.py). A figure whose logs are missing says what it takes; the
 n counts seeds. Bands and lines over seeds are 95 % intervals by Student's t, from three seeds up;
 that of r is Fisher's, from four up.
 """
+import io
 import math
 import os
 import statistics
@@ -34,6 +35,7 @@ import pandas as pd
 
 from analysis.arms import ARMS, AT_RATES, label, plain_of, rank_of
 from analysis.frames import Study, by_arm, last_of_each, read_study
+from tasks.files import write_bytes
 from tasks.stats import Z, half_95
 
 WIDTH = 3.3             # inches: a column of a two-column paper
@@ -74,7 +76,9 @@ def main(cfg: PlotConfig):
             print(f"{name}: {error}")
             continue
         for kind in ("png", "svg"):
-            save(figure, f"{cfg.out}/{name}.{kind}", kind)
+            drawn = io.BytesIO()
+            save(figure, drawn, kind)
+            write_bytes(f"{cfg.out}/{name}.{kind}", drawn.getvalue())
         print(f"{cfg.out}/{name}.png, .svg: {caption}")
 
 
@@ -264,6 +268,8 @@ def ratio(study: Study):
     both = jepa.merge(plain, on=["config", "seed"], suffixes=("", "_plain"))
     if both.empty:
         raise ValueError("it takes a probe.json with a plain and a JEPA run of one seed")
+    if not (both[["mean_drift", "mean_drift_plain"]] > 0).all(axis=None):
+        raise ValueError("it takes runs that have moved: a probe.json has a mean drift of 0")
     both["log_ratio"] = np.log(both["mean_drift"] / both["mean_drift_plain"])
     groups = by_arm(both).groupby(["config", "arm"], sort=False)["log_ratio"]
     figure, grid = axes(0.6 + 0.4 * len(groups))

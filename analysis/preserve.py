@@ -151,7 +151,7 @@ def score_choices(log_p, base, gold) -> dict:
 def print_tables(summary: dict, cfg: PreserveConfig):
     """Print a table of Wikitext and one of MMLU, a line per model."""
     losses = [["", *(f"{t:g}" for t in cfg.rates), "mean", "minus base", "95 %"]]
-    answers = [["", "right", "accuracy %", "+-", "gained", "lost", "McNemar p", "mass"]]
+    answers = [["", "right", "accuracy %", "stderr", "gained", "lost", "McNemar p", "mass"]]
     for name, scores in summary.items():
         label, is_base = name[-17:], name == cfg.base
         s = scores["wikitext"]

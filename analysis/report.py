@@ -20,6 +20,7 @@ from configurator import printable, run  # first: it sets variables that torch r
 from analysis.frames import Study, read_study
 from analysis.plot import FIGURES, draw, save
 from analysis.tables import Table, tables_of
+from tasks.files import write_text
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -57,7 +58,7 @@ class ReportConfig:
 def main(cfg: ReportConfig):
     page = report(read_study(cfg.inputs, cfg.arms), cfg.title)
     Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(cfg.out).write_text(page, "utf-8")
+    write_text(cfg.out, page)
     print(f"{cfg.out}: {len(page.encode()):,} bytes")
 
 

@@ -24,9 +24,9 @@ from configurator import run  # first: it sets variables that torch reads
 import pandas as pd
 
 from analysis.arms import AT_RATES, label, plain_of, rank_of
-from analysis.frames import at_chosen, frame_of, pairs_of, read_results, run_of
+from analysis.frames import (at_chosen, frame_of, pairs_of, read_results, read_summaries,
+                             run_of)
 from tasks.answers import read_common
-from tasks.files import read_json
 from tasks.stats import half_95, holm, mcnemar, t_test
 
 NOT_RUN, NOT_GIVEN = "not run", "not given"
@@ -63,6 +63,11 @@ class TablesConfig:
     results: tuple[str, ...] = ("out/grid/results.jsonl",)  # of grid.py, separated by commas
     preserve: tuple[str, ...] = ()      # summary.json files of preserve.py
 
+    def __post_init__(self):
+        if not self.results and not self.preserve:
+            raise ValueError("results is empty; name results.jsonl files of grid.py, separated by "
+                             "commas")
+
 
 class Table(NamedTuple):
     name: str
@@ -71,7 +76,7 @@ class Table(NamedTuple):
 
 
 def main(cfg: TablesConfig):
-    print(render(read_results(cfg.results), [read_json(path) for path in cfg.preserve]))
+    print(render(read_results(cfg.results), read_summaries(cfg.preserve)))
 
 
 def render(lines: list[dict], summaries=()) -> str:
@@ -189,9 +194,12 @@ def preservation(best, summaries) -> Table:
     """Set what was kept beside the paper's. A model of a grid is an arm of a config."""
     of_run = dict(zip(best["run"], zip(best["config"], best["arm"])))
     wide_t = "llada8b_gsm8k_wide_t"
-    models = {(wide_t, arm): [] for arm in PRESERVED}
+    models, counted = {(wide_t, arm): [] for arm in PRESERVED}, set()
     for summary in summaries:
         for name, scores in summary["models"].items():
+            if name in counted:         # the base of several summaries
+                continue
+            counted.add(name)
             keys = [of_run.get(run_of(name), (name, "-"))]
             if name == summary["settings"]["base"]:
                 starts = set(best["config"][best["init_from"] == name]) or {name}

@@ -68,8 +68,8 @@ def check_gaps(config, gaps, s: Sampling):
         raise ValueError(f"block_length={s.block_length} exceeds block_size={config.block_size}, "
                          f"the most tokens that the model reads")
     if not all(gaps) or config.shift and any(gap[0] == 0 for gap in gaps):
-        raise ValueError("a text to fill needs a mask, written [MASK], and not as its first token "
-                         "if the model scores the next one")
+        raise ValueError("a text to infill needs a mask, written [MASK], and not as its first "
+                         "token if the model scores the next one")
 
 
 def check_generator(s: Sampling, generator, n_rows: int):
