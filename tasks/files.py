@@ -17,14 +17,19 @@ def read_json(path) -> dict:
     """Return the object in a .json file. Raises ValueError if there is something else in it."""
     check_is_file(path)
     try:
-        return dict(json.loads(Path(path).read_text("utf-8-sig")))      # editors may write a BOM
-    except (ValueError, TypeError, RecursionError) as error:
+        what = json.loads(Path(path).read_text("utf-8-sig"))        # editors may write a BOM
+        if not isinstance(what, dict):
+            raise ValueError(f"it is a {type(what).__name__}")
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON object: {error}") from None
+    return what
 
 
 def write_json(path, what: dict):
-    """Write an object, as write_text does."""
-    write_text(path, json.dumps(what, indent=2, ensure_ascii=False))
+    """Write an object, as write_bytes does. Half characters, as names of files may have, are
+    escaped."""
+    text = json.dumps(what, indent=2, ensure_ascii=False)
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_text(path, text: str):
