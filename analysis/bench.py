@@ -42,7 +42,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from analysis.console import print_table
-from analysis.predict import PEAKS, head_flops, name_of, parameters, shape_of, trunk_flops
+from analysis.predict import (PEAKS, check_ranges, head_flops, name_of, parameters, shape_of,
+                              trunk_flops)
 from jepa import DLLMJEPA, pool
 from model import NLL_CHUNK, DLLM, ModelConfig, forward_process, row_generators
 from pretrained.device import pick_device, pick_dtype, to_device
@@ -71,18 +72,18 @@ class BenchConfig:
     json: bool = False                  # print all numbers as one line of JSON at the end
 
     def __post_init__(self):
-        if min(self.batch_size, self.steps) < 1:
-            raise ValueError(f"batch_size={self.batch_size} and steps={self.steps} must be at "
-                             f"least 1")
+        check_ranges(self, n_layer=(0, 1000), width=(0, 1 << 16), batch_size=(1, 1 << 16),
+                     steps=(1, 1_000_000))
 
 
 def main(cfg: BenchConfig):
     device = pick_device(cfg.device)
     config = shape_of(cfg.preset, cfg.n_layer, cfg.width)
+    rows = make_rows(cfg, config)
     model = DLLM(config).init_weights(torch.Generator().manual_seed(SEED)).to(device)
     model.compute_dtype = pick_dtype("auto", device)
     model.checkpoint_activations = cfg.checkpoint_activations
-    rows, steps = make_rows(cfg, config), make_steps(cfg, model)
+    steps = make_steps(cfg, model)
     name = name_of(device)
     peak = next((flops for gpu, flops in PEAKS.items() if gpu in name), math.nan)
     print(f"{name}, {torch.get_num_threads()} threads, {model.compute_dtype}, "
@@ -129,7 +130,10 @@ def make_rows(cfg: BenchConfig, config: ModelConfig) -> list[Row]:
     ids = torch.randint(2, config.vocab_size - 1, (PAD_TO,),
                         generator=torch.Generator().manual_seed(SEED)).tolist()
     ids = [i + (i >= config.mask_id) for i in ids]  # never the mask
-    return [Row(i, ids[:p], ids[p:p + a]) for i, (p, a) in enumerate(lengths) if p + a < PAD_TO]
+    rows = [Row(i, ids[:p], ids[p:p + a]) for i, (p, a) in enumerate(lengths) if p + a < PAD_TO]
+    if not rows:
+        raise ValueError(f"no row of {cfg.data_dir} has fewer than {PAD_TO} tokens")
+    return rows
 
 
 def batch_of(cfg: BenchConfig, rows, step: int):

@@ -32,7 +32,7 @@ import torch
 from tqdm import tqdm
 
 from analysis.console import print_table
-from analysis.predict import name_of, shape_of
+from analysis.predict import check_ranges, name_of, shape_of
 from model import DLLM, ModelConfig
 from pretrained.device import pick_device, pick_dtype
 from sample import generate
@@ -59,11 +59,12 @@ class SamplingBenchConfig:
 
     def __post_init__(self):
         check_lengths(self.gen_length, self.block_length, self.gen_length)
+        check_ranges(self, width=(1, 1 << 16), batch_size=(1, 1 << 16), runs=(1, 1_000_000),
+                     prompt_length=(1, 1 << 62))        # its end is block_size
         most = self.gen_length // self.block_length
-        if not 1 <= self.blocks <= most or min(self.batch_size, self.prompt_length, self.runs) < 1:
+        if not 1 <= self.blocks <= most:
             raise ValueError(f"blocks={self.blocks} must lie in 1..{most}, the blocks of "
-                             f"gen_length={self.gen_length}, and batch_size, prompt_length and "
-                             f"runs must be at least 1")
+                             f"gen_length={self.gen_length}")
 
 
 def main(cfg: SamplingBenchConfig):

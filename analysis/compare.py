@@ -24,7 +24,7 @@ from threading import Thread
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the modules are one folder up
 
-from configurator import configure, run  # first: it sets variables that torch reads
+from configurator import configure, printable, run  # first: it sets variables that torch reads
 
 from tqdm import tqdm
 
@@ -189,7 +189,7 @@ class Child:
 
     def show(self, line: str):
         try:
-            tqdm.write(f"{self.arm:5} | {line}")
+            tqdm.write(printable(f"{self.arm:5} | {line}"))
             sys.stdout.flush()
         except BrokenPipeError:  # `| head` has closed the pipe: end the run, and so all
             self.process.terminate()

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from analysis.arms import rank_of
-from analysis.checks import (check_alike, check_log_line, check_probe, check_result, check_summary,
-                             records_of_result, settings_of_arm, told)
+from analysis.checks import (brief, check_alike, check_log_line, check_probe, check_result,
+                             check_summary, records_of_result, settings_of_arm, told)
 from tasks.files import check_is_file, parse_line, read_json
 
 KEYS = ["config", "arm", "lambda", "depth", "seed", "split", "n_shot"]      # identify a result
@@ -34,6 +34,9 @@ def read_lines(path, what: str, check):
     Raises OSError, or ValueError: path, line n, is not `what`, and why.
     """
     check_is_file(path)
+    rest = Path(path).read_bytes().rpartition(b"\n")[2]
+    if rest.strip() and not rest.startswith(b"{"):
+        raise ValueError(f"{path} is not lines of JSON, but ends with {brief(rest)}")
     for number, data in enumerate(whole_lines(path), 1):
         where = f"{path}, line {number},"
         with told(where, what):

@@ -23,7 +23,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the modules are one folder up
 
-from configurator import configure, run  # first: it sets variables that torch reads
+from configurator import configure, printable, run  # first: it sets variables that torch reads
 
 from tqdm import tqdm
 
@@ -92,7 +92,7 @@ def main(cfg: GridConfig):
         work_through(cfg, grid)
     print(render(list(grid.lines.values())))
     if grid.failures:
-        sys.exit("failed; the same command tries again:\n" + "\n".join(grid.failures))
+        sys.exit(printable("failed; the same command tries again:\n" + "\n".join(grid.failures)))
 
 
 def work_through(cfg: GridConfig, grid):
@@ -166,9 +166,10 @@ class Grid:
         self.cfg, self.lock, self.path = cfg, lock, Path(cfg.out_dir) / "results.jsonl"
         self.failures = []
         self.lines = {}                 # {key: line} of results.jsonl
-        if self.path.exists():          # drop half a line, which a kill may have left
-            os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
+        if self.path.exists():
             self.lines = {key_of(line): line for line in read_results([self.path])}
+            # drop half a line, which a kill may have left
+            os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
 
     def check(self, cells: list[Cell]):
         """Raise ValueError if results of a cell were made in another way, or those of its arm with

@@ -73,13 +73,13 @@ def main(cfg: PlotConfig):
         except ValueError as error:
             if cfg.figure != "all":
                 raise
-            print(f"{name}: {error}")
+            print(printable(f"{name}: {error}"))
             continue
         for kind in ("png", "svg"):
             drawn = io.BytesIO()
             save(figure, drawn, kind)
             write_bytes(f"{cfg.out}/{name}.{kind}", drawn.getvalue())
-        print(f"{cfg.out}/{name}.png, .svg: {caption}")
+        print(printable(f"{cfg.out}/{name}.png, .svg: {caption}"))
 
 
 def draw(name: str, study):

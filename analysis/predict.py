@@ -29,6 +29,9 @@ MASKED = 0.12  # share of GSM8K's tokens that t = 0.2 masks: 59 % of the tokens 
 class PredictConfig:
     length: int = 240                   # tokens of a row; GSM8K's with answers filled up
 
+    def __post_init__(self):
+        check_ranges(self, length=(1, 1_000_000))
+
 
 def main(cfg: PredictConfig):
     config = shape_of("llada-8b")
@@ -61,6 +64,17 @@ def shape_of(preset: str, n_layer: int = 0, width: int = 0) -> ModelConfig:
     if width:
         shape |= {"n_embd": width, "n_hidden": width * 11 // 4}
     return ModelConfig(**shape)
+
+
+def check_ranges(cfg, **ranges):
+    """Raise ValueError for the first setting out of its range: a slip is answered at once, and not
+    by a full memory. ranges: name=(least, most)."""
+    for name, (least, most) in ranges.items():
+        value = getattr(cfg, name)
+        if value < least:
+            raise ValueError(f"{name}={value} must be at least {least}")
+        if value > most:
+            raise ValueError(f"{name}={value} is too large; at most {most} would fit")
 
 
 def name_of(device) -> str:

@@ -14,6 +14,7 @@ import os
 import statistics
 import sys
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,8 +22,9 @@ sys.path.insert(0, str(ROOT))  # the modules are one folder up
 
 from configurator import run  # first: it sets variables that torch reads
 
+from analysis.checks import check_count, check_number, check_text, told
 from analysis.console import print_table
-from analysis.likelihood import choose, held_out_losses
+from analysis.likelihood import check_rates, choose, held_out_losses
 from model import DLLM
 from pretrained.device import pick_device
 from pretrained.tokenizer import load_tokenizer
@@ -31,6 +33,8 @@ from sample import load_model
 from tasks import mmlu, wikitext
 from tasks.files import read_json, write_json
 from tasks.stats import half_95, mcnemar
+
+N_SOLVED = 5    # questions of each subject in MMLU's dev
 
 
 @dataclass
@@ -50,6 +54,11 @@ class PreserveConfig:
         if min(self.n_windows, self.n_questions, self.n_shot) < 0:
             raise ValueError(f"n_windows={self.n_windows}, n_questions={self.n_questions} and "
                              f"n_shot={self.n_shot} must not be negative")
+        if self.n_shot > N_SOLVED:
+            raise ValueError(f"n_shot={self.n_shot} must be at most {N_SOLVED}: MMLU has no more "
+                             f"solved questions of a subject")
+        if self.window < 1:
+            raise ValueError(f"window={self.window} must be at least 1")
 
 
 def main(cfg: PreserveConfig):
@@ -60,6 +69,10 @@ def main(cfg: PreserveConfig):
 
 def preserve(cfg: PreserveConfig) -> dict:
     """Measure all models -> {model: scores, differences to the base}, also in summary.json."""
+    check_rates(cfg.rates)
+    pick_device(cfg.device)
+    for name in (cfg.base, *cfg.models):    # a mistake in the last is told before any download
+        find_weights(name)
     text_dir, mmlu_dir = (cfg.data_dir and os.path.join(cfg.data_dir, task)
                           for task in ("wikitext", "mmlu"))
     text, questions = wikitext.load_text("test", text_dir), mmlu.load("test", mmlu_dir)
@@ -100,7 +113,10 @@ def measure(cfg: PreserveConfig, name: str, text: str, asked: list[list[str]]) -
                  before, letters)
     path = Path(cfg.out) / f"{Path(name).name}_{key}.json"
     if path.is_file():
-        return read_json(path)
+        measured = read_json(path)
+        with told(path, "what preserve.py measured"):
+            check_measured(measured, len(windows), len(cfg.rates), len(before))
+        return measured
 
     model, _ = load_model(folder, cfg.device)
     print(f"{name}: {len(windows)} windows, {len(before)} questions", file=sys.stderr)
@@ -112,6 +128,17 @@ def measure(cfg: PreserveConfig, name: str, text: str, asked: list[list[str]]) -
                 "log_p": log_p.tolist()}
     write_json(path, measured)
     return measured
+
+
+def check_measured(measured: dict, n_windows: int, n_rates: int, n_questions: int):
+    """Raise an error unless the numbers have these sizes and are numbers."""
+    check_text("tokens", measured["tokens"])
+    check_count("fewer_shots", measured["fewer_shots"])
+    for name, n, width in (("losses", n_windows, n_rates), ("log_p", n_questions, 4)):
+        if [len(row) for row in measured[name]] != [width] * n:
+            raise ValueError(f"{name} is not {n} x {width} numbers")
+        for value in chain(*measured[name]):
+            check_number(name, value)
 
 
 def shorten(tok, texts, block_size: int):

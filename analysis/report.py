@@ -59,7 +59,7 @@ def main(cfg: ReportConfig):
     page = report(read_study(cfg.inputs, cfg.arms), cfg.title)
     Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
     write_text(cfg.out, page)
-    print(f"{cfg.out}: {len(page.encode()):,} bytes")
+    print(printable(f"{cfg.out}: {len(page.encode()):,} bytes"))
 
 
 def report(study: Study, title: str) -> str:

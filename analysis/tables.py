@@ -19,7 +19,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the modules are one folder up
 
-from configurator import run  # first: it sets variables that torch reads
+from configurator import printable, run  # first: it sets variables that torch reads
 
 import pandas as pd
 
@@ -84,11 +84,16 @@ def render(lines: list[dict], summaries=()) -> str:
     parts = [__doc__.split("\n\n")[2].strip()]
     for table in tables_of(frame_of(lines), summaries):
         header = list(table.cells.columns)
-        rows = [header, ["---"] * len(header), *table.cells.values.tolist()]
-        parts.append(f"## {table.name}")
+        rows = [header, ["---"] * len(header), *table.cells.map(as_cell).values.tolist()]
+        parts.append(f"## {as_cell(table.name)}")
         parts.append("\n".join("| " + " | ".join(row) + " |" for row in rows))
         parts += [table.note] * bool(table.note)
     return "\n\n".join(parts)
+
+
+def as_cell(text: str) -> str:
+    """Return a text as it can stand in a cell: in one line, without a bar of its own."""
+    return printable(text).replace("\n", " ").replace("|", "\\|")
 
 
 def tables_of(results: pd.DataFrame, summaries=()) -> list[Table]:
