@@ -167,3 +167,14 @@ def test_the_scripts_start_from_anywhere(script, tmp_path):
     assert done.returncode == 0 and "--" in done.stdout, done.stderr
     done = subprocess.run([*command, "--nothing=1"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("unknown setting 'nothing'")
+
+
+@pytest.mark.parametrize("cls, option", [
+    (BenchConfig, "--width=-1"), (BenchConfig, "--width=2147483648"), (BenchConfig, "--steps=0"),
+    (BenchConfig, "--n_layer=-1"), (BenchConfig, "--n_layer=1000000000"),
+    (BenchConfig, "--batch_size=2147483648"), (BenchConfig, "--steps=2147483648"),
+    (PredictConfig, "--length=0"), (PredictConfig, "--length=-1"),
+    (PredictConfig, "--length=2147483648")])
+def test_sizes_that_no_machine_has_are_told_at_once(cls, option):
+    with pytest.raises(ValueError, match=option[2:].partition("=")[0]):
+        configure(cls, [option])

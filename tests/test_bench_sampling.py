@@ -51,7 +51,10 @@ def test_blocks_of_one_token_are_timed_too(capsys):
 @pytest.mark.parametrize("option, words", [
     ("--blocks=4", "1..3"), ("--runs=0", "at least 1"), ("--gen_length=13", "multiple"),
     ("--prompt_length=99999999999", "block_size=4096"), ("--prompt_length=4090", "block_size=4096"),
-    ("--device=cuda:77", "cuda:77"), ("--width=33", "n_head=4")])
+    ("--device=cuda:77", "cuda:77"), ("--width=33", "n_head=4"), ("--width=-4", "width=-4"),
+    ("--width=2147483648", "too large"), ("--batch_size=2147483648", "too large"),
+    ("--runs=2147483648", "too large"), ("--gen_length=2147483648", "block_size=4096"),
+    ("--block_length=0", "block_length=0"), ("--batch_size=0", "at least 1")])
 def test_a_setting_that_does_not_fit_is_one_sentence(option, words, monkeypatch):
     small = [f"--{key}={getattr(SMALL, key)}" for key in (
         "width", "gen_length", "block_length", "device")]

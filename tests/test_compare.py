@@ -1,6 +1,7 @@
 """Laws of compare.py: two arms that differ in lambda alone, one writer, and nobody else's files."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from helpers import PATIENCE
 from analysis import compare
 from analysis.compare import CompareConfig
 from configurator import configure
+from tasks.files import lock
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -131,7 +133,54 @@ def test_a_folder_that_it_did_not_make_stops_it(tmp_path):
     assert kept.read_text() == "precious"
 
 
+def test_only_a_folder_that_it_made_right_there_is_prepared_again(tmp_path):
+    """A copy or a link has the marker too, and may be all that is left of a comparison."""
+    made = tmp_path / "made"
+    made.mkdir()
+    compare.prepare_folders(made)
+    old, notes = made / "jepa" / "eval_toy_4shot.jsonl", made / "jepa" / "eval_notes.md"
+    for path in (old, notes):
+        path.write_text("precious")
+    shutil.copytree(made, tmp_path / "copy")
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved" / "jepa").symlink_to(made / "jepa")
+    for out in ("copy", "moved"):
+        with pytest.raises(ValueError, match="choose another --out_dir"):
+            compare.prepare_folders(tmp_path / out)
+        assert (tmp_path / out / "jepa" / old.name).read_text() == "precious"
+    compare.prepare_folders(made)
+    assert not old.exists() and notes.exists()
+
+
+def test_a_comparison_that_ended_before_it_had_marked_its_folder_begins_anew(tmp_path):
+    (tmp_path / "plain").mkdir()
+    compare.prepare_folders(tmp_path)
+    assert all((tmp_path / arm / compare.MARKER).is_file() for arm in compare.ARMS)
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / "base").write_text("a file")
+    with pytest.raises(ValueError, match="no folder of its own"):
+        compare.check_folders(tmp_path / "file")
+
+
+def test_two_comparisons_do_not_work_in_one_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "run_all", None)
+    with lock(tmp_path), pytest.raises(ValueError, match="another process is at work"):
+        compare.main(configure(CompareConfig, [f"--out_dir={tmp_path}", "--device=cpu"]))
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_a_config_that_exports_or_resumes_is_for_one_run(tmp_path):
+    path = tmp_path / "mine.py"
+    for line in ("export_dir = 'x'", "resume = True"):
+        path.write_text((ROOT / "config/tiny_tune.py").read_text() + f"\n{line}\n")
+        with pytest.raises(ValueError, match="mine.py sets resume or export_dir"):
+            compare.main(configure(CompareConfig, [f"--tune={path}", f"--out_dir={tmp_path}/out"]))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("option, words", [
+    ("--train='unended", "cannot be split"), ("--seed=-1", "seed=-1"),
+    ("--device=cuda:77", "cuda:77"), ("--train=--t_ctx=2", "t_ctx=2.0.*tiny_tune.py"),
     ("--train=--out_dir=x --seed=3", "leave out out_dir, seed"),
     ("--train=--lambda_jepa=0", "both arms the same"),
     ("--train=--lrr=1", "did you mean 'lr'"),

@@ -251,6 +251,55 @@ def test_a_config_that_has_changed_since_is_refused(cfg, config, monkeypatch):
     assert "beta2=0.999, not 0.5" in refusal(cfg)
 
 
+def test_other_seeds_of_an_arm_must_be_made_as_the_first(cfg, monkeypatch):
+    """Their mean would be a number of no experiment."""
+    Fake().use(monkeypatch)
+    grid.main(change(cfg, seeds=(1,)))
+    before = (Path(cfg.out_dir) / "results.jsonl").read_bytes()
+    for settings, words in ((dict(train=TRAIN + " --lr=0.5"), "--lr=0.5 in this command"),
+                            (dict(evaluate=EVALUATE.replace("limit=8", "limit=9")), "--limit=9")):
+        assert words in refusal(change(cfg, seeds=(2,), **settings))
+    assert (Path(cfg.out_dir) / "results.jsonl").read_bytes() == before
+    grid.main(change(cfg, seeds=(2,), train=TRAIN + " --log_every=7"))
+
+
+@pytest.mark.parametrize("settings", [
+    dict(train="--overwrite"), dict(train=TRAIN + " --out_dir=x"), dict(train="--seed=1"),
+    dict(train="--resume=True"), dict(train="--export_dir=x"), dict(evaluate="--init_from=x"),
+    dict(evaluate="--out=x --limit=3"), dict(evaluate="--task=toy"), dict(evaluate="--split=test"),
+    dict(evaluate="--n_shot=1"), dict(evaluate="--compare=a,b"), dict(train="'unended"),
+    dict(evaluate='"unended'), dict(processes=2 ** 31), dict(processes=0)])
+def test_options_that_would_make_all_runs_one_are_refused(cfg, settings):
+    with pytest.raises(ValueError) as error:
+        change(cfg, **settings)
+    assert next(iter(settings)) in str(error.value)
+    assert not Path(cfg.out_dir).exists()
+
+
+def test_a_config_that_is_for_one_run_is_refused(cfg, config):
+    with open(config, "a") as file:
+        file.write("overwrite = True\n")
+    assert "sets resume, overwrite or export_dir" in refusal(cfg)
+
+
+@pytest.mark.parametrize("foreign", [b"not mine", b'{"a": 1}\nhalf', b"\0" * 99])
+def test_a_foreign_file_is_refused_and_stays_as_it_is(cfg, foreign):
+    os.mkdir(cfg.out_dir)
+    path = Path(cfg.out_dir) / "results.jsonl"
+    path.write_bytes(foreign)
+    assert "results.jsonl" in refusal(cfg)
+    assert path.read_bytes() == foreign
+
+
+@pytest.mark.parametrize("text", ["[]", '{"eval_t": 5}', '{"lr": [1]}', "{", ""])
+def test_settings_of_another_form_are_one_sentence(cfg, monkeypatch, text):
+    Fake(fails=lambda words: "split" in words).use(monkeypatch)
+    with pytest.raises(SystemExit):
+        grid.main(cfg)
+    (Path(cfg.out_dir) / "little" / "plain_seed1" / "settings.json").write_text(text)
+    assert "plain_seed1" in refusal(cfg)
+
+
 def test_two_grids_do_not_work_in_one_folder(cfg):
     os.mkdir(cfg.out_dir)
     with open(Path(cfg.out_dir) / "lock", "w") as file:

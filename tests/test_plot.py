@@ -245,6 +245,19 @@ def test_the_command_writes_every_figure_and_twice_the_same(study, tmp_path, cap
         assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes()
 
 
+def test_a_figure_that_cannot_be_written_leaves_the_one_before(study, tmp_path, monkeypatch):
+    cfg = PlotConfig(inputs=(str(study),), out=str(tmp_path), figure="scatter")
+    plot.main(cfg)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="scatter.png"):
+        plot.main(cfg)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_scatter_draws_each_run_where_the_probe_has_found_it(logs):
     figure, _ = draw("scatter", logs)
     last = last_of_each(logs.probed)
