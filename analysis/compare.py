@@ -122,7 +122,7 @@ def check_folders(out: Path):
             raise ValueError(f"{folder} is no folder of its own; choose another --out_dir")
         marker = folder / MARKER
         said = marker.read_text(errors="replace") if marker.is_file() else None
-        if any(folder.iterdir()) and said not in ("", str(folder.resolve())):
+        if any(folder.iterdir()) and said not in ("", os.path.realpath(folder)):
             made = f"was made as {said}" if said else "was not made by compare.py"
             raise ValueError(f"{folder} {made}; choose another --out_dir")
 
@@ -132,7 +132,7 @@ def prepare_folders(out: Path):
     check_folders(out)
     for folder in (out / name for name in ARMS):
         folder.mkdir(exist_ok=True)
-        write_text(folder / MARKER, str(folder.resolve()))
+        write_text(folder / MARKER, os.path.realpath(folder))
         for old in folder.glob("eval_*.json*"):
             if old.is_file():
                 old.unlink()  # train.py --overwrite replaces the rest

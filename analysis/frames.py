@@ -3,6 +3,7 @@
 results.jsonl (grid.py) has a line a score, log.jsonl (train.py) the losses of a run, probe.json
 (probe.py) drift and forgetting of checkpoints, summary.json (preserve.py) Wikitext and MMLU.
 """
+import os
 import re
 import statistics
 from pathlib import Path
@@ -174,7 +175,7 @@ def read_study(inputs, arms=()) -> Study:
         if not given.exists():
             raise FileNotFoundError(f"there is no file or folder {given}")
         found += sorted(given.rglob("*.json*")) if given.is_dir() else [given]
-    found = {path.resolve(): path for path in found}.values()           # each file once
+    found = {os.path.realpath(path): path for path in found}.values()       # each file once
     paths = {name: [path for path in found if path.name == name]
              for name in ("log.jsonl", "probe.json", "summary.json", "results.jsonl")}
 
@@ -207,7 +208,8 @@ def read_logs(paths) -> tuple[list[dict], list]:
     (run, settings, path) of each log."""
     rows, of_runs, folder_of = [], [], {}
     for path in paths:
-        about, settings = about_run(path.resolve().parent), path.with_name("settings.json")
+        folder, settings = Path(os.path.realpath(path)).parent, path.with_name("settings.json")
+        about = about_run(folder)
         if about["run"] in folder_of:
             raise ValueError(f"{path.parent} and {folder_of[about['run']]} are both the run "
                              f"{about['run']}; read one of them, or rename a folder")

@@ -44,7 +44,11 @@ def write_bytes(path, data: bytes):
     """
     with naming(path):
         if os.path.exists(path) and not os.path.isfile(path):
-            Path(path).write_bytes(data)
+            # without O_NONBLOCK a pipe that nobody reads would wait for ever
+            number = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+            os.set_blocking(number, True)
+            with open(number, "wb") as file:
+                file.write(data)
             return
         path = os.path.realpath(path)   # a link stays one
         aside = Path(f"{path}.new")

@@ -126,9 +126,13 @@ def test_what_is_no_object_is_told_with_its_file(name, text, tmp_path):
 
 
 def test_a_folder_in_the_place_of_a_file_and_an_empty_name_are_told(tmp_path):
-    (tmp_path / "log.jsonl").mkdir()
-    with pytest.raises(OSError, match="log.jsonl"):
-        read_study([str(tmp_path)])
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a" / "log.jsonl").mkdir()
+    (tmp_path / "b" / "log.jsonl").symlink_to("log.jsonl")      # a loop
+    for folder in "ab":
+        with pytest.raises(OSError, match="log.jsonl"):
+            read_study([str(tmp_path / folder)])
     with pytest.raises(ValueError, match="empty name"):
         read_study([""])
 

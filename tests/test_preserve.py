@@ -211,6 +211,11 @@ def test_mistakes_are_one_sentence(cfg, tmp_path):
     assert "--base" in refusal(change(base=""))
     assert "--models" in refusal(change(models=()))
     assert "nowhere" in refusal(change(models=("nowhere",)))
+    assert "nowhere" in refusal(change(models=("nowhere",), data_dir=""))       # before the hub
+    for settings, words in ((dict(n_shot=6), "n_shot=6"), (dict(n_shot=2 ** 31), "at most 5"),
+                            (dict(window=0), "window=0"), (dict(window=-1), "window=-1")):
+        with pytest.raises(ValueError, match=words):
+            change(**settings)
     assert "there is no file" in refusal(change(data_dir=str(tmp_path)))
     assert "2 solved questions" in refusal(change(n_shot=3))
     assert "has 8 questions" in refusal(change(n_questions=9))
@@ -221,6 +226,19 @@ def test_mistakes_are_one_sentence(cfg, tmp_path):
         change(n_windows=-1)
     with pytest.raises(ValueError, match="n_shot=-1"):
         change(n_shot=-1)
+
+
+@pytest.mark.parametrize("name, value", [
+    ("log_p", [["x"] * 4] * 6), ("log_p", [[0.0] * 4]), ("losses", 1), ("losses", [[math.nan] * 9]),
+    ("tokens", None), ("fewer_shots", -1), ("losses", "deleted")])
+def test_numbers_on_file_that_are_none_are_told_with_the_file(cfg, name, value):
+    preserve.preserve(cfg)
+    for path in Path(cfg.out).glob("*_*.json"):
+        measured = json.loads(path.read_text())
+        path.write_text(json.dumps({key: value if key == name else kept
+                                    for key, kept in measured.items()
+                                    if (key, value) != (name, "deleted")}))
+    assert "is not what preserve.py measured" in refusal(cfg)
 
 
 def test_models_with_other_tokens_cannot_be_compared(cfg, tmp_path):

@@ -351,6 +351,9 @@ def test_what_is_no_regular_file_stays_what_it_is(tmp_path):
     assert os.read(end, 15) == b"<!doctype html>" and os.readlink(f"/dev/fd/{start}")[:5] == "pipe:"
     for number in (end, start):
         os.close(number)
+    os.mkfifo(tmp_path / "nobody.html")                     # reads it: no wait for ever
+    with pytest.raises(OSError, match="nobody.html"):
+        page.save_html(str(tmp_path / "nobody.html"))
     (tmp_path / "there").mkdir()
     (tmp_path / "link.html").symlink_to("there/page.html")
     page.save_html(str(tmp_path / "link.html"))
