@@ -47,7 +47,7 @@ def check_prompts(config, prompts, gen_length: int):
     if max(lengths) + gen_length > config.block_size:
         raise ValueError(f"a prompt of {max(lengths)} tokens and gen_length={gen_length} exceed "
                          f"block_size={config.block_size}; prompts of up to "
-                         f"{config.block_size - gen_length} tokens fit")
+                         f"{max(0, config.block_size - gen_length)} tokens fit")
 
 
 def check_text(text: str):

@@ -468,8 +468,8 @@ def test_lengths_that_are_not_given_are_16_or_those_of_a_chat(given, lengths):
 
 
 @pytest.mark.parametrize("given", [dict(prompt="a\udcff"), dict(infill="\ud800[MASK]"),
-                                   dict(prompt="\udc80", chat=True), dict(prompt="\udfff", raw=True)],
-                         ids=str)
+                                   dict(prompt="\udc80", chat=True),
+                                   dict(prompt="\udfff", raw=True)], ids=str)
 def test_bytes_that_are_no_utf_8_are_told_before_a_model_is_loaded(given):
     with pytest.raises(ValueError, match="character . is a byte that is not UTF-8") as error:
         SampleConfig(**given)
