@@ -74,7 +74,7 @@ def run(main, cls, default=None):
 def sentence(error) -> str:
     """Return what to tell the user of a mistake, or of a machine's limit; empty: it is a bug."""
     text = f"{type(error).__name__}: {error}"
-    if isinstance(error, MemoryError) or re.search(r"^\w*OutOfMemory|can't allocate memory|bad_alloc", text):
+    if re.search(r"^\w*OutOfMemory|^MemoryError|can't allocate memory|bad_alloc", text):
         return ("out of memory: lower batch_size, micro_batch_size, batch_tokens or max_length, or "
                 "take a smaller model")
     if isinstance(error, RecursionError):
