@@ -16,9 +16,9 @@ from helpers import ROOT, python, seeded, sentence
 from model import DLLM, PRESETS, ModelConfig
 from pretrained import weights
 from pretrained.tokenizer import toy_tokenizer
-from pretrained.weights import (MODEL_TYPE, RENAME, ConvertConfig, catalogue, config_fields,
-                                find_weights, newest_checkpoint, published_name, read_tensors,
-                                rename)
+from pretrained.config import MODEL_TYPE, config_fields
+from pretrained.weights import (RENAME, ConvertConfig, catalogue, find_weights, newest_checkpoint,
+                                published_name, read_tensors, rename)
 from pretrained.weights import main as convert
 from published import (CONFIG, INDEX, PUBLISHED, QWEN_TOKENS, TINY, WEIGHTS, generate, shapes,
                        write_weights)
