@@ -143,11 +143,11 @@ def check_sizes(config):
         least = 0 if field.name in ("mask_id", "eos_id", "head_dim") else 1
         if kind is int and not least <= value <= LARGEST:
             raise ValueError(f"{field.name}={value!r} must lie between {least} and {LARGEST}")
-    # NaN fails both; below 1e-20 rms(0) is 0 in fp32, and above 1e30 theta is infinite
+    # NaN is in neither range; published are 1e-6 and 1e-5, and from 1e4 to 1e7
     if not 1e-20 <= config.norm_eps <= 0.1:
         raise ValueError(f"norm_eps={config.norm_eps!r} must lie between 1e-20 and 0.1")
-    if not 1 <= config.rope_theta <= 1e30:
-        raise ValueError(f"rope_theta={config.rope_theta!r} must lie between 1 and 1e30")
+    if not 1 <= config.rope_theta <= 1e15:
+        raise ValueError(f"rope_theta={config.rope_theta!r} must lie between 1 and 1e15")
     if config.n_head % config.n_kv_head or not config.head_dim and config.n_embd % config.n_head:
         raise ValueError(f"n_embd={config.n_embd} must be a multiple of n_head={config.n_head}, "
                          f"and n_head of n_kv_head={config.n_kv_head}")

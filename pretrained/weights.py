@@ -32,6 +32,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from pretrained.config import CONFIG, MODEL_TYPE, config_fields, read_config
+from pretrained.tokenizer import load_tokenizer
 from tasks.files import check_is_content, check_is_file, naming, read_json, write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -100,6 +101,8 @@ def main(cfg: ConvertConfig):
     source, dtype = find_weights(cfg.init_from, cfg.revision), getattr(torch, cfg.dtype)
     published, stored = read_config(source), catalogue(source)
     config_fields(source, published)                            # raises for an unknown family
+    if os.path.isfile(os.path.join(source, "tokenizer.json")):  # raises if it is damaged
+        load_tokenizer(source)
     new_folder(cfg.out_dir)
     sizes = {name: math.prod(tensor.shape) * dtype.itemsize for name, tensor in stored.items()}
     write_weights(cfg.out_dir, published, small_files(source), sizes, read_tensors(stored, dtype),
@@ -143,7 +146,8 @@ def find_weights(name_or_dir, revision: str = "") -> str:
 def newest_checkpoint(folder) -> str:
     """Return the folder itself if it is a checkpoint, else its `step_*` with the highest number."""
     folder = str(folder)
-    if os.path.isfile(os.path.join(folder, CONFIG)):
+    if os.path.lexists(config := os.path.join(folder, CONFIG)):
+        check_is_file(config)           # a link into a cache may be broken
         return folder
     steps = {}
     for name in os.listdir(folder) if os.path.isdir(folder) else []:
@@ -175,6 +179,8 @@ def instead(folder) -> str:
 
 def new_folder(path: str):
     """Make the folder. Raises ValueError if it has something in it already."""
+    if os.path.isfile(path):
+        raise ValueError(f"{path} is a file; a model is written to a new folder")
     os.makedirs(path, exist_ok=True)
     if os.listdir(path):
         raise ValueError(f"{path} is not empty; a model is written to a new folder")
@@ -212,7 +218,7 @@ def published_name(ours: str, family: str) -> str:
 def weights_file(folder) -> str:
     """Return the path of the one file with weights, or of the index of several."""
     paths = [os.path.join(folder, name) for name in (SINGLE, INDEX)]
-    found = [path for path in paths if os.path.isfile(path)]
+    found = [path for path in paths if os.path.lexists(path)]
     if not found:
         raise FileNotFoundError(f"there is neither {SINGLE} nor {INDEX} in {folder}"
                                 f"{instead(folder)}")

@@ -465,7 +465,7 @@ def test_masked_mean_is_the_default_and_an_unknown_form_is_refused_in_one_line()
 # ---- the machine ----
 
 
-@pytest.mark.parametrize("name", ["cuda:99", "gpu", "cpus", "", "xla"])
+@pytest.mark.parametrize("name", ["cuda:99", "gpu", "cpus", "", "xla", "meta", "hpu"])
 def test_a_device_that_is_not_there_is_refused_in_one_line(name):
     with pytest.raises(ValueError) as caught:
         pick_device(name)
