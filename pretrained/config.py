@@ -67,6 +67,8 @@ def config_fields(folder, published: dict) -> dict:
         raise ValueError(f"{folder} holds a model of type {family!r}; known are "
                          f"{', '.join(FAMILIES)}")
     if family == MODEL_TYPE:
+        for key in sorted({*QWEN_KEYS, "qkv_bias", "shift"} - OPTIONAL - published.keys()):
+            raise ValueError(f"{where} lacks {key}")
         return {key: value for key, value in published.items() if key != "model_type"}
     for key, value in IMPLEMENTED[family].items():
         if published.get(key) not in (None, value):

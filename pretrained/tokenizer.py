@@ -154,9 +154,8 @@ def encode_ordinary(encoding, text: str, is_trusted: bool = True) -> list[int]:
     except BaseException as error:      # a panic is no Exception
         if type(error).__name__ != "PanicException":
             raise
-        raise ValueError(f"tiktoken cannot split a text of {len(text):,} characters into words; a "
-                         f"run of a million blanks, or of what else is one word, is too long for it"
-                         f" ({error})") from None
+        raise ValueError(f"tiktoken cannot split a text of {len(text):,} characters into words; "
+                         f"one of a million blanks or letters is too long for it: {error}") from None
 
 
 @contextmanager
@@ -186,10 +185,11 @@ def check_pattern(pattern: str):
     """
     ranks = {piece: n for n, piece in enumerate([*BYTES, b""])}
     bytewise = tiktoken.Encoding("", pat_str=pattern, special_tokens={}, mergeable_ranks=ranks)
-    ids = encode_ordinary(bytewise, PROBE, is_trusted=False)
-    if len(BYTES) in ids or bytes(ids) != PROBE.encode():
-        problem = "finds empty words" if len(BYTES) in ids else "leaves out a part of a text"
-        raise ValueError(f"its pattern {pattern[:100]!r} {problem}")
+    for text in (PROBE, "", *KINDS):
+        ids = encode_ordinary(bytewise, text, is_trusted=False)
+        if len(BYTES) in ids or bytes(ids) != text.encode():
+            problem = "finds empty words" if len(BYTES) in ids else "leaves out a part of a text"
+            raise ValueError(f"its pattern {pattern[:100]!r} {problem}")
 
 
 def our_tokenizer(name: str, pattern: str, pieces: list[bytes]) -> Tokenizer:

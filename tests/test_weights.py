@@ -894,6 +894,8 @@ SPOILT = {   # what happened to the folder, and the words that the message has t
     "a foreign model": (lambda f: change_config(f, model_type="gpt2"), ["'gpt2'", "llada"]),
     "a nameless model": (lambda f: change_config(f, model_type=None), []),
     "a size missing": (lambda f: change_config(f, vocab_size=None), [CONFIG, "vocab_size"]),
+    "a base of rope missing": (lambda f: change_config(f, rope_theta=None), [CONFIG, "rope_theta"]),
+    "the shift missing": (lambda f: change_config(f, shift=None), [CONFIG, "shift"]),
     "a size that is text": (lambda f: change_config(f, n_embd="32"), [CONFIG, "n_embd='32'"]),
     "sizes that do not fit": (lambda f: change_config(f, n_head=5), [CONFIG, "n_head=5"]),
     "a setting unknown here": (lambda f: change_config(f, n_expert=8), [CONFIG, "n_expert"]),
