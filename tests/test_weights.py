@@ -806,6 +806,30 @@ def test_offline_without_a_cache_is_one_sentence_and_no_network(tmp_path):
     assert len(done.stdout.splitlines()) == 1 and "'GSAI-ML/LLaDA-8B-Base'" in done.stdout
 
 
+def test_a_cache_that_holds_only_some_parts_is_named_part_by_part_when_offline(tmp_path):
+    """As an interrupted download leaves it: links to blobs, of which some are not there."""
+    cache = tmp_path / "hub" / "models--GSAI-ML--LLaDA-8B-Base"
+    snapshot = cache / "snapshots" / ("0" * 40)
+    (cache / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0" * 40)
+    generate(snapshot, "llada", parts=4)
+    for path in list(snapshot.iterdir()):
+        path.rename(cache / "blobs" / path.name)
+        path.symlink_to(f"../../blobs/{path.name}")
+    gone = [f"model-0000{k}-of-00004.safetensors" for k in (2, 3)]
+    (snapshot / gone[0]).unlink()
+    (cache / "blobs" / gone[1]).unlink()
+    script = ("from configurator import run\n"
+              "from pretrained.weights import ConvertConfig, main\n"
+              f"run(lambda cfg: main(ConvertConfig('GSAI-ML/LLaDA-8B-Base', '', '{tmp_path}/b')),"
+              " ConvertConfig)")
+    done = python("-c", script, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "lacks 2 of the 4 files" in done.stderr and all(name in done.stderr for name in gone)
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     for load in (DLLM.from_checkpoint, DLLM.from_pretrained):
         said = sentence(load, str(tmp_path / "nowhere"), kind=FileNotFoundError)
