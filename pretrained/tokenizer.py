@@ -10,7 +10,7 @@ import re
 import textwrap
 import unicodedata
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -142,14 +142,10 @@ class Tokenizer:
                 path.write_bytes(content)
 
 
-def encode_ordinary(encoding, text: str, is_trusted: bool = True) -> list[int]:
-    """Text -> tiktoken's ranks. Raises ValueError where tiktoken, written in Rust, panics.
-
-    A panic prints its stack by itself: not where one can be foreseen, in a text that is very long
-    or with a pattern that is not trusted yet.
-    """
+def encode_ordinary(encoding, text: str) -> list[int]:
+    """Text -> tiktoken's ranks. Raises ValueError where tiktoken, written in Rust, panics."""
     try:
-        with quiet_stderr(not is_trusted or len(text) > LONG):
+        with quiet_stderr() if len(text) > LONG else nullcontext():
             return encoding.encode_ordinary(text)
     except BaseException as error:      # a panic is no Exception
         if type(error).__name__ != "PanicException":
@@ -159,13 +155,11 @@ def encode_ordinary(encoding, text: str, is_trusted: bool = True) -> list[int]:
 
 
 @contextmanager
-def quiet_stderr(is_quiet: bool):
-    """Drop what this process writes to file descriptor 2, if is_quiet."""
+def quiet_stderr():
+    """Drop what is written to file descriptor 2: a panic prints its stack there by itself."""
     try:
-        saved = os.dup(2) if is_quiet else None
+        saved = os.dup(2)
     except OSError:                     # stderr is closed
-        saved = None
-    if saved is None:
         yield
         return
     with open(os.devnull, "w") as nowhere:
@@ -186,7 +180,8 @@ def check_pattern(pattern: str):
     ranks = {piece: n for n, piece in enumerate([*BYTES, b""])}
     bytewise = tiktoken.Encoding("", pat_str=pattern, special_tokens={}, mergeable_ranks=ranks)
     for text in (PROBE, "", *KINDS):
-        ids = encode_ordinary(bytewise, text, is_trusted=False)
+        with quiet_stderr():
+            ids = encode_ordinary(bytewise, text)
         if len(BYTES) in ids or bytes(ids) != text.encode():
             problem = "finds empty words" if len(BYTES) in ids else "leaves out a part of a text"
             raise ValueError(f"its pattern {pattern[:100]!r} {problem}")
