@@ -151,7 +151,8 @@ def encode_ordinary(encoding, text: str) -> list[int]:
         if type(error).__name__ != "PanicException":
             raise
         raise ValueError(f"tiktoken cannot split a text of {len(text):,} characters into words; "
-                         f"one of a million blanks or letters is too long for it: {error}") from None
+                         f"one of a million blanks or letters is too long for it: {error}"
+                         ) from None
 
 
 @contextmanager

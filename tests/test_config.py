@@ -1,4 +1,4 @@
-"""Laws of config.json: a network is the one that the file states, or the file is refused at once."""
+"""Laws of config.json: the network is the one that the file states, or the file is refused."""
 import json
 import time
 from dataclasses import asdict, fields, replace

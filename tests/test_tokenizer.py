@@ -260,7 +260,8 @@ def test_words_are_merged_as_bpe_is_defined():
         assert bpe.merged(word, ranks) == merged_slowly(word, ranks), (word, ranks)
 
 
-@pytest.mark.parametrize("unit, lengths", [(b"a", range(2, 17)), (b"ab", (2,)), (b"ab", range(2, 9))])
+@pytest.mark.parametrize("unit, lengths", [(b"a", range(2, 17)), (b"ab", (2,)),
+                                           (b"ab", range(2, 9))])
 def test_merging_takes_nearly_linear_time(unit, lengths):
     ranks = {(unit * (2 ** k))[:2 ** k]: k for k in range(1, 16)} | {
         (unit * k)[:k]: 20 + k for k in lengths}

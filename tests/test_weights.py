@@ -261,7 +261,8 @@ def test_a_tied_model_may_be_stored_under_the_heads_name_alone(family, parts, tm
     renamed = {head if name == embed else name: p for name, p in tensors.items()}
     write_weights(tmp_path, renamed, parts)
     model = DLLM.from_pretrained(tmp_path)
-    assert model.head.weight is model.embed.weight and same(dict(model.named_parameters()), expected)
+    assert model.head.weight is model.embed.weight
+    assert same(dict(model.named_parameters()), expected)
     some = {name: slice(0, 2) for name in expected}             # as a rank of FSDP reads
     sliced = dict(weights.read_model(tmp_path, DLLM.on_meta(tmp_path), None, "cpu", some))
     assert same(sliced, {name: p[:2].bfloat16() for name, p in expected.items()})

@@ -241,8 +241,8 @@ def test_nll_is_minus_log_p_of_the_clean_token_by_the_logits_there(config, chunk
 
 
 def test_a_token_of_a_shifted_model_is_scored_by_what_stands_before_it():
-    """Through the whole network of one layer that attends to itself alone: the state at i sees xt_i,
-    so that changing xt_i moves the loss of token i + 1 for Dream and of token i for the others."""
+    """Without attention the state at i depends on xt_i alone: changing xt_i moves the loss of token
+    i + 1 for Dream, and of token i for the others."""
     for config, moved in ((LLADA, 3), (DREAM, 4)):
         model = random_model(replace(config, n_layer=1))
         for block in model.blocks:
