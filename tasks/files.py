@@ -19,6 +19,7 @@ def read_json(path) -> dict:
     try:
         return dict(json.loads(Path(path).read_text("utf-8-sig")))      # editors may write a BOM
     except (ValueError, TypeError, RecursionError) as error:
+        check_is_content(path)
         raise ValueError(f"{path} is not a JSON object: {error}") from None
 
 
@@ -83,6 +84,14 @@ def check_is_file(path):
         if os.path.lexists(path):
             raise OSError(f"{path} is not a file: it is a folder, a pipe or a broken link")
         raise FileNotFoundError(f"there is no file {path}")
+
+
+def check_is_content(path):
+    """Raise ValueError if git has left a pointer of git-lfs in place of a large file."""
+    with open(path, "rb") as file:
+        if file.read(100).startswith(b"version https://git-lfs"):
+            raise ValueError(f"{path} is a pointer of git-lfs, not the file itself; "
+                             f"run `git lfs pull` in its folder")
 
 
 def lock(folder):
