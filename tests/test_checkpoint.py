@@ -51,7 +51,7 @@ def handlers():
 def test_the_newest_checkpoints_are_kept(cfg):
     main(replace(cfg, save_every=1, keep=2))
     names = [path.name for path in sorted(Path(cfg.out_dir).iterdir())]
-    assert names == ["log.jsonl", "settings.json", "step_0000002", "step_0000003"]
+    assert names == ["lock", "log.jsonl", "settings.json", "step_0000002", "step_0000003"]
     main(replace(cfg, save_every=1, keep=2, resume=True, max_steps=4))
     assert len(list(Path(cfg.out_dir).glob("step_*"))) == 2
 
@@ -274,7 +274,9 @@ def test_the_ema_of_lora_is_the_base_with_the_targets_adapters(cfg, objectives, 
 
     path = Path(newest_checkpoint(cfg.out_dir), "train_state.json")
     good = path.read_text()
-    for content, words in [('{"step": 3}', "on which base"), ('{"settings": 3}', "on which base"),
+    for content, words in [('{"step": 3}', "on which base"), ('{"settings": 3}', "which step"),
+                           (good.replace('"q_proj"', '["q_proj"]'), "lora_targets"),
+                           (good.replace('"lora_rank": 4', '"lora_rank": "x"'), "on which base"),
                            (good.replace(cfg.init_from, "gone"), "no weights"),
                            (good.replace("8.0", "9.0"), "is not this base")]:
         path.write_text(content)

@@ -1,5 +1,6 @@
 """Laws of LoRA: nothing changes at the start, only adapters learn, the EMA is one of adapters."""
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -253,9 +254,14 @@ def test_lora_is_resumed_on_its_own_base_and_scale_only(lora_cfg, cfg, monkeypat
     main(replace(cfg, out_dir=str(tmp_path / "other"), seed=7, max_steps=1))
     resumed = replace(lora_cfg, resume=True)
     main(resumed)
-    for wrong in {"init_from": str(tmp_path / "other")}, {"lora_alpha": 9.0}:
-        assert "is not this base" in sentence_of(monkeypatch, replace(resumed, **wrong))
-    assert "would fit" in sentence_of(monkeypatch, replace(resumed, lora_rank=5))
+    other = str(tmp_path / "other")
+    for wrong in {"init_from": other}, {"lora_alpha": 9.0}, {"lora_rank": 5}:
+        said = sentence_of(monkeypatch, replace(resumed, **wrong))
+        [(name, value)] = wrong.items()
+        assert f"{name}={value!r}" in said and f"{name}={getattr(resumed, name)!r}" in said
+    shutil.rmtree(lora_cfg.init_from)                   # other weights in the folder of the base
+    shutil.copytree(other, lora_cfg.init_from)
+    assert "is not this base" in sentence_of(monkeypatch, resumed)
 
 
 @pytest.mark.slow

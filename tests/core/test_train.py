@@ -241,7 +241,7 @@ def test_kill_9_in_the_middle_of_a_save_leaves_the_older_checkpoint_usable(cfg, 
 
 @pytest.mark.parametrize("option, words", [
     ("--lrr=1", "did you mean 'lr'"),
-    ("--lr=fast", "is not a float"),
+    ("--lr=fast", "is not a finite float"),
     ("--batch_size=0", "at least 1"),
     ("--keep=0", "at least 1"),
     ("--shard=True", "torchrun"),
