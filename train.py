@@ -16,7 +16,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from configurator import run            # first: it sets how idle threads wait, before torch loads
+from configurator import printable, run     # first: it sets how idle threads wait
 
 import torch
 
@@ -237,9 +237,9 @@ def answer_questions(cfg: TrainConfig, rank: int, world: int, started: float):
         summary = {key: scores[key] for key in ("accuracy", "stderr", "n")}
         summary["seconds"] = round(time.perf_counter() - started, 1)
         write_json(os.path.join(cfg.out_dir, "summary.json"), summary)
-        print(f"{cfg.out_dir} answers {100 * summary['accuracy']:.1f} % of {summary['n']:,} unseen "
-              f"questions, +- {100 * summary['stderr']:.1f} (standard error); "
-              f"{summary['seconds']:.0f} s in all")
+        print(printable(f"{cfg.out_dir} answers {100 * summary['accuracy']:.1f} % of "
+                        f"{summary['n']:,} unseen questions, +- {100 * summary['stderr']:.1f} "
+                        f"(standard error); {summary['seconds']:.0f} s in all"))
 
 
 if __name__ == "__main__":

@@ -134,6 +134,13 @@ def test_a_folder_that_is_removed_before_a_save_ends_in_a_sentence(cfg, monkeypa
     assert not Path(cfg.out_dir).exists()
 
 
+def test_a_name_of_a_folder_commands_no_terminal(cfg, tmp_path, capsys):
+    main(replace(cfg, out_dir=str(tmp_path / "a\x1b[2Jb\r"), max_steps=1, test_questions=2,
+                 lambda_jepa=0.0))
+    said = "".join(capsys.readouterr())
+    assert "a\\x1b[2Jb\\r answers" in said and "\x1b[2J" not in said
+
+
 def test_a_full_disk_under_the_log_names_the_log(cfg, monkeypatch):
     held_out = train.Log.held_out
 

@@ -275,7 +275,8 @@ def test_lora_on_two_processes_equals_one(lora_cfg, tmp_path):
 
 @pytest.mark.parametrize("options, words", [
     (["--lora_targets=q_proj,head"], "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj"),
-    (["--lora_targets="], "lora_targets is empty"),
+    (["--lora_targets="], "lora_targets is empty"), (["--lora_alpha=0"], "switches the adapters"),
+    (["--lora_rank=0", "--lora_targets=endless"], "'endless'; there are q_proj, k_proj"),
     (["--lora_rank=-1"], "must not be negative"),
     (["--optimizer=lean"], "LoRA"),
     (["--init_from=", "--tokenizer=toy"], "init_from")])

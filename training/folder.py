@@ -54,7 +54,7 @@ def claim(cfg, device):
         if folder:
             changes(folder, vars(cfg))
         if cfg.export_dir:
-            new_folder(cfg.export_dir)      # a folder that is in use is an error now, not at the end
+            new_folder(cfg.export_dir)      # one that is in use is an error now, not at the end
         yield folder
 
 

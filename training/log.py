@@ -13,6 +13,7 @@ import time
 import torch
 from tqdm import tqdm
 
+from configurator import printable
 from tasks.files import check_is_file, naming, write_text
 from training.diagnostics import collapsed
 from training.folder import resumed_line
@@ -23,8 +24,9 @@ class Log:
     """Writes a line every log_every steps. Rank 0 prints; the others take part in the sums.
 
     settings: a dict, for settings.json; its "resumed" says what each resumed part of the run has
-    changed. Raises OSError where a file cannot be written, or was removed. warns: whether a collapse of the embeddings is worth a
-    warning, which it is only if the first embeddings are those of a trained base.
+    changed. warns: whether a collapse of the embeddings is worth a warning, which it is only if the
+    first embeddings are those of a trained base. Raises OSError where a file cannot be written, or
+    was removed.
     """
 
     def __init__(self, out_dir: str, settings: dict, step: int, n_steps: int, warns: bool):
@@ -44,9 +46,9 @@ class Log:
                     "python": sys.version.split()[0]}
         write_text(os.path.join(out_dir, "settings.json"), json.dumps(settings, indent=1))
         if n_broken:
-            self.say(f"{self.path}: {n_broken} broken lines are left out")
+            self.say(f"{self.path}: {n_broken} broken line{'s' * (n_broken > 1)} left out")
         self.say(resumed_line(settings))
-        self.bar = tqdm(total=n_steps, initial=step, desc=out_dir, unit="step",
+        self.bar = tqdm(total=n_steps, initial=step, desc=printable(out_dir), unit="step",
                         mininterval=0.5 if sys.stderr.isatty() else 15)
 
     def is_due(self, step: int) -> bool:
@@ -113,7 +115,7 @@ class Log:
     def say(self, text: str):
         """Print a line above the progress bar, unless it is empty."""
         if text and self.rank == 0:
-            tqdm.write(text)
+            tqdm.write(printable(text))
 
     def close(self):
         if self.rank == 0:

@@ -54,6 +54,9 @@ class ScaleConfig(ControlConfig):
         if self.lora_rank and not self.init_from:
             raise ValueError(f"lora_rank={self.lora_rank} adapts weights that exist; name them "
                              f"with init_from, or leave it at 0 to train all")
+        known = ScaleConfig.lora_targets
+        if unknown := [name for name in self.lora_targets if name not in known]:
+            raise ValueError(f"lora_targets has {unknown[0]!r}; there are {', '.join(known)}")
         if self.lora_rank and self.optimizer == "lean":
             raise ValueError("optimizer='lean' splits what is fine-tuned in full; LoRA's few "
                              "weights need optimizer='adamw'")
