@@ -65,6 +65,12 @@ def test_a_folder_without_permission_is_told_first(cfg, monkeypatch, nothing_is_
     assert f"out_dir={cfg.out_dir!r} cannot be written" in said and "Permission denied" in said
 
 
+def test_test_questions_that_are_not_there_are_told_before_the_training(cfg, monkeypatch):
+    """The folder has a train.jsonl and nothing else."""
+    said = sentence_of(monkeypatch, cfg, "--test_questions=3")
+    assert "test.jsonl" in said and not Path(cfg.out_dir, "log.jsonl").exists()
+
+
 @pytest.mark.parametrize("option", ["--overwrite=True", "--resume=True", "--keep=2"])
 def test_no_run_is_written_around_a_models_own_folder(cfg, monkeypatch, tmp_path, option,
                                                       nothing_is_loaded):
@@ -95,7 +101,7 @@ def test_a_run_holds_its_out_dir_to_the_end_and_then_gives_it_back(cfg, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(train.Log, "step", lambda *args: is_held() or step(*args))
         patch.setattr(train, "answer_questions", is_held)
-        main(replace(cfg, max_steps=2, test_questions=1))
+        main(replace(cfg, max_steps=2, test_questions=1, task="toy", data_dir=""))
     assert len(moments) == 3 and train.answer_questions is answer
     lock(cfg.out_dir).close()
 
@@ -136,8 +142,8 @@ def test_a_folder_that_is_removed_before_a_save_ends_in_a_sentence(cfg, monkeypa
 
 def test_a_name_of_a_folder_commands_no_terminal(cfg, tmp_path, capsys):
     main(replace(cfg, out_dir=str(tmp_path / "a\x1b[2Jb\r"), max_steps=1, test_questions=2,
-                 lambda_jepa=0.0))
-    said = "".join(capsys.readouterr())
+                 lambda_jepa=0.0, task="toy", data_dir=""))
+    said = capsys.readouterr().out
     assert "a\\x1b[2Jb\\r answers" in said and "\x1b[2J" not in said
 
 

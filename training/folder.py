@@ -46,6 +46,8 @@ def claim(cfg, device):
         raise ValueError(f"export_dir={cfg.export_dir!r} and out_dir={cfg.out_dir!r} lie in each "
                          f"other; an exported model needs a folder apart from the run's")
     find_checkpoint(cfg.out_dir, cfg.resume, cfg.overwrite)     # a mistake makes no folder
+    if cfg.export_dir:
+        new_folder(cfg.export_dir)      # one that is in use is an error now, not at the end
     with ExitStack() as held:
         with on_all_ranks(device):
             if rank_and_world()[0] == 0:
@@ -53,8 +55,6 @@ def claim(cfg, device):
         folder = find_checkpoint(cfg.out_dir, cfg.resume, cfg.overwrite)    # now nobody changes it
         if folder:
             changes(folder, vars(cfg))
-        if cfg.export_dir:
-            new_folder(cfg.export_dir)      # one that is in use is an error now, not at the end
         yield folder
 
 

@@ -7,6 +7,7 @@
     export            the model as its family publishes it
 """
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -132,7 +133,8 @@ def load(cfg, resume_dir, device):
         folder = resume_dir
         if cfg.lora_rank or not resume_dir:
             folder = find_weights(cfg.init_from, cfg.revision)
-        if not resume_dir and Path(cfg.out_dir).resolve() in Path(folder).resolve().parents:
+        if not resume_dir and Path(os.path.realpath(cfg.out_dir)) in Path(
+                os.path.realpath(folder)).parents:
             raise ValueError(f"init_from={cfg.init_from!r} lies in out_dir, which a new run "
                              f"clears; choose another --out_dir")
         tok = load_tokenizer(folder, cfg.chat)
@@ -170,6 +172,9 @@ def named_tokenizer(cfg):
 
 def load_rows(task: str, split: str, cfg, tok, max_length: int, rank: int) -> list:
     """Tokenize a split of a task -> [Row]; rows that are too long are left out. Rank 0 counts."""
+    if cfg.data_dir and not os.path.isdir(cfg.data_dir):
+        raise FileNotFoundError(f"data_dir={cfg.data_dir!r} is no folder; name one that holds "
+                                f"{split}.jsonl or {split}.jsonl.gz")
     examples = load_task(task).load(split, cfg.data_dir, cfg.variant)
     rows = tokenize(examples, tok, max_length, f"{task} {split}")
     if rank == 0:
