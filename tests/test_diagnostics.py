@@ -1,4 +1,5 @@
 """Laws of the diagnostics: on made-up embeddings they say what was made; in any split."""
+import json
 import math
 from dataclasses import replace
 
@@ -6,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers import IDS, as_batch, eight_rows, loss_lines, make_model, run_ranks, seeded, step
+from helpers import (IDS, ROOT, as_batch, eight_rows, loss_lines, make_model, run_ranks, seeded,
+                     step)
 from jepa import DLLMJEPA, cosine_distance
 from model import row_generators
 from train import main
@@ -194,6 +196,20 @@ def test_a_collapse_in_the_last_quarter_is_named_once_below_half_of_the_first_li
     main(replace(cfg, max_steps=6, resume=True))        # the first line is still the measure
     found = capsys.readouterr().out
     assert "step 6:" in found and "rank 1 of 9" in found and "step 5:" not in found
+
+
+def test_in_the_tiny_study_five_of_45_runs_collapse_and_only_they_are_named():
+    """Early in training 41 fall below half of their first line, and 36 of those come back."""
+    early, late = set(), set()
+    for path in (ROOT / "results/tiny_study").glob("*/log.jsonl"):
+        found = [line for line in map(json.loads, path.read_text().splitlines()) if "rank" in line]
+        for line in found:
+            if collapsed(line, found[0]):
+                early.add(path.parent.name)
+                if line["step"] >= 0.75 * found[-1]["step"]:
+                    late.add(path.parent.name)
+    assert len(early) == 41 and len(late) == 5
+    assert all(name.startswith("shuffled_no_predictor") for name in late)
 
 
 def test_the_first_line_is_of_the_base_and_the_rest_come_every_log_every_steps(cfg):

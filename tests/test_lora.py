@@ -1,5 +1,6 @@
 """Laws of LoRA: nothing changes at the start, only adapters learn, the EMA is one of adapters."""
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -253,9 +254,14 @@ def test_lora_is_resumed_on_its_own_base_and_scale_only(lora_cfg, cfg, monkeypat
     main(replace(cfg, out_dir=str(tmp_path / "other"), seed=7, max_steps=1))
     resumed = replace(lora_cfg, resume=True)
     main(resumed)
-    for wrong in {"init_from": str(tmp_path / "other")}, {"lora_alpha": 9.0}:
-        assert "is not this base" in sentence_of(monkeypatch, replace(resumed, **wrong))
-    assert "would fit" in sentence_of(monkeypatch, replace(resumed, lora_rank=5))
+    other = str(tmp_path / "other")
+    for wrong in {"init_from": other}, {"lora_alpha": 9.0}, {"lora_rank": 5}:
+        said = sentence_of(monkeypatch, replace(resumed, **wrong))
+        [(name, value)] = wrong.items()
+        assert f"{name}={value!r}" in said and f"{name}={getattr(resumed, name)!r}" in said
+    shutil.rmtree(lora_cfg.init_from)                   # other weights in the folder of the base
+    shutil.copytree(other, lora_cfg.init_from)
+    assert "is not this base" in sentence_of(monkeypatch, resumed)
 
 
 @pytest.mark.slow
@@ -269,7 +275,8 @@ def test_lora_on_two_processes_equals_one(lora_cfg, tmp_path):
 
 @pytest.mark.parametrize("options, words", [
     (["--lora_targets=q_proj,head"], "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj"),
-    (["--lora_targets="], "lora_targets is empty"),
+    (["--lora_targets="], "lora_targets is empty"), (["--lora_alpha=0"], "switches the adapters"),
+    (["--lora_rank=0", "--lora_targets=endless"], "'endless'; there are q_proj, k_proj"),
     (["--lora_rank=-1"], "must not be negative"),
     (["--optimizer=lean"], "LoRA"),
     (["--init_from=", "--tokenizer=toy"], "init_from")])

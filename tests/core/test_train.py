@@ -1,19 +1,22 @@
 """Laws of the loop: batch split, world size, restarts change nothing; errors end in a sentence."""
 import json
+import math
 import os
 import signal
-from dataclasses import replace
+import time
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 
+import train
 from configurator import configure
 from helpers import (DATA, assert_resuming_changes_nothing, assert_same, assert_same_step,
                      fingerprint, lines, loss_lines, options_of, python, run_ranks, script,
                      sentence_of, tensors, torchrun)
 from jepa import DLLMJEPA
-from model import DLLM, PRESETS, ModelConfig, row_generators
+from model import DLLM, PRESETS, ModelConfig, forward_process, row_generators
 from pretrained.tokenizer import load_tokenizer
 from tasks import gsm8k
 from tasks.common import batch_at, collate, tokenize
@@ -89,7 +92,6 @@ def test_packed_steps_are_the_same_in_two_processes(cfg, tmp_path):
 
 def test_the_masks_are_the_same_for_any_world_size(cfg, data_dir, monkeypatch):
     """What the objective is called with, row by row, in one part or in four, is the same."""
-    from model import forward_process
     tok = load_tokenizer("toy")
     rows = tokenize(gsm8k.load("train", str(data_dir)), tok, 64)
 
@@ -186,11 +188,97 @@ def test_another_seed_is_another_start_and_other_batches(cfg, tmp_path):
 # the schedule and the log
 
 
-def test_the_learning_rate_warms_up_and_falls_to_its_floor():
-    cfg = TrainConfig(lr=1.0, warmup_ratio=0.1, min_lr_ratio=0.02)
-    rates = [lr_at(step, 100, cfg) for step in range(101)]
-    assert rates[0] == pytest.approx(0.1) and max(rates) == rates[9] == 1.0
-    assert all(a >= b for a, b in zip(rates[9:], rates[10:])) and rates[100] == pytest.approx(0.02)
+@pytest.mark.parametrize("n_steps, ratio, n_warm", [(100, 0.1, 10), (7, 0.3, 2), (9, 0.3, 3),
+                                                    (50, 0.0, 1), (3, 0.03, 1), (4, 1.0, 4)])
+def test_the_learning_rate_warms_up_and_falls_to_its_floor(n_steps, ratio, n_warm):
+    """In a straight line from lr / n to lr, then by half a cosine, to the floor after the end."""
+    cfg = TrainConfig(lr=3.0, warmup_ratio=ratio, min_lr_ratio=0.02)
+    rates = [lr_at(step, n_steps, cfg) for step in range(n_steps + 1)]
+    assert rates[:n_warm] == pytest.approx([3 * (k + 1) / n_warm for k in range(n_warm)])
+    turns = [math.pi * k / max(1, n_steps - n_warm) for k in range(n_steps + 1 - n_warm)]
+    assert rates[n_warm:] == pytest.approx([3 * (0.51 + 0.49 * math.cos(turn)) for turn in turns])
+    assert rates[n_steps] == pytest.approx(0.06 if n_steps > n_warm else 3.0)
+
+
+def test_the_schedule_alone_decides_the_rate_of_each_step(cfg):
+    cfg = replace(cfg, max_steps=4, warmup_ratio=0.5, min_lr_ratio=0.1, lr=0.01)
+    main(cfg)
+    assert [line["lr"] for line in loss_lines(cfg.out_dir)] == pytest.approx(
+        [lr_at(step, 4, cfg) for step in range(4)])
+
+
+@pytest.mark.parametrize("epochs, n_steps", [(0.0, 1), (0.18, 1), (0.19, 2), (0.31, 2), (0.32, 3)])
+def test_epochs_are_rounded_to_whole_steps(cfg, epochs, n_steps):
+    """Of 64 rows in batches of 8: an epoch is eight steps; one at least."""
+    main(replace(cfg, max_steps=0, epochs=epochs, lambda_jepa=0.0))
+    assert [line["step"] for line in loss_lines(cfg.out_dir)] == [*range(1, n_steps + 1)]
+    assert json.loads(Path(cfg.out_dir, "settings.json").read_text())["n_steps"] == n_steps
+
+
+# ----------------------------------------------------------------------------------------------
+# what is trained on, and what is held out
+
+
+@pytest.mark.parametrize("eos_fill", [False, True])
+def test_answers_are_filled_with_end_of_text_if_asked_for_in_training_and_held_out(
+        cfg, monkeypatch, eos_fill):
+    """Without the fill each answer has one end-of-text; with it all answers are of one length."""
+    seen, forward, process = [], DLLMJEPA.forward, train.forward_process
+
+    def objective(self, x0, maskable, is_real, *rest):
+        seen.append(("train", x0, maskable, is_real))
+        return forward(self, x0, maskable, is_real, *rest)
+
+    def held_out(x0, t, maskable, *rest, **kwargs):
+        seen.append(("held out", x0, maskable, maskable))
+        return process(x0, t, maskable, *rest, **kwargs)
+    monkeypatch.setattr(DLLMJEPA, "forward", objective)
+    monkeypatch.setattr(train, "forward_process", held_out)
+    main(replace(cfg, eos_fill=eos_fill))
+    eos_id = load_tokenizer("toy").eos_id
+    assert {kind for kind, *_ in seen} == {"train", "held out"}
+    for _, x0, maskable, is_real in seen:
+        n_eos = (maskable & (x0 == eos_id)).sum(dim=1)
+        lengths = maskable.sum(dim=1)
+        assert (n_eos == 1).all() != eos_fill and (lengths == lengths[0]).all() == eos_fill
+        assert not (maskable & ~is_real).any()
+
+
+def test_the_held_out_loss_is_that_of_the_validation_rows_under_fixed_masks(cfg, tmp_path):
+    """By hand: rows that are not trained on, masks of (0, 0, example), at each rate; of both tasks.
+    The run's seed moves neither."""
+    cfg = replace(cfg, max_steps=1, eval_t=(0.3, 0.9), forget_task="gsm8k", eval_rows=5)
+    main(cfg)
+    model, tok = DLLM.from_pretrained(cfg.out_dir), load_tokenizer("toy")
+    rows = tokenize(gsm8k.load("validation", cfg.data_dir), tok, 64)[:5]
+    trained_on = {(*row.prompt, *row.answer)
+                  for row in tokenize(gsm8k.load("train", cfg.data_dir), tok, 64)}
+    assert not trained_on & {(*row.prompt, *row.answer) for row in rows}
+    fill = max(len(row.answer) for row in rows) + 1
+    x0, maskable, is_real = collate(rows, fill, 64, tok.eos_id)
+    by_hand = {}
+    for rate in cfg.eval_t:
+        t, total = torch.full((5,), rate), 0.0
+        generators = row_generators(0, 0, [row.example_id for row in rows])
+        xt, is_masked = forward_process(x0, t, maskable, tok.mask_id, generators, True)
+        with torch.no_grad():
+            log_p = model(xt, is_real).log_softmax(dim=-1)
+        for b in range(5):
+            where = is_masked[b].nonzero()[:, 0]
+            total += -log_p[b, where, x0[b, where]].mean().item() / 5
+        by_hand[f"{rate:g}"] = total
+    assert lines(cfg.out_dir)[-1]["held_out"]["gsm8k"] == pytest.approx(by_hand, abs=2e-5)
+    for other in (replace(cfg, seed=7), replace(cfg, batch_size=2)):
+        assert train.held_out_loss(model, rows, other, 64) == pytest.approx(by_hand, abs=2e-5)
+
+
+def test_the_rows_of_both_held_out_losses_are_their_tasks_validation_rows(cfg, monkeypatch):
+    asked, real = [], train.load_rows
+    monkeypatch.setattr(train, "load_rows", lambda *args: asked.append(args[:2]) or real(*args))
+    main(replace(cfg, max_steps=1, forget_task="toy", data_dir=cfg.data_dir))
+    assert asked == [("gsm8k", "train"), ("gsm8k", "validation"), ("toy", "validation")]
+    for line in lines(cfg.out_dir):
+        assert "held_out" not in line or list(line["held_out"]) == ["gsm8k", "toy"]
 
 
 def test_the_log_has_the_numbers_that_matter(cfg):
@@ -241,7 +329,7 @@ def test_kill_9_in_the_middle_of_a_save_leaves_the_older_checkpoint_usable(cfg, 
 
 @pytest.mark.parametrize("option, words", [
     ("--lrr=1", "did you mean 'lr'"),
-    ("--lr=fast", "is not a float"),
+    ("--lr=fast", "is not a finite float"),
     ("--batch_size=0", "at least 1"),
     ("--keep=0", "at least 1"),
     ("--shard=True", "torchrun"),
@@ -250,9 +338,18 @@ def test_kill_9_in_the_middle_of_a_save_leaves_the_older_checkpoint_usable(cfg, 
     ("--t_tgt=0", "masking rate"),
     ("--ema_decay=2", "[0, 1]"),
     ("--mask_scope=answer", "response, all"),
+    ("--eval_t=2", "masking rates"), ("--eval_t=-1", "masking rates"),
+    ("--eval_t=0.5,0", "masking rates"), ("--eval_t=", "masking rates"),
+    ("--eval_t=nan", "eval_t='nan'"), ("--eval_t=0.2,inf", "e.g. --eval_t=0.2"),
+    ("--min_lr_ratio=1.5", "[0, 1]"), ("--warmup_ratio=1e308", "[0, 1]"),
+    ("--beta2=1", "[0, 1)"), ("--epochs=1e308", "epochs=1e+308 is too large"),
+    ("--lr=inf", "finite float"), ("--lr=-1", "must not be negative"),
+    ("--max_steps=2147483649", "2**31"), ("--test_questions=1" + 99 * "0", "2**31"),
+    ("--device=meta", "device='meta'"), ("--device=cuda:99", "device='cuda:99'"),
+    ("--device=toaster", "device='toaster'"), ("--device=", "device=''"),
     ("--task=gsm9k", "choose from"),
-    ("--tokenizer=letters", "bytes, toy"),
-    ("--data_dir=nowhere", "nowhere"),
+    ("--tokenizer=letters", "bytes, toy"), ("--tokenizer=", "--tokenizer=bytes, toy or words"),
+    ("--data_dir=nowhere", "data_dir='nowhere'"),
     ("--init_from=nowhere", "nowhere"),
     ("--micro_batch_size=3", "multiple of micro_batch_size=3"),
     ("--max_length=4", "fits max_length=4"),
@@ -262,6 +359,39 @@ def test_kill_9_in_the_middle_of_a_save_leaves_the_older_checkpoint_usable(cfg, 
 ])
 def test_a_bad_setting_stops_with_one_sentence(cfg, monkeypatch, option, words):
     assert words in sentence_of(monkeypatch, cfg, option)
+
+
+FLOATS = sorted(field.name for field in fields(TrainConfig) if field.type is float)
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_a_float_that_is_not_finite_is_refused_in_code_too(name):
+    for value in (math.inf, -math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"^{name}={value} "):
+            TrainConfig(**{name: value})
+    with pytest.raises(ValueError, match=f"^{name}="):
+        TrainConfig(**{name: -1e308})
+
+
+@pytest.mark.parametrize("rates", [(), (math.nan,), (math.inf,), (0.5, 0.0), (1.5,), (-0.1,)])
+def test_rates_that_are_none_are_refused_in_code_too(rates):
+    with pytest.raises(ValueError, match="eval_t.* masking rates"):
+        TrainConfig(eval_t=rates)
+
+
+@pytest.mark.parametrize("size", [10 ** 9, 2 ** 31, 10 ** 18, 10 ** 100],
+                         ids=["billion", "int32", "int64", "huge"])
+@pytest.mark.parametrize("name", ["batch_size", "micro_batch_size", "n_pred_layer", "lora_rank",
+                                  "pred_width", "eval_rows", "max_length"])
+def test_absurd_sizes_are_answered_at_once(cfg, monkeypatch, name, size):
+    """In a sentence, or, where a size is only a bound, by an ordinary run."""
+    began = time.process_time()
+    if name in ("eval_rows", "max_length") and size <= 2 ** 31:
+        main(replace(cfg, **{name: size}, max_steps=1, lambda_jepa=0.0))
+    else:
+        said = sentence_of(monkeypatch, cfg, f"--{name}={size}", "--init_from=x")
+        assert said.startswith(f"{name}={str(size)[:9]}") and "too large" in said
+    assert time.process_time() - began < 60
 
 
 @pytest.mark.parametrize("content, words", [
