@@ -32,7 +32,7 @@ GROUPED = re.compile(r"""(?<![0-9.])
     ) (?![0-9])""", re.X)
 # `3*6=`: from its first number to its last equals sign
 SUM = re.compile(r"""(?<![-+*/×÷0-9.,$()\ ])
-    [ ($]* -? [0-9] [0-9.,$() ]* [-+*/×÷] [-+*/×÷0-9.,$() ]* = \ *""", re.X)
+    [ ($]* -? [0-9] [0-9.,]* [) ]* [-+*/×÷] [-+*/×÷0-9.,$() ]* =""", re.X)
 # A sign belongs to its number unless it stands between two numbers: `10-3` ends in 3.
 NUMBER = re.compile(r"(?:(?<![0-9.)])-)?(?:[$€£¥] ?-?)?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
                     r"(?:[eE][-+]?[0-9]{1,2}(?![0-9A-Za-z]))?")
@@ -100,7 +100,7 @@ def unmarked(text: str) -> str:
 def final_number(text: str, strict: bool) -> str | None:
     """Return the final number of an unmarked text, which `extract` describes."""
     head, _, tail = text.partition("####")
-    found = NUMBER.match(SUM.sub("", tail.lstrip("#").lstrip().partition("\n")[0]))
+    found = NUMBER.match(SUM.sub("", tail.lstrip("# \t\r\n").partition("\n")[0]).lstrip())
     if found is None and not strict:
         line = SUM.sub("", tail.partition("\n")[0])
         box = "".join(BOX.findall(text)[:1])
