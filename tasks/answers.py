@@ -164,6 +164,8 @@ def read_common(paths) -> tuple[list[dict], int]:
 
     Raises ValueError if there is no common question, or if an id stands for two questions.
     """
+    if not all(path.strip() for path in paths):
+        raise ValueError(f"a file of answers has no name: {', '.join(map(repr, paths))}")
     if len(set(paths)) < len(paths):
         raise ValueError(f"a file is named twice: {', '.join(paths)}")
     files = [read_answers(path) for path in paths]
