@@ -20,6 +20,8 @@ from tasks import common, gsm8k, toy, toy_base
 from tasks.common import (Example, Row, batch_at, collate, few_shot, ids_of, load_examples,
                           load_task, question_prompt, tokenize)
 from tasks.files import read_json, read_jsonl, write_json
+from train import TrainConfig
+from training.setup import load_rows
 
 REAL = DATA / "gsm8k"
 needs_real_rows = pytest.mark.skipif(not REAL.is_dir(), reason=f"the GSM8K rows are not at {REAL}")
@@ -691,6 +693,16 @@ def test_a_split_or_variant_that_a_task_lacks_is_one_sentence_that_names_those_i
                        "does both"}
     said = sentence(load, "test", str(tmp_path), "x", kind=ValueError)
     assert said == f"{name} has no variant 'x'; {known.get(name, 'leave it empty')}"
+
+
+def test_a_folder_and_a_variant_are_the_tasks_and_not_those_of_the_task_beside_it(tmp_path):
+    """So the toy's base corpus can be watched while rows from a folder are trained on."""
+    write_jsonl(tmp_path / "train.jsonl", some_rows(300))
+    cfg = TrainConfig(task="gsm8k", forget_task="toy_base", data_dir=str(tmp_path), variant="marks")
+    rows = [load_rows(task, "validation", cfg, TOKENIZERS["bytes"], 256, rank=1)
+            for task in (cfg.task, cfg.forget_task)]
+    assert [len(some) for some in rows] == [256, 1000]
+    assert "<<" in TOKENIZERS["bytes"].decode(rows[0][0].answer)
 
 
 @pytest.mark.parametrize("name", ["toy", "toy_base"])

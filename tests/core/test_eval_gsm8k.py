@@ -601,6 +601,7 @@ def test_two_runs_do_not_answer_into_one_file(cfg, monkeypatch):
 
     def complete(model, tok, prompts, cfg, on_step, cost):
         asked.extend(prompts)
+        assert len(asked) <= 10, "the second run was not refused"
         others.append(refusal(cfg))
         with pytest.raises(ValueError, match="another process is answering"):
             answers.open_part(cfg.out, 0)
