@@ -100,15 +100,22 @@ def lock(folder):
     A child that inherits the file holds the lock as well. Raises ValueError if it is taken.
     """
     file = open(Path(folder) / "lock", "w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not lock_file(file):
         file.close()
         raise ValueError(f"another process is at work in {folder}; wait for it, end it, or choose "
-                         f"another folder") from None
+                         f"another folder")
+    return file
+
+
+def lock_file(file, kind=fcntl.LOCK_EX) -> bool:
+    """Lock an open file until it is closed, or this process ends; False if it is taken."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     except OSError:                     # a file system without locks: do without
         pass
-    return file
+    return True
 
 
 def cache_folder(name: str) -> Path:

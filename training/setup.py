@@ -20,7 +20,7 @@ from model import DLLM, PRESETS, ModelConfig
 from pretrained.device import pick_dtype
 from pretrained.tokenizer import load_tokenizer
 from pretrained.weights import find_weights
-from tasks.common import load_task, tokenize
+from tasks.common import load_examples, tokenize
 from training.checkpoint import check_finite, trainable
 from training.controls import ControlConfig, check_controls, has_control, make_control
 from training.lean import Lean
@@ -166,16 +166,17 @@ def named_tokenizer(cfg):
         raise ValueError("a model from scratch needs a vocabulary: add --tokenizer=bytes, toy or "
                          "words, or name weights with --init_from")
     is_words = cfg.tokenizer == "words"
-    rows = load_task(cfg.task).load("train", cfg.data_dir, cfg.variant) if is_words else ()
+    rows = load_examples(cfg.task, "train", cfg.data_dir, cfg.variant) if is_words else ()
     return load_tokenizer(cfg.tokenizer, cfg.chat, rows)
 
 
 def load_rows(task: str, split: str, cfg, tok, max_length: int, rank: int) -> list:
-    """Tokenize a split of a task -> [Row]; rows that are too long are left out. Rank 0 counts."""
-    if cfg.data_dir and not os.path.isdir(cfg.data_dir):
-        raise FileNotFoundError(f"data_dir={cfg.data_dir!r} is no folder; name one that holds "
-                                f"{split}.jsonl or {split}.jsonl.gz")
-    examples = load_task(task).load(split, cfg.data_dir, cfg.variant)
+    """Tokenize a split of a task -> [Row]; rows that are too long are left out. Rank 0 counts.
+
+    data_dir and variant are those of cfg.task; another task has its own rows.
+    """
+    where = (cfg.data_dir, cfg.variant) if task == cfg.task else ()
+    examples = load_examples(task, split, *where)
     rows = tokenize(examples, tok, max_length, f"{task} {split}")
     if rank == 0:
         lengths = sorted(len(row.prompt) + len(row.answer) + 1 for row in rows)

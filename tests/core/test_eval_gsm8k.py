@@ -1,4 +1,5 @@
 """Laws of evaluation: each question is answered once, whatever kills it; shots come from train."""
+import errno
 import json
 import math
 import os
@@ -223,6 +224,14 @@ def test_right_and_in_format_is_gsm8ks_strict_reading(completion, gold):
             "prediction": gsm8k.extract(completion)}
     strict = eval_gsm8k.score(gsm8k, [line], 16)["strict"]
     assert strict == (gsm8k.extract(completion, strict=True) == gold)
+
+
+def test_strict_counts_what_is_right_and_in_format_among_all():
+    lines = [{"completion": text, "verdict": right, "tokens": 1, "prediction": "1"}
+             for text, right in [("#### 1", True), ("it is 1", True), ("#### 2", False),
+                                 ("2", False), ("#### 1", True)]]
+    scores = eval_gsm8k.score(gsm8k, lines, 16)
+    assert (scores["accuracy"], scores["format"], scores["strict"]) == (3 / 5, 3 / 5, 2 / 5)
 
 
 def test_tokens_are_counted_up_to_the_end_and_answers_without_one_are_cut(cfg, monkeypatch):
@@ -560,6 +569,106 @@ def test_a_setting_that_no_longer_exists_refuses_in_one_sentence(cfg):
     saved["settings"]["retired"] = 1
     beside.write_text(json.dumps(saved))
     assert cfg.out in refusal(cfg)
+
+
+def test_a_mistake_in_the_settings_is_told_before_the_model_is_read(cfg, tmp_path, monkeypatch):
+    scored(replace(cfg, limit=2))
+    (tmp_path / "file").write_text("")
+
+    def load_model(*args):
+        raise AssertionError("minutes, for a large model")
+    monkeypatch.setattr(eval_gsm8k, "load_model", load_model)
+    assert "steps" in refusal(replace(cfg, steps=8))
+    assert "n_shot=10000000000" in refusal(replace(cfg, n_shot=10 ** 10))
+    assert "data_dir='nowhere'" in refusal(replace(cfg, data_dir="nowhere"))
+    for out in ("file/x.jsonl", "file/new/x.jsonl"):
+        with pytest.raises(OSError, match="choose another --out") as error:
+            scored(replace(cfg, out=str(tmp_path / out)))
+        assert str(tmp_path / out) in str(error.value)
+
+
+def test_a_limit_beyond_the_questions_asks_all(cfg, monkeypatch):
+    answer_with(monkeypatch, lambda prompt: "")
+    assert scored(replace(cfg, limit=10 ** 12, batch_tokens=10 ** 12))["n"] == 1000
+
+
+# ---- accidents ----
+
+
+def test_two_runs_do_not_answer_into_one_file(cfg, monkeypatch):
+    """The second is refused, at whatever moment, and the first loses nothing."""
+    asked, others = [], []
+
+    def complete(model, tok, prompts, cfg, on_step, cost):
+        asked.extend(prompts)
+        assert len(asked) <= 10, "the second run was not refused"
+        others.append(refusal(cfg))
+        with pytest.raises(ValueError, match="another process is answering"):
+            answers.open_part(cfg.out, 0)
+        on_step(torch.zeros(len(prompts), cfg.gen_length))
+        return [""] * len(prompts)
+    monkeypatch.setattr(eval_gsm8k, "complete", complete)
+    assert scored(cfg)["n"] == len(asked) == 10
+    assert others and all(f"another process is answering into {cfg.out}" in said for said in others)
+    assert files_beside(cfg) == ["answers.json", "answers.jsonl"]
+
+
+@pytest.mark.parametrize("n", [0, 1, 7])
+def test_a_full_disk_is_named_and_costs_no_answer(cfg, monkeypatch, n):
+    """n answers find room, and half of the next one does."""
+    answer_with(monkeypatch, lambda prompt: "#### 5")
+    open_part = answers.open_part
+
+    class Full:
+        """A file on a disk with room for n lines."""
+        def __init__(self, *args):
+            self.file, self.left = open_part(*args), n
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def write(self, text):
+            if not self.left:
+                self.file.write(text[:20])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.left -= 1
+            self.file.write(text)
+    with monkeypatch.context() as patch:
+        patch.setattr(answers, "open_part", Full)
+        with pytest.raises(OSError, match="No space left") as error:
+            scored(cfg)
+    assert f"{cfg.out}.part0" in str(error.value)
+    assert len(answers.collect(cfg.out, [])) == n
+    asked = answer_with(monkeypatch, lambda prompt: "#### 5")
+    assert scored(cfg)["n"] == 10 and len(asked) == 10 - n
+
+
+def test_a_full_disk_within_the_folding_is_named_and_costs_no_answer(cfg, monkeypatch):
+    scored(cfg)
+    whole = Path(cfg.out).read_text().splitlines(keepends=True)
+    leave_parts(cfg, "".join(whole[:4]), "".join(whole[4:]))
+
+    def full(number):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left") as error:
+            scored(cfg)
+    assert cfg.out in str(error.value)
+    asked = answer_with(monkeypatch, lambda prompt: "")
+    assert scored(cfg)["n"] == 10 and asked == []
+
+
+def test_a_task_without_a_gold_answer_is_told_before_it_is_asked(cfg, monkeypatch):
+    load = toy.load
+    monkeypatch.setattr(toy, "load", lambda *args: [
+        example._replace(meta={"id": example.meta["id"]}) for example in load(args[0], n=3)])
+    asked = answer_with(monkeypatch, lambda prompt: "")
+    assert 'example 1 of test must have the right answer as its meta["gold"]' in refusal(cfg)
+    assert asked == []
 
 
 # ---- shots ----
