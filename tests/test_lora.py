@@ -275,3 +275,18 @@ def test_lora_on_two_processes_equals_one(lora_cfg, tmp_path):
     (["--init_from=", "--tokenizer=toy"], "init_from")])
 def test_a_bad_lora_setting_stops_with_one_sentence(lora_cfg, monkeypatch, options, words):
     assert words in sentence_of(monkeypatch, lora_cfg, *options)
+
+
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+def test_recomputed_blocks_change_no_adapters_gradient(recompute):
+    """Not in the first block either, whose input has no gradient: the embedding is frozen."""
+    grads = []
+    for setting in ("none", recompute):
+        model = adapted()
+        model.checkpoint_activations = setting
+        loss, _ = DLLMJEPA(model, 0.0)(*as_batch(eight_rows()), row_generators(0, 0, IDS))
+        loss.backward()
+        grads.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    assert all(grad is not None and grad.any() for grad in grads[0].values())
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, atol=1e-7, rtol=1e-4, msg=name)
