@@ -430,14 +430,19 @@ def test_held_out_are_the_first_validation_rows_of_the_task_and_of_the_one_to_fo
     assert lines(cfg.out_dir)[0]["held_out"].keys() == {"gsm8k", "toy"}
 
 
-def test_rows_are_as_long_as_the_model_reads_whatever_max_length_is(cfg, tmp_path, capsys):
+def test_rows_are_as_long_as_the_model_reads_whatever_max_length_is(cfg, tmp_path, capsys,
+                                                                    monkeypatch):
     tok = load_tokenizer("toy")
     rows = tokenize(gsm8k.load("train", cfg.data_dir), tok, 64)
     lengths = sorted(len(row.prompt) + len(row.answer) + 1 for row in rows)
     most = lengths[len(lengths) // 2]
     assert lengths[0] < most < lengths[-1]
     base = write_checkpoint(tmp_path / "short", tok, block_size=most)
+    filled = set()
+    monkeypatch.setattr(train, "collate", lambda some, fill, max_length, eos_id: filled.add(
+        max_length) or collate(some, fill, max_length, eos_id))
     main(replace(cfg, init_from=str(base), tokenizer="", max_length=64, lambda_jepa=0.0))
+    assert filled == {most}
     assert f"longer than max_length={most} tokens and are left out" in capsys.readouterr().out
 
 
@@ -504,7 +509,7 @@ def test_clipping_scales_to_the_norm_and_0_leaves_the_gradient_as_it_is():
 
 
 def test_what_is_loaded_is_as_the_settings_say(cfg, tmp_path):
-    """Weights are fp32 whatever computes, but for LoRA's frozen base; its adapters have the seed."""
+    """Weights are fp32 whatever computes, but for LoRA's frozen base; adapters have the seed."""
     base = write_checkpoint(tmp_path / "base", load_tokenizer("toy"))
     cfg = replace(cfg, init_from=str(base), tokenizer="", dtype="bfloat16", pack=True,
                   checkpoint_activations="full", seed=3)
