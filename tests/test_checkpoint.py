@@ -594,3 +594,14 @@ def test_if_every_example_is_bad_none_is_blamed(cfg, monkeypatch):
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.inf))
     said = sentence_of(monkeypatch, replace(cfg, out_dir=cfg.out_dir + "2"))
     assert "though the loss of each example alone is finite" in said
+
+
+def test_what_a_kill_has_left_half_written_or_half_removed_comes_into_no_checkpoint(cfg):
+    for name in ("saving", "removing"):
+        (Path(cfg.out_dir) / name / "train_state").mkdir(parents=True)
+        (Path(cfg.out_dir) / name / "model.safetensors").write_text("half")
+    main(replace(cfg, save_every=1))
+    [folder] = Path(cfg.out_dir).glob("step_*")
+    assert not (folder / "train_state").exists() and DLLM.from_pretrained(folder)
+    assert not (Path(cfg.out_dir) / "saving").exists()
+    assert not (Path(cfg.out_dir) / "removing").exists()

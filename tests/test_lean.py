@@ -319,3 +319,12 @@ def test_a_lean_run_draws_by_the_seed_of_the_run(lean_cfg):
     for group in optimizer.param_groups:
         assert group["betas"] == (0.9, 0.9)
         assert all(group["weight_decay"] == 0.1 * (p.ndim > 1) for p in group["params"])
+
+
+def test_the_model_is_halved_and_the_predictor_is_not(lean_cfg):
+    objective = DLLMJEPA(make_model())
+    optimizer = make_optimizer(objective, lean_cfg)
+    assert {p.dtype for p in objective.model.parameters()} == {torch.bfloat16}
+    for network in (objective.predictor, objective.target):
+        assert {p.dtype for p in network.parameters()} == {torch.float32}
+    assert {"low" in optimizer.state[p] for p in objective.predictor.parameters()} == {False}

@@ -627,7 +627,7 @@ def test_in_a_random_order_end_tokens_have_no_place_of_their_own(remasking):
 def test_all_that_is_sure_enough_is_revealed_and_the_first_that_is_not_stays(kind):
     p = torch.tensor([0.99, 0.97, 0.95, 0.9, 0.6, 0.3])
     ranked = torch.stack([p, p.flip(0)[:1].expand(6)]).log()        # of the second row nothing is
-    for limit in (0.1, 0.3, 0.62, 0.93, 0.96, 1.0):
+    for limit in (0.1, 0.18, 0.45, 0.62, 0.93, 0.96, 1.0):
         if kind == "threshold":
             expected = sum(one >= limit for one in p.tolist())
         else:
@@ -636,6 +636,11 @@ def test_all_that_is_sure_enough_is_revealed_and_the_first_that_is_not_stays(kin
         schedule = Schedule(Sampling(6, 6, 6, **{kind: limit}), [6, 6], torch.device("cpu"))
         assert schedule.how_many(0, ranked)[0].item() == max(1, expected), limit
     assert schedule.how_many(0, ranked)[1] == 1
+
+
+def test_doubts_that_are_just_the_factor_are_not_below_it():
+    schedule = Schedule(Sampling(2, 2, 2, factor=1.5), [2], torch.device("cpu"))
+    assert schedule.how_many(0, torch.tensor([[1.0, 0.5]]).log()).item() == 1      # 3 (1 - 0.5)
 
 
 @pytest.mark.parametrize("remasking", ["low_confidence", "random", "maskgit_plus", "topk_margin",
@@ -737,3 +742,21 @@ def test_rows_revealed_at_random_times_come_out_as_they_would_alone():
     together = answers(PROMPTS)
     for b, prompt in enumerate(PROMPTS):
         assert torch.equal(answers([prompt], first=b)[0], together[b])
+
+
+@pytest.mark.parametrize("more", [dict(), dict(threshold=0.3), dict(cache="dual")], ids=str)
+def test_when_other_rows_have_ended_a_row_goes_on_as_it_would_alone(more):
+    """With its own numbers, padding and slots, though it has another place in the batch."""
+    n_moved = 0
+    for seed in range(8):
+        model = tiny(seed=seed, peaked=2.0, bias={EOS: 1.0})
+        def answers(prompts, first, model=model):
+            generator = [seeded(first + b) for b in range(len(prompts))]
+            return answer(model, prompts, 24, 4, 24, 1.0, generator=generator, stop=True,
+                          ends=(EOS,), **more)
+        together = answers(PROMPTS, first=10 * seed)
+        for b, prompt in enumerate(PROMPTS):
+            assert torch.equal(answers([prompt], 10 * seed + b)[0], together[b]), (seed, b)
+        blocks = [row.index(EOS) // 4 if EOS in row else 6 for row in together.tolist()]
+        n_moved += blocks[0] < max(blocks)
+    assert n_moved > 2
