@@ -6,8 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers import (IDS, as_batch, eight_rows, lines, loss_lines, make_model, run_ranks, seeded,
-                     step)
+from helpers import IDS, as_batch, eight_rows, loss_lines, make_model, run_ranks, seeded, step
 from jepa import DLLMJEPA, cosine_distance
 from model import row_generators
 from train import main
@@ -252,7 +251,7 @@ def test_a_line_has_the_time_of_a_step_since_the_line_before(tmp_path, monkeypat
         log.step(step, {"loss": torch.tensor(1.0)}, began)
         clock[0] += 50                                  # a checkpoint: no time of a step
     log.close()
-    found = [(line["step"], line["ms"], line["seconds"]) for line in lines(tmp_path)]
+    found = [(line["step"], line["ms"], line["seconds"]) for line in loss_lines(tmp_path)]
     assert found == [(1, 1000, 1), (2, 3000, 54), (4, 7000, 168), (5, 2000, 220)]
 
 
