@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from helpers import ROOT, python, seeded, sentence
@@ -753,5 +752,5 @@ def test_a_part_may_be_filled_to_its_last_byte_and_the_index_has_the_size_of_all
     assert [index["weight_map"][name][:11] for name in "abc"] == ["model-00001"] * 2 + [
         "model-00002"]
     for file in {*index["weight_map"].values()}:
-        with safe_open(tmp_path / file, "pt") as parts:
+        with weights.open_safetensors(tmp_path / file) as parts:
             assert parts.metadata() == {"format": "pt"}
