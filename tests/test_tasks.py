@@ -740,3 +740,12 @@ def test_of_a_plain_and_a_gzipped_file_the_plain_one_is_read(tmp_path):
 def test_questions_that_differ_in_a_capital_have_two_ids():
     assert len({*ids_of(["a B", "a b", "A b"])}) == 3
     assert common.hash_of("a\u00e9") == "f093160356ec"         # as in the files of answers so far
+
+
+def test_the_rows_of_a_batch_are_dealt_to_its_parts_in_turn():
+    """As gather_batch takes it, which puts the parts together again."""
+    rows = rows_of(40)
+    whole, _ = batch_at(1, rows, 24, seed=3)
+    for part in range(4):
+        dealt = [whole[i] for i in range(24) if i % 4 == part]
+        assert batch_at(1, rows, 24, 3, part, 4)[0] == dealt
