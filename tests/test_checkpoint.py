@@ -566,8 +566,8 @@ def test_a_signal_is_heeded_after_its_step_without_a_last_held_out_loss(cfg, mon
         with pytest.raises(SystemExit) as stop:
             main(cfg)
         assert stop.value.code == 143 and not list(Path(cfg.export_dir).iterdir())
+        assert [line["step"] for line in lines(cfg.out_dir) if "held_out" in line] == [0, 1]
     assert interrupted.calls == 2 and newest_checkpoint(cfg.out_dir).endswith("step_0000002")
-    assert [line["step"] for line in lines(cfg.out_dir) if "held_out" in line] == [0, 1]
     assert signal.getsignal(signal.SIGTERM) is before
 
 
