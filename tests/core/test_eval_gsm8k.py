@@ -917,3 +917,17 @@ def test_of_two_lines_for_one_question_the_first_file_counts(tmp_path):
     assert {id: done[id]["completion"] for id in done} == {
         "a": "merged", "b": "part 0", "c": "part 1"}
     assert [json.loads(text)["id"] for text in out.read_text().splitlines()] == ["c", "b", "a"]
+
+
+def test_a_smaller_limit_leaves_the_other_answers_on_file(cfg, monkeypatch):
+    answer_with(monkeypatch, lambda prompt: prompt[-30:])
+    scored(cfg)
+    before = Path(cfg.out).read_bytes()
+    scored(replace(cfg, limit=4))
+    assert Path(cfg.out).read_bytes() == before and len(lines_of(cfg)) == 10
+
+
+def test_another_task_refuses_to_go_on_with_the_same_file(cfg, monkeypatch):
+    answer_with(monkeypatch, lambda prompt: "")
+    scored(replace(cfg, limit=2))
+    assert "task='toy', not 'toy_base'" in refusal(replace(cfg, task="toy_base"))
