@@ -780,6 +780,4 @@ def test_the_limits_are_where_they_are_written_down():
     """200 characters; and a regex whose last 11 letters have to be remembered still has its way."""
     assert len(nl_rx.parse("a" * 200)) == 399
     assert "200" in sentence(nl_rx.parse, "a" * 201, kind=ValueError)
-    for n, is_read in ((11, True), (13, False)):
-        regex = f"(a|b)*a(a|b){{{n}}}"
-        assert nl_rx.same_language(regex, f"{regex}|{regex}") == is_read
+    assert nl_rx.same_language("(a|b)*a(a|b){11}", "(a|b)*a(a|b){10}(b|a)")

@@ -754,3 +754,13 @@ def test_a_part_may_be_filled_to_its_last_byte_and_the_index_has_the_size_of_all
     for file in {*index["weight_map"].values()}:
         with weights.open_safetensors(tmp_path / file) as parts:
             assert parts.metadata() == {"format": "pt"}
+
+
+@every_family
+def test_the_end_of_text_is_what_pads_whatever_ends_a_turn(family, tmp_path):
+    config = {**TINY[family], "pad_token_id": 5, "eos_token_id": 6}
+    if family != "a2d-qwen3":                           # which names its tokens in other files
+        assert config_fields(tmp_path, config)["eos_id"] == 5
+    added = [{"content": "<|endoftext|>", "id": 7}, {"content": "<|mask|>", "id": 8}]
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    assert config_fields(tmp_path, config)["eos_id"] == 7
