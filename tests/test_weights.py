@@ -764,3 +764,12 @@ def test_the_end_of_text_is_what_pads_whatever_ends_a_turn(family, tmp_path):
     added = [{"content": "<|endoftext|>", "id": 7}, {"content": "<|mask|>", "id": 8}]
     (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
     assert config_fields(tmp_path, config)["eos_id"] == 7
+
+
+def test_what_lies_in_folders_beside_the_weights_is_not_copied(tmp_path):
+    generate(tmp_path, "Dream")
+    (tmp_path / "README.md").write_text("read me")
+    (tmp_path / "more.md").mkdir()
+    (tmp_path / "more.md" / "LICENSE").write_text("not this one")
+    found = weights.small_files(tmp_path)
+    assert found["README.md"] == b"read me" and not {"LICENSE", "more.md"} & found.keys()
