@@ -705,3 +705,83 @@ def test_all_ranks_stop_at_one_step_and_a_mistake_is_said_once(cfg, tmp_path, da
     ids, seeds = two_examples(cfg, data_dir)           # neighbours in the batch: one on each rank
     _, err = run_ranks(bad, 2, partial(poison, seeds), code=1)
     assert err.count(f"id {ids[0]}, {ids[1]};") == 1, err
+
+
+# ----------------------------------------------------------------------------------------------
+# which checkpoints, which signal, which step
+
+
+def test_the_newest_are_the_highest_steps_and_what_is_no_checkpoint_does_not_count(tmp_path):
+    for name in ("step_9", "step_0000010", "step_00000011", "step_0000002"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "step_0000099").mkdir()                 # no config.json
+    (tmp_path / "step_0000099" / "precious").write_text("x")
+    left = {path.name for path in tmp_path.iterdir()}
+    for keep, gone in ((9, {}), (6, {}), (3, {"step_0000002"}), (1, {"step_9", "step_0000010"})):
+        checkpoint.remove_checkpoints(str(tmp_path), keep)
+        left -= {*gone}
+        assert {path.name for path in tmp_path.iterdir()} == left
+
+
+@pytest.mark.parametrize("is_at_the_end", [False, True])
+def test_a_signal_is_heeded_after_its_step_without_a_last_held_out_loss(cfg, monkeypatch, tmp_path,
+                                                                        is_at_the_end):
+    """Between two log lines, too. A run whose last step it meets is complete."""
+    cfg = replace(cfg, max_steps=2 if is_at_the_end else 5, log_every=100, eval_every=1,
+                  export_dir=str(tmp_path / "export"))
+    before, update = signal.getsignal(signal.SIGTERM), setup.DLLMJEPA.update_target
+
+    def interrupted(self):
+        update(self)
+        interrupted.calls += 1
+        if interrupted.calls == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+    interrupted.calls = 0
+    monkeypatch.setattr(setup.DLLMJEPA, "update_target", interrupted)
+    if is_at_the_end:
+        main(cfg)
+        DLLM.from_pretrained(cfg.export_dir)
+    else:
+        with pytest.raises(SystemExit) as stop:
+            main(cfg)
+        assert stop.value.code == 143 and not list(Path(cfg.export_dir).iterdir())
+        assert [line["step"] for line in lines(cfg.out_dir) if "held_out" in line] == [0, 1]
+    assert interrupted.calls == 2 and newest_checkpoint(cfg.out_dir).endswith("step_0000002")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_of_several_bad_steps_the_first_is_named_and_each_finding_once(cfg, monkeypatch, data_dir,
+                                                                       capsys):
+    bad = [two_examples(cfg, data_dir, step)[1] for step in (1, 2, 4)]
+    monkeypatch.setattr(setup.DLLMJEPA, "forward", setup.DLLMJEPA.forward)
+    poison(set.union(*bad))
+    monkeypatch.setattr(train.Log, "is_due", lambda self, step: step in (4, 5, 6))
+    main(replace(cfg, max_steps=6, on_nan="skip"))
+    said = [line for line in capsys.readouterr().out.splitlines() if "not finite" in line]
+    assert [line.split(" the gradient")[0] for line in said] == ["at step 2", "at step 5"]
+
+
+def test_if_every_example_is_bad_none_is_blamed(cfg, monkeypatch):
+    forward = setup.DLLMJEPA.forward
+
+    def all_bad(self, *batch):
+        loss, parts = forward(self, *batch)
+        return loss * torch.nan, parts
+    monkeypatch.setattr(setup.DLLMJEPA, "forward", all_bad)
+    assert "and so for each of the 8 examples alone" in sentence_of(monkeypatch, cfg)
+    monkeypatch.setattr(setup.DLLMJEPA, "forward", forward)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.inf))
+    said = sentence_of(monkeypatch, replace(cfg, out_dir=cfg.out_dir + "2"))
+    assert "though the loss of each example alone is finite" in said
+
+
+def test_what_a_kill_has_left_half_written_or_half_removed_comes_into_no_checkpoint(cfg):
+    for name in ("saving", "removing"):
+        (Path(cfg.out_dir) / name / "train_state").mkdir(parents=True)
+        (Path(cfg.out_dir) / name / "model.safetensors").write_text("half")
+    main(replace(cfg, save_every=1))
+    [folder] = Path(cfg.out_dir).glob("step_*")
+    assert not (folder / "train_state").exists() and DLLM.from_pretrained(folder)
+    assert not (Path(cfg.out_dir) / "saving").exists()
+    assert not (Path(cfg.out_dir) / "removing").exists()

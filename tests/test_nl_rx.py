@@ -841,3 +841,10 @@ def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
     assert cache_folder("x") == tmp_path / "xdg" / "dllm-jepa" / "x"
     monkeypatch.setenv("DLLM_JEPA_CACHE", str(tmp_path / "ours"))
     assert cache_folder("x") == tmp_path / "ours" / "x"
+
+
+def test_the_limits_are_where_they_are_written_down():
+    """200 characters; and a regex whose last 11 letters have to be remembered still has its way."""
+    assert len(nl_rx.parse("a" * 200)) == 399
+    assert "200" in sentence(nl_rx.parse, "a" * 201, kind=ValueError)
+    assert nl_rx.same_language("(a|b)*a(a|b){11}", "(a|b)*a(a|b){10}(b|a)")

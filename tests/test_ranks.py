@@ -172,5 +172,9 @@ def test_with_one_process_results_and_errors_pass_through(monkeypatch):
     assert as_rank(raise_after_a_word).__name__ == "raise_after_a_word"
 
 
+def test_ctrl_c_on_a_rank_is_code_130(tmp_path):
+    assert end_of(tmp_path, 0, KeyboardInterrupt()) == (130, "a word\n", "")
+
+
 if __name__ == "__main__":
     as_rank(on_two_ranks)(None)

@@ -877,3 +877,11 @@ def test_scoring_leaves_the_real_databases_as_they_are():
                  hashlib.sha256(gzip.decompress(content)).hexdigest()}
         known = sums.get(path.name) or sums.get(path.name.removesuffix(".gz"))
         assert known in found, path.name
+
+
+def test_a_forbidden_function_is_forbidden_in_capitals_too():
+    for name in ("load_extension", "LOAD_EXTENSION", "ReadFile"):
+        assert sql.allow(sqlite3.SQLITE_FUNCTION, None, name) == sqlite3.SQLITE_DENY
+    for name in ("count", "COUNT", "abs"):
+        assert sql.allow(sqlite3.SQLITE_FUNCTION, None, name) == sqlite3.SQLITE_OK
+    assert sql.allow(sqlite3.SQLITE_READ, None, "edit") == sqlite3.SQLITE_OK        # a column

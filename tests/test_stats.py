@@ -298,3 +298,10 @@ def test_holms_p_values_keep_the_order_and_are_between_one_and_n_times_the_own(v
     order = sorted(p, key=p.get)
     assert all(adjusted[a] <= adjusted[b] for a, b in zip(order, order[1:]))
     assert all(p[i] <= adjusted[i] <= min(1.0, len(p) * p[i]) for i in p)
+
+
+def test_in_words_a_p_is_a_number_down_to_one_in_ten_thousand():
+    difference = {"mean": 0.5, "stderr": 0.1, "interval": (0.3, 0.7), "n": 9, "both": 1,
+                  "only_first": 2, "only_second": 3, "neither": 3}
+    for p, said in ((0.0412, "p = 0.041"), (1e-4, "p = 0.0001"), (9e-5, "p < 0.0001")):
+        assert f"exact {said}\n" in stats.in_words({**difference, "p": p}, "A", "B")

@@ -1,5 +1,6 @@
 """Laws of the tasks: text survives its tokens, problems are right, the metric reads any answer."""
 import gzip
+import hashlib
 import json
 import os
 import random
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import DATA, SPLITS, python, sentence, write_jsonl
+from model import row_generators, uniform
 from pretrained.tokenizer import FILE_NAME, byte_tokenizer, load_tokenizer, toy_tokenizer
 from tasks import common, gsm8k, toy, toy_base
 from tasks.common import (Example, Row, batch_at, collate, few_shot, ids_of, load_examples,
@@ -937,3 +939,65 @@ def test_a_row_of_a_part_is_laid_out_as_in_the_whole_batch():
             i = whole.index(row)
             assert y0[b][y_real[b]].tolist() == x0[i][is_real[i]].tolist()
             assert y_maskable[b].sum() == maskable[i].sum()
+
+
+# ---- what must not change, because numbers on file were made with it ----
+
+
+@pytest.mark.parametrize("task, hashes", [
+    (toy, ("d338e27d2f3098d0", "9944e9be65576714", "20ed1323dff92b1b")),
+    (toy_base, ("dd09cca694432f79", "eb84366b36fe1455", "6bd7b24c98999bfc"))])
+def test_the_first_200_rows_of_each_toy_split_are_those_of_all_results_so_far(task, hashes):
+    for split, expected in zip(SPLITS, hashes):
+        text = "\n".join(row.prompt + row.answer for row in task.load(split, n=200))
+        assert hashlib.sha256(text.encode()).hexdigest()[:16] == expected, split
+
+
+@pytest.mark.parametrize("task, n_train", [(toy, 40_000), (toy_base, 20_000)])
+def test_the_toys_have_as_many_rows_as_their_docstrings_say(task, n_train):
+    assert len(task.load("train")) == n_train and len(task.load("test")) == 1_000
+
+
+def test_the_order_of_an_epoch_is_that_of_all_runs_so_far():
+    rows = [Row(i, [1], [2]) for i in range(10)]
+    found = [[row.example_id for row in batch_at(step, rows, 10, seed=42)[0]] for step in (0, 1)]
+    assert found == [[3, 2, 1, 8, 4, 6, 5, 7, 0, 9], [2, 9, 5, 6, 1, 8, 3, 4, 0, 7]]
+
+
+def test_the_masks_of_a_row_are_those_of_all_runs_so_far():
+    [generator] = row_generators(42, 3, [7])
+    assert generator.initial_seed() == 5563417557621859242
+    found = uniform((1, 3), [generator], "cpu")
+    torch.testing.assert_close(found, torch.tensor([[0.8800, 0.5370, 0.7388]]), atol=1e-4, rtol=0)
+
+
+# ---- edges of a local folder ----
+
+
+def test_256_rows_are_all_held_out_and_one_more_is_a_row_to_train_on(tmp_path):
+    write_jsonl(tmp_path / "train.jsonl", some_rows(256))
+    assert "256 rows" in sentence(gsm8k.load, "train", str(tmp_path), kind=ValueError)
+    write_jsonl(tmp_path / "train.jsonl", some_rows(257))
+    assert len(gsm8k.load("train", str(tmp_path))) == 1
+    assert len(gsm8k.load("validation", str(tmp_path))) == 256
+
+
+def test_of_a_plain_and_a_gzipped_file_the_plain_one_is_read(tmp_path):
+    write_jsonl(tmp_path / "test.jsonl.gz", some_rows(5))
+    assert len(gsm8k.load("test", str(tmp_path))) == 5
+    write_jsonl(tmp_path / "test.jsonl", some_rows(3))
+    assert len(gsm8k.load("test", str(tmp_path))) == 3
+
+
+def test_questions_that_differ_in_a_capital_have_two_ids():
+    assert len({*map(common.hash_of, ["a B", "a b", "A b"])}) == 3
+    assert common.hash_of("a\u00e9") == "f093160356ec"         # as in the files of answers so far
+
+
+def test_the_rows_of_a_batch_are_dealt_to_its_parts_in_turn():
+    """As gather_batch takes it, which puts the parts together again."""
+    rows = rows_of(40)
+    whole, _ = batch_at(1, rows, 24, seed=3)
+    for part in range(4):
+        dealt = [whole[i] for i in range(24) if i % 4 == part]
+        assert batch_at(1, rows, 24, 3, part, 4)[0] == dealt

@@ -807,3 +807,15 @@ def test_a_checkpoint_keeps_its_words(tmp_path):
     tok = word_tokenizer([Example("Description: dog\nRegex:", " (dog).*", {})])
     tok.save(tmp_path)
     assert load_tokenizer(str(tmp_path)) == tok
+
+
+def test_the_2000_commonest_words_are_tokens_and_a_model_may_have_just_as_many():
+    names = ["".join(chr(97 + int(digit)) for digit in f"{n:04}") for n in range(2100)]
+    rows = [Example(" " + name, " " + name, {}) for name in names]      # twice each
+    rows += [Example(" zz yy", " zz", {})] * 9                          # 18 and 9 times
+    tok = word_tokenizer(rows)
+    assert tok.n_vocab == 256 + 2000 + 2
+    assert tok.pieces[256:259] == [b" zz", b" yy", b" aaaa"]            # of equals by name
+    assert word_tokenizer(rows, n_words=1).pieces[256:] == [b" zz"]
+    config = SimpleNamespace(mask_id=tok.mask_id, eos_id=tok.eos_id, vocab_size=tok.n_vocab)
+    tok.check_fits(config)

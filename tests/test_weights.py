@@ -987,3 +987,60 @@ def test_reading_yields_one_tensor_at_a_time_in_the_files_order(tmp_path):
     reader = read_tensors(found, torch.float32)
     name, tensor = next(reader)
     assert torch.equal(tensor, tensors[name].float()) and math.prod(tensor.shape) > 0
+
+
+OTHER_NETWORKS = {
+    "llada": dict(activation_type="gelu", block_type="sequential", block_group_size=2,
+                  layer_norm_type="default", layer_norm_with_affine=False,
+                  bias_for_layer_norm=True, attention_layer_norm=True, input_emb_norm=True,
+                  include_bias=True, include_qkv_bias=True, alibi=True, rope=False,
+                  rope_full_precision=False, multi_query_attention=True, scale_logits=True,
+                  quantization_config={"bits": 4}),
+    "Dream": dict(hidden_act="gelu", use_sliding_window=True, use_mrope=True, block_size=32,
+                  quantization_config={"bits": 4}),
+    "a2d-qwen3": dict(hidden_act="gelu", use_sliding_window=True, attention_bias=True,
+                      quantization_config={"bits": 4})}
+
+
+@every_family
+def test_every_entry_that_asks_for_another_network_is_refused(family, tmp_path):
+    generate(tmp_path, family)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    config_fields(tmp_path, config)
+    for key, value in OTHER_NETWORKS[family].items():
+        said = sentence(config_fields, tmp_path, {**config, key: value}, kind=ValueError)
+        assert f"has {key} = {json.dumps(value)}" in said
+
+
+def test_a_part_may_be_filled_to_its_last_byte_and_the_index_has_the_size_of_all(tmp_path,
+                                                                                monkeypatch):
+    monkeypatch.setattr(weights, "PART_BYTES", 64)
+    tensors = {name: torch.full((n,), float(n)) for name, n in (("a", 8), ("b", 8), ("c", 1))}
+    sizes = {name: 4 * len(p) for name, p in tensors.items()}
+    weights.write_weights(tmp_path, {"model_type": "x"}, {}, sizes, tensors.items(), torch.float32)
+    index = json.loads((tmp_path / INDEX).read_text())
+    assert index["metadata"]["total_size"] == 68
+    assert [index["weight_map"][name][:11] for name in "abc"] == ["model-00001"] * 2 + [
+        "model-00002"]
+    for file in {*index["weight_map"].values()}:
+        with weights.open_safetensors(tmp_path / file) as parts:
+            assert parts.metadata() == {"format": "pt"}
+
+
+@every_family
+def test_the_end_of_text_is_what_pads_whatever_ends_a_turn(family, tmp_path):
+    config = {**TINY[family], "pad_token_id": 5, "eos_token_id": 6}
+    if family != "a2d-qwen3":                           # which names its tokens in other files
+        assert config_fields(tmp_path, config)["eos_id"] == 5
+    added = [{"content": "<|endoftext|>", "id": 7}, {"content": "<|mask|>", "id": 8}]
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    assert config_fields(tmp_path, config)["eos_id"] == 7
+
+
+def test_what_lies_in_folders_beside_the_weights_is_not_copied(tmp_path):
+    generate(tmp_path, "Dream")
+    (tmp_path / "README.md").write_text("read me")
+    (tmp_path / "more.md").mkdir()
+    (tmp_path / "more.md" / "LICENSE").write_text("not this one")
+    found = weights.small_files(tmp_path)
+    assert found["README.md"] == b"read me" and not {"LICENSE", "more.md"} & found.keys()

@@ -953,3 +953,90 @@ def test_a_line_that_no_run_wrote_is_named(missing, cfg):
     with pytest.raises(ValueError, match=lines[3]["id"]) as error:
         eval_gsm8k.main(cfg)
     assert cfg.out in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+def test_an_answer_in_a_chat_ends_with_its_turn(cfg, monkeypatch):
+    def complete(model, tok, prompts, cfg, on_step, cost):
+        tok.eot_id = 9
+        on_step(torch.tensor([[5, 9, 6, tok.eos_id], [5, 6, tok.eos_id, 9], [9, 9, 9, 9],
+                              [5, 6, 7, 8]]))
+        return [""] * 4
+    monkeypatch.setattr(eval_gsm8k, "complete", complete)
+    scored(replace(cfg, limit=4, gen_length=4, block_length=4, batch_tokens=9999))
+    assert sorted(line["tokens"] for line in lines_of(cfg)) == [0, 1, 2, 4]
+
+
+def test_a_base_has_online_weights_and_no_revision_whatever_the_model_has(cfg, monkeypatch):
+    asked = []
+    monkeypatch.setattr(eval_gsm8k, "find_weights", lambda *args: asked.append(args))
+    monkeypatch.setattr(eval_gsm8k, "evaluate", lambda arm, *_: asked.append(arm) or ({}, []))
+    monkeypatch.setattr(eval_gsm8k, "report", lambda *_: None)
+    monkeypatch.setattr(stats, "paired_difference", lambda *_: None)
+    monkeypatch.setattr(stats, "in_words", lambda *_: "")
+    cfg = replace(cfg, weights="ema", revision="v1", base="some/base")
+    eval_gsm8k.main(cfg)
+    assert asked[:2] == [("some/base", ""), (cfg.init_from, "v1")]
+    base, model = asked[2:]
+    assert (base.init_from, base.weights, base.revision) == ("some/base", "online", "")
+    assert model == cfg and base.out == cfg.out.replace(".jsonl", "_base.jsonl")
+
+
+def test_each_column_of_the_table_has_its_own_number(cfg, capsys):
+    scores = {"accuracy": 0.9, "stderr": 0.02, "interval": [0.88, 0.93], "n": 50, "strict": 0.4,
+              "format": 0.5, "no_answer": 0.06, "cut": 0.07, "tokens": 8.25, "seconds": 1234.4,
+              "out": "x.jsonl", "extra": {"exact_match": 0.25},
+              "sampler": {"tokens_per_pass": 1.5, "tokens_per_second": 99.5}}
+    eval_gsm8k.report(cfg, [scores])
+    printed = capsys.readouterr().out
+    [header] = [line.split() for line in printed.splitlines() if "strict" in line]
+    [row] = [line.split() for line in printed.splitlines() if line.startswith("model ")]
+    assert header == "right interval strict in format no answer cut tokens seconds".split()
+    assert " ".join(row) == "model 90.0 +- 2.0 88.0 .. 93.0 40.0 50.0 6.0 7.0 8.2 1,234"
+    assert "model: exact match 0.25\n" in printed
+    assert "model: x.jsonl   1.5 tokens per pass, 99.5 tokens/s\n" in printed
+
+
+def test_data_dir_and_variant_reach_questions_and_shots(cfg, monkeypatch):
+    asked, load = [], toy.load
+    monkeypatch.setattr(toy, "load", lambda *args: asked.append(args) or load(args[0]))
+    eval_gsm8k.questions(replace(cfg, data_dir="here", variant="such", n_shot=2,
+                                 split="validation"))
+    assert asked == [("validation", "here", "such"), ("train", "here", "such")]
+
+
+def test_extra_scores_get_each_completion_with_its_question(cfg, monkeypatch):
+    gold = {example.prompt: example.meta["gold"] for example in toy.load("test")}
+    answer_with(monkeypatch, lambda prompt: f"said {gold[prompt]}")
+    monkeypatch.setattr(toy, "extra_scores", lambda examples, completions: {"own": sum(
+        text == f"said {example.meta['gold']}" for example, text in zip(
+            examples, completions, strict=True))}, raising=False)
+    assert scored(cfg)["extra"] == {"own": 10}
+    assert EvalConfig(task="toy").split == "test"
+
+
+def test_of_two_lines_for_one_question_the_first_file_counts(tmp_path):
+    """The merged file, then the parts in the order of their names: what was known is kept."""
+    def line(id, text):
+        return json.dumps({"id": id, "completion": text, "verdict": True}) + "\n"
+    out = tmp_path / "x.jsonl"
+    out.write_text(line("a", "merged"))
+    (tmp_path / "x.jsonl.part0").write_text(line("a", "part 0") + line("b", "part 0"))
+    (tmp_path / "x.jsonl.part1").write_text(line("b", "part 1") + line("c", "part 1"))
+    done = answers.collect(str(out), ["c", "b", "a"])
+    assert {id: done[id]["completion"] for id in done} == {
+        "a": "merged", "b": "part 0", "c": "part 1"}
+    assert [json.loads(text)["id"] for text in out.read_text().splitlines()] == ["c", "b", "a"]
+
+
+def test_a_smaller_limit_leaves_the_other_answers_on_file(cfg, monkeypatch):
+    answer_with(monkeypatch, lambda prompt: prompt[-30:])
+    scored(cfg)
+    before = Path(cfg.out).read_bytes()
+    scored(replace(cfg, limit=4))
+    assert Path(cfg.out).read_bytes() == before and len(lines_of(cfg)) == 10
+
+
+def test_another_task_refuses_to_go_on_with_the_same_file(cfg, monkeypatch):
+    answer_with(monkeypatch, lambda prompt: "")
+    scored(replace(cfg, limit=2))
+    assert "task='toy', not 'toy_base'" in refusal(replace(cfg, task="toy_base"))

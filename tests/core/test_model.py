@@ -570,3 +570,21 @@ def test_initial_weights_have_the_widths_that_the_docstring_states():
         assert abs(weight.std().item() / std - 1) < 4 / (2 * n) ** 0.5
         assert abs(weight.mean().item()) < 4 * std / n ** 0.5
     assert not block.q_proj.bias.any() and (block.attn_norm.weight == 1).all()
+
+
+def test_a_row_without_a_mask_counts_among_the_rows():
+    is_masked = torch.tensor([[False, False, False], [True, True, False]])
+    maskable, t = torch.ones(2, 3, dtype=torch.bool), torch.tensor([0.1, 0.5])
+    loss = diffusion_loss(torch.tensor([3.0, 6.0]), is_masked, maskable, t, "llada_sft")
+    assert loss.item() == pytest.approx((0 + 9 / (0.5 * 3)) / 2)
+
+
+def test_rms_norm_of_bf16_rounds_before_it_weighs():
+    """As in the families' own code: their weights were trained with it."""
+    norm = RMSNorm(64, 1e-5)
+    norm.weight.data = 1 + torch.randn(64, generator=seeded())
+    x = torch.randn(50, 64, generator=seeded(1)).bfloat16()
+    x32 = x.float()
+    x32 = x32 / (x32.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt()
+    assert torch.equal(norm(x), x32.bfloat16() * norm.weight.bfloat16())
+    assert not torch.equal(norm(x), (x32 * norm.weight).bfloat16())

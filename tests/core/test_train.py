@@ -2,6 +2,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import time
 from dataclasses import fields, replace
@@ -14,14 +15,14 @@ import train
 from configurator import configure
 from helpers import (DATA, assert_resuming_changes_nothing, assert_same, assert_same_step,
                      fingerprint, lines, loss_lines, options_of, python, run_ranks, script,
-                     sentence_of, tensors, torchrun)
+                     sentence_of, tensors, torchrun, write_checkpoint, write_jsonl)
 from jepa import DLLMJEPA
 from model import DLLM, PRESETS, ModelConfig, forward_process, row_generators
 from pretrained.tokenizer import load_tokenizer
-from tasks import gsm8k
+from tasks import gsm8k, toy
 from tasks.common import batch_at, collate, tokenize
-from train import TrainConfig, lr_at, main
-from training import checkpoint
+from train import TrainConfig, held_out_loss, lr_at, main
+from training import checkpoint, setup
 
 # ----------------------------------------------------------------------------------------------
 # what changes nothing
@@ -507,3 +508,178 @@ def test_held_out_loss_falls_on_the_real_gsm8k_rows(tmp_path):
     main(cfg)
     first, last = [line["held_out"]["gsm8k"] for line in lines(cfg.out_dir) if "held_out" in line]
     assert all(last[t] < first[t] - 0.5 for t in first)
+
+
+# ----------------------------------------------------------------------------------------------
+# what each setting reaches
+
+
+def test_the_defaults_are_the_papers_values_and_ours_where_it_has_none():
+    stated = dict(lambda_jepa=1.0, t_ctx=0.2, t_tgt=0.7, n_pred_layer=2, ema_decay=0.996, lr=1e-5,
+                  epochs=2.0, diffusion_t="context", loss_form="masked_mean")
+    ours = dict(mask_scope="response", beta2=0.999, weight_decay=0.0, grad_clip=1.0, max_steps=0,
+                warmup_ratio=0.03, min_lr_ratio=0.0, eos_fill=True, batch_size=64, max_length=256,
+                optimizer="adamw", lora_rank=0, lora_alpha=64.0, on_nan="stop", seed=42, keep=1)
+    found = vars(TrainConfig())
+    assert {name: found[name] for name in stated | ours} == stated | ours
+
+
+@pytest.mark.parametrize("eos_fill", [True, False])
+def test_the_held_out_loss_is_the_mean_over_rows_each_taken_alone(cfg, eos_fill):
+    """In batches of any size, the last one short; a row whose masks are all left out gets one."""
+    cfg = replace(cfg, eos_fill=eos_fill, batch_size=3, eval_t=(0.02, 0.5))
+    tok = load_tokenizer("toy")
+    rows = tokenize(gsm8k.load("validation", cfg.data_dir), tok, 64)[:7]
+    model = DLLM(ModelConfig(tok.n_vocab, tok.mask_id, tok.eos_id, **PRESETS["tiny"]))
+    model.init_weights(torch.Generator().manual_seed(0))
+    model.head.weight.data *= 20
+    fill = eos_fill * (1 + max(len(row.answer) for row in rows))
+    found = held_out_loss(model, rows, cfg, 64)
+    for rate in cfg.eval_t:
+        alone = []
+        for row in rows:
+            x0, maskable, _ = collate([row], fill, 64, tok.eos_id)
+            xt, is_masked = forward_process(x0, torch.tensor([rate]), maskable, tok.mask_id,
+                                            row_generators(0, 0, [row.example_id]), True)
+            log_p = model(xt).log_softmax(dim=-1).gather(-1, x0[..., None])[..., 0]
+            alone.append(-log_p[is_masked].mean().item())
+        assert found[f"{rate:g}"] == pytest.approx(sum(alone) / 7, abs=2e-5)
+
+
+def test_held_out_are_the_first_validation_rows_of_the_task_and_of_the_one_to_forget(cfg,
+                                                                                    monkeypatch):
+    seen = []
+    monkeypatch.setattr(train, "held_out_loss",
+                        lambda model, rows, *rest: seen.append(rows) or {"0.5": 1.0})
+    main(replace(cfg, forget_task="toy", eval_rows=5, max_steps=1))
+    tok = load_tokenizer("toy")
+    rows = [tokenize(examples, tok, 64)[:5] for examples in (
+        gsm8k.load("validation", cfg.data_dir), toy.load("validation"))]
+    assert seen == rows + rows              # before the first step and after the last
+    assert lines(cfg.out_dir)[0]["held_out"].keys() == {"gsm8k", "toy"}
+
+
+def test_rows_are_as_long_as_the_model_reads_whatever_max_length_is(cfg, tmp_path, capsys,
+                                                                    monkeypatch):
+    tok = load_tokenizer("toy")
+    rows = tokenize(gsm8k.load("train", cfg.data_dir), tok, 64)
+    lengths = sorted(len(row.prompt) + len(row.answer) + 1 for row in rows)
+    most = lengths[len(lengths) // 2]
+    assert lengths[0] < most < lengths[-1]
+    base = write_checkpoint(tmp_path / "short", tok, block_size=most)
+    filled = set()
+    monkeypatch.setattr(train, "collate", lambda some, fill, max_length, eos_id: filled.add(
+        max_length) or collate(some, fill, max_length, eos_id))
+    main(replace(cfg, init_from=str(base), tokenizer="", max_length=64, lambda_jepa=0.0))
+    assert filled == {most}
+    assert f"longer than max_length={most} tokens and are left out" in capsys.readouterr().out
+
+
+def test_a_checkpoint_is_written_every_save_every_steps_and_at_the_end_and_at_no_other(
+        cfg, monkeypatch, tmp_path):
+    saved, real = [], train.save_checkpoint
+    monkeypatch.setattr(train, "save_checkpoint",
+                        lambda out_dir, step, *rest: saved.append(step) or real(out_dir, step,
+                                                                                *rest))
+    main(replace(cfg, max_steps=5, save_every=2, keep=9, log_every=100))
+    assert saved == [2, 4, 5]
+    assert [line["step"] for line in loss_lines(cfg.out_dir)] == [1, 2, 4, 5]
+    for step in (4, 5):
+        shutil.rmtree(Path(cfg.out_dir) / f"step_000000{step}")
+    saved.clear()
+    main(replace(cfg, max_steps=5, save_every=2, keep=9, log_every=100, resume=True))
+    assert saved == [4, 5]
+
+
+def test_a_resumed_run_takes_the_held_out_loss_of_its_first_step_once(cfg, tmp_path, monkeypatch):
+    assert_resuming_changes_nothing(replace(cfg, eval_every=3), tmp_path, monkeypatch)
+
+
+def test_overwriting_leaves_nothing_of_the_longer_run_before_it(cfg):
+    main(cfg)
+    answers = ("test.jsonl", "test.jsonl.part0", "test.jsonl.part11", "test.json", "summary.json")
+    for name in (*answers, "test.txt", "other.jsonl", "eval_gsm8k_0shot.jsonl"):
+        (Path(cfg.out_dir) / name).write_text("x")
+    main(replace(cfg, overwrite=True, max_steps=1))
+    names = {path.name for path in Path(cfg.out_dir).iterdir()}
+    assert names - {"lock"} == {"log.jsonl", "settings.json", "step_0000001", "test.txt",
+                                "other.jsonl", "eval_gsm8k_0shot.jsonl"}
+    assert [line["step"] for line in lines(cfg.out_dir)] == [0, 1, 1]
+
+
+def test_only_a_base_can_be_told_to_collapse(cfg, monkeypatch, capsys):
+    monkeypatch.setattr("training.log.collapsed", lambda *_: "the embeddings collapse")
+    main(cfg)
+    assert "collapse" not in capsys.readouterr().out
+
+
+def test_the_questions_at_the_end_are_asked_as_the_rows_were_trained(cfg, monkeypatch):
+    cfg = replace(cfg, chat=True, variant="marks", test_questions=7)
+    asked = []
+    monkeypatch.setattr(train, "evaluate", lambda ask, *ranks: asked.append((ask, ranks)) or (
+        {"accuracy": 0.5, "stderr": 0.1, "n": 7}, []))
+    Path(cfg.out_dir).mkdir()
+    train.answer_questions(cfg, 0, 1, 0.0)
+    [(ask, ranks)] = asked
+    assert ranks == (0, 1) and ask.init_from == cfg.out_dir and ask.limit == 7
+    for name in ("chat", "task", "data_dir", "variant", "device"):
+        assert getattr(ask, name) == getattr(cfg, name), name
+    assert ask.split == "test" and Path(ask.out) == Path(cfg.out_dir) / "test.jsonl"
+
+
+def test_clipping_scales_to_the_norm_and_0_leaves_the_gradient_as_it_is():
+    objective = torch.nn.Linear(3, 2)
+    for max_norm, left in ((0.5, 0.5), (0.0, 8 ** 0.5), (9.0, 8 ** 0.5)):
+        for p in objective.parameters():
+            p.grad = torch.ones_like(p)                         # 8 entries
+        assert setup.clip_gradients(objective, max_norm).item() == pytest.approx(8 ** 0.5)
+        norm = torch.cat([p.grad.flatten() for p in objective.parameters()]).norm()
+        assert norm.item() == pytest.approx(left, rel=1e-5)
+
+
+def test_what_is_loaded_is_as_the_settings_say(cfg, tmp_path):
+    """Weights are fp32 whatever computes, but for LoRA's frozen base; adapters have the seed."""
+    base = write_checkpoint(tmp_path / "base", load_tokenizer("toy"))
+    cfg = replace(cfg, init_from=str(base), tokenizer="", dtype="bfloat16", pack=True,
+                  checkpoint_activations="full", seed=3)
+    model, *_ = setup.load(cfg, None, torch.device("cpu"))
+    assert model.compute_dtype == torch.bfloat16 and model.embed.weight.dtype == torch.float32
+    assert model.pack and model.checkpoint_activations == "full"
+    adapters = []
+    for seed in (3, 4):
+        with_lora = replace(cfg, lora_rank=2, lora_alpha=8.0, seed=seed)
+        model, *_ = setup.load(with_lora, None, torch.device("cpu"))
+        linear = model.blocks[0].q_proj
+        assert linear.weight.dtype == torch.bfloat16 and linear.scale == 4.0
+        adapters.append(linear.lora_a)
+    assert not torch.equal(*adapters)
+
+
+def test_training_reads_the_variant_of_its_task(cfg, tmp_path):
+    rows = [{"question": f"{i}+1?", "answer": f"{i}+1=<<{i}+1={i + 1}>>{i + 1}\n#### {i + 1}"}
+            for i in range(260)]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    cfg, tok = replace(cfg, data_dir=str(tmp_path)), load_tokenizer("bytes")
+    for variant in ("", "marks"):
+        found = setup.load_rows("gsm8k", "train", replace(cfg, variant=variant), tok, 64, 0)
+        assert all((b"<<" in bytes(row.answer)) == bool(variant) for row in found)
+
+
+def test_weights_of_another_vocabulary_are_refused_before_training(cfg, tmp_path):
+    base = write_checkpoint(tmp_path / "base", load_tokenizer("toy"))
+    load_tokenizer("bytes").save(base)
+    with pytest.raises(ValueError, match="tokenizer 'bytes'"):
+        setup.load(replace(cfg, init_from=str(base), tokenizer=""), None, torch.device("cpu"))
+
+
+def test_a_run_is_not_started_in_a_folder_above_its_own_base(cfg, monkeypatch):
+    main(cfg)
+    before = fingerprint(cfg.out_dir)
+    said = sentence_of(monkeypatch, replace(cfg, init_from=cfg.out_dir, tokenizer="",
+                                            overwrite=True))
+    assert "lies in out_dir" in said and fingerprint(cfg.out_dir) == before
+
+
+def test_the_opening_line_says_how_much_of_the_start_the_ema_keeps(cfg, capsys):
+    main(replace(cfg, max_steps=2, ema_decay=0.5))
+    assert "the EMA is still 25% the start" in capsys.readouterr().out
