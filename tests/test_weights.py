@@ -274,6 +274,15 @@ def test_a_tied_model_may_be_stored_under_the_heads_name_alone(family, parts, tm
     assert f"lacks the tensor {embed}" in said                  # untied, they are two
 
 
+def test_a_head_that_takes_the_embeddings_name_keeps_its_place_among_the_files():
+    """Tensors are read file by file, so a file is opened once only if its tensors stay together."""
+    found = {"a": weights.Stored("1", (2,)), "head": weights.Stored("1", (3,)),
+             "b": weights.Stored("2", (4,))}
+    weights.drop_copy(found, "head", "embed")
+    assert list(found.items()) == [("a", ("1", (2,), "")), ("embed", ("1", (3,), "head")),
+                                   ("b", ("2", (4,), ""))]
+
+
 def test_what_save_model_of_safetensors_writes_is_read(tmp_path):
     model = random_model(tied_head=True)
     model.save(tmp_path)
