@@ -292,12 +292,14 @@ def test_what_a_kill_leaves_half_done_hurts_nothing(cfg, tmp_path, name, what):
     if what != "empty":
         shutil.copytree(newest_checkpoint(cfg.out_dir), left, dirs_exist_ok=True)
     if what == "half":
+        (left / "train_state").mkdir()          # of a sharded run, say
         (left / "config.json").unlink()
         (left / "model.safetensors").write_bytes(b"half")
     assert Path(newest_checkpoint(cfg.out_dir)).name == "step_0000002"
     main(replace(cfg, resume=True))
     assert sorted(path.name for path in Path(cfg.out_dir).iterdir()) == [
         "lock", "log.jsonl", "settings.json", "step_0000003"]
+    assert not Path(newest_checkpoint(cfg.out_dir), "train_state").exists()
 
 
 @pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o027, 0o640)])

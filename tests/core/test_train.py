@@ -485,8 +485,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(cfg, monkeypatch):
 def test_the_bare_command_trains_one_model_and_says_how_many_questions_it_answers(tmp_path):
     """With fewer steps and questions: a summary, and the answers of this run alone."""
     command = ["train.py", "config/tiny.py", f"--out_dir={tmp_path}/out", "--eval_rows=32"]
-    for run, steps, n in ((python, 3, 40), (script, 5, 50)):    # the second overwrites the first
-        done = run(*command, f"--max_steps={steps}", f"--test_questions={n}")
+    for run, steps, n, more in ((python, 3, 40, []), (script, 5, 50, ["--overwrite"])):
+        done = run(*command, f"--max_steps={steps}", f"--test_questions={n}", *more)
         assert done.returncode == 0, done.stderr
         summary = json.loads((tmp_path / "out/summary.json").read_text())
         assert summary.keys() == {"accuracy", "stderr", "n", "seconds"} and summary["n"] == n
