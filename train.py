@@ -22,7 +22,7 @@ import torch
 
 from eval_gsm8k import EvalConfig, evaluate
 from model import diffusion_loss, forward_process, row_generators
-from tasks.common import batch_at, collate, load_task
+from tasks.common import batch_at, collate, load_examples
 from tasks.files import write_json
 from training.checkpoint import load_train_state, save_checkpoint
 from training.folder import claim, fingerprint, start_out_dir
@@ -115,7 +115,7 @@ def train(cfg: TrainConfig, resume_dir, rank: int, world: int, device):
     held_out = {task: load_rows(task, "validation", cfg, tok, max_length, rank)[:cfg.eval_rows]
                 for task in (cfg.task, cfg.forget_task) if task}
     if cfg.test_questions:
-        load_task(cfg.task).load("test", cfg.data_dir, cfg.variant)     # if missing, said now
+        load_examples(cfg.task, "test", cfg.data_dir, cfg.variant)      # if missing, said now
     n_steps = cfg.max_steps or max(1, round(cfg.epochs * len(rows) / cfg.batch_size))
     settings = asdict(cfg) | {"n_steps": n_steps, "rows": fingerprint(rows)}
 
