@@ -760,3 +760,13 @@ def test_when_other_rows_have_ended_a_row_goes_on_as_it_would_alone(more):
         blocks = [row.index(EOS) // 4 if EOS in row else 6 for row in together.tolist()]
         n_moved += blocks[0] < max(blocks)
     assert n_moved > 2
+
+
+def test_a_marker_is_never_sampled_though_the_model_loves_it(folders):
+    tok, seen = load_tokenizer(str(folders / "dream")), []
+    [marker] = tok.bos
+    model = tiny(vocab_size=tok.n_vocab + 3, mask_id=tok.mask_id, eos_id=tok.eos_id, shift=True,
+                 bias={marker: 90.0})
+    cfg = SampleConfig(gen_length=4, block_length=4, steps=4, device="cpu")
+    complete(model, tok, ["ab"], cfg, lambda x, p: seen.extend(x.flatten().tolist()))
+    assert marker not in seen and {*range(tok.n_vocab, tok.n_vocab + 3)} <= {*never_of(model, tok)}

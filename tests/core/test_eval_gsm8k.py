@@ -1040,3 +1040,14 @@ def test_another_task_refuses_to_go_on_with_the_same_file(cfg, monkeypatch):
     answer_with(monkeypatch, lambda prompt: "")
     scored(replace(cfg, limit=2))
     assert "task='toy', not 'toy_base'" in refusal(replace(cfg, task="toy_base"))
+
+
+def test_a_fingerprint_changes_with_the_names_of_the_same_numbers(tmp_path):
+    found = set()
+    for n, names in enumerate((("a", "b"), ("a", "c"), ("b", "c"))):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        save_file({name: torch.arange(4.0) + i for i, name in enumerate(names)},
+                  folder / "model.safetensors")
+        found.add(fingerprint(folder))
+    assert len(found) == 3

@@ -9,7 +9,7 @@ from helpers import seeded
 from jepa import ema_update, make_target
 from model import (DLLM, Linear, ModelConfig, RMSNorm, diffusion_loss, forward_process, rope_table,
                    rotate, row_generators, uniform)
-from pretrained.device import pick_device
+from pretrained.device import pick_device, pick_dtype
 
 LLADA = ModelConfig(vocab_size=40, mask_id=39, eos_id=38, block_size=16, n_layer=2, n_head=4,
                     n_kv_head=4, n_embd=32, n_hidden=48)
@@ -588,3 +588,9 @@ def test_rms_norm_of_bf16_rounds_before_it_weighs():
     x32 = x32 / (x32.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt()
     assert torch.equal(norm(x), x32.bfloat16() * norm.weight.bfloat16())
     assert not torch.equal(norm(x), (x32 * norm.weight).bfloat16())
+
+
+def test_a_cpu_computes_in_fp32_unless_it_is_told_otherwise():
+    for name, dtype in (("auto", torch.float32), ("float32", torch.float32),
+                        ("bfloat16", torch.bfloat16)):
+        assert pick_dtype(name, torch.device("cpu")) == dtype
