@@ -19,10 +19,12 @@ import signal
 import sys
 import tempfile
 import time
+import zlib
 from collections import Counter
 from importlib import import_module
 from itertools import zip_longest
 from pathlib import Path
+from stat import S_ISREG
 from typing import Callable, NamedTuple, get_type_hints
 
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1",
@@ -226,8 +228,9 @@ def all_cases(stage: Path, seed: int) -> list[Case]:
         script, *words = shlex.split(command)
         for name in files.split():
             for how, spoil in ruins_of(stage / name, rng):
+                path, in_config = Path(name), re.findall(r"\w+", how)[:1] * name.endswith(".py")
                 cases.append(Case("file", f"{script}: {name} {how}", [script, *words],
-                                  [Path(name).name, f"{Path(name).parent}/", "row "],
+                                  [path.name, str(path.parent), "row ", *in_config],
                                   lambda folder, name=name, spoil=spoil: spoil(folder / name)))
         if script in seen:
             continue
@@ -237,8 +240,10 @@ def all_cases(stage: Path, seed: int) -> list[Case]:
         for setting, kind in hints.items():
             for value in values_of(kind):
                 bad = f"--{setting}={value}"
+                names = [setting, *filter(str.strip, printable(value)[:60].split(",")),
+                         repr(value)[1:60]]
                 cases.append(Case("setting", f"{script}: {bad}", with_settings(words, [bad], script),
-                                  [setting, printable(value)[:60] or setting]))
+                                  names))
         for text in filter(None, re.split(r"\s+/\s+|^\s+", CLASHES[script])):
             more = shlex.split(text)
             cases.append(Case("clash", f"{script}: {text}", with_settings(words, more, script), []))
@@ -322,13 +327,15 @@ def copy_of(stage: Path, folder: Path):
 
 
 def state_of(folder: Path) -> dict:
-    """Return {path: time and size, or what it links to} of all that is in a folder."""
+    """Return {path: what it holds, or what it is} of all files below a folder."""
     found = {}
     for path, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name not in (".git", ".venv", "__pycache__")]
         for name in names:
-            info = os.lstat(os.path.join(path, name))
-            found[os.path.relpath(os.path.join(path, name), folder)] = info.st_mtime_ns, info.st_size
+            one = os.path.join(path, name)
+            found[os.path.relpath(one, folder)] = (
+                zlib.crc32(Path(one).read_bytes()) if S_ISREG(os.lstat(one).st_mode)
+                else os.lstat(one).st_mode)
     return found
 
 
