@@ -1,10 +1,14 @@
-"""A grammar of what should never be: values of settings, contents of files, mistakes of typing."""
+"""A grammar of what should never be: values of settings, contents of files, contradictions."""
 import copy
 import gzip
 import json
 import os
 import struct
 from typing import Literal, get_args, get_origin
+
+# ----------------------------------------------------------------------------------------------
+# values of settings
+
 
 ESCAPE = "\x1b[2J\x1b]0;owned\x07"      # clears a terminal and names its window
 LONG = "x" * 5000
@@ -15,8 +19,8 @@ INTS = [*NOT_NUMBERS, "1.5", "1e3", "-1", "0", "-0", "\u0663", "1_0", str(2 ** 3
 FLOATS = [*NOT_NUMBERS, "-1", "0", "-0.0", "\u0663", "1e308", "-1e308", "1e-320", str(10 ** 400)]
 BOOLS = ["", " ", "yes", "2", "None", "nan", "tru", "-1", ESCAPE, "\udcff", "True,False"]
 CHOICES = ["", " ", "x", "none_", "0", ESCAPE, "\udcff", LONG, "JEPA", "a,b"]
-PATHS = ["", " ", "nope", "../nope", "/proc/nope", "null", "full", "endless", "pipe", "loop", "empty",
-         "binary", "binary/x", "pipe/x", ESCAPE, "\udcff", LONG, "a\nb", "~", "$HOME", "%s{0}",
+PATHS = ["", " ", "nope", "../nope", "/proc/nope", "null", "full", "endless", "pipe", "loop",
+         "empty", "binary", "binary/x", "pipe/x", ESCAPE, "\udcff", LONG, "a\nb", "~", "$HOME", "%s{0}",
          "\u202egnp.exe", "-", ".", "..", "https://example.com"]   # nothing outside: tests are root
 ITEMS = ["", ",", " ", ",,", "x", "x,x", "nope,", ESCAPE, "\udcff", LONG, "pipe", "endless",
          "empty", "binary", "[1]", "()", "(", "'", "1" + ",1" * 9999]
@@ -34,7 +38,8 @@ def values_of(kind) -> list[str]:
     return BAD[kind]
 
 
-# ---- files ----
+# ----------------------------------------------------------------------------------------------
+# files
 
 
 def place(name):
@@ -73,9 +78,8 @@ CONTENTS = {
     **{f"only {text}": lambda data, text=text: text.encode() + b"\n" for text in
        ("[]", "{}", "null", "1", "NaN", '"text"', "[[]]", '{"a": 1, "a": 2}', "{'a': 1}")},
 }
-LEAVES = [None, True, -1, 0, 2 ** 63, 10 ** 400, 1e308, -1e308, float("nan"), float("inf"), "", LONG,
-          ESCAPE, "\ud800", [], {}, [[]], {"a": {}}, [None], "1"]
-SIZES = ["n_layer", "n_embd", "n_head", "n_hidden", "block_size", "vocab_size"]
+LEAVES = [None, True, -1, 0, 2 ** 63, 10 ** 400, 1e308, -1e308, float("nan"), float("inf"), "",
+          LONG, ESCAPE, "\ud800", [], {}, [[]], {"a": {}}, [None], "1"]
 
 
 def spoilt_json(data: bytes, rng, n=30):
@@ -129,14 +133,14 @@ def spoilt_tensors(data: bytes):
 
 
 CONFIGS = [
-    "lr = nan", "lr = 1e400", "lr = -1e400", "lr =", "lr == 1", "lr: float = 1.0", "lr = min_lr = 1.0",
+    "lr = nan", "lr = 1e400", "lr = -1e400", "lr =", "lr == 1", "lr: float = 1.0", "lr = a = 1.0",
     "import os", "print(1)", "__import__('os').system('id')", "lr = 1.0;import os", "lr += 1.0",
     "lrr = 1.0", "LR = 1.0", "lr = '1e-3'", "seed = 1.5", "seed = True", "seed = 10 ** 9",
     "seed = " + "9" * 5000, "seed = -1", "out_dir = 1", "out_dir = b'x'", "out_dir = f'{1}'",
     "lr = " + "(" * 9000 + "1.0" + ")" * 9000, "lr = " + "-" * 9000 + "1.0",
-    "lr = 1.0" + " + 1.0" * 50_000, "shard = 1", "shard = 'True'", "shard = None", "lr, seed = 1.0, 1",
+    "lr = 1.0" + " + 1.0" * 50_000, "shard = 1", "shard = 'True'", "shard = None", "lr, seed = 1, 1",
     "[lr] = [1.0]", "lr = [1.0]", "def lr(): pass", "if True:\n    lr = 1.0", "  lr = 1.0", "\0",
-    "# coding: nonsense\nlr = 1.0", "lr = '" + ESCAPE + "'", ESCAPE + " = 1", "lr = 1.0 # \xe9\nx = '",
+    "# coding: nonsense\nlr = 1.0", "lr = '" + ESCAPE + "'", ESCAPE + " = 1", "lr = '\xe9",
     "lambda_jepa = float('nan')", "t_ctx = 0", "t_ctx = 1.5", "lr = 1j", "lr = ...", "\ufefflr = nan"]
 
 
@@ -156,3 +160,138 @@ def ruins_of(path, rng):
         yield from ((how, content(new)) for how, new in spoilt_tensors(data))
     else:
         yield from ((how, content(new)) for how, new in spoilt_json(data, rng))
+
+
+# ----------------------------------------------------------------------------------------------
+# commands: in a folder with small models, rows, a run that was killed, answers and a study
+
+
+LINKS = {"loop": "loop", "null": "/dev/null", "full": "/dev/full", "endless": "/dev/zero"}
+
+# Each script's settings, and commands that are right. A setting goes to the first.
+SETTINGS = {"train.py": "TrainConfig", "sample.py": "SampleConfig", "eval_gsm8k.py": "EvalConfig",
+            "pretrained/weights.py": "ConvertConfig", "analysis/grid.py": "GridConfig",
+            "analysis/tables.py": "TablesConfig", "analysis/plot.py": "PlotConfig",
+            "analysis/report.py": "ReportConfig", "analysis/compare.py": "CompareConfig",
+            "analysis/probe.py": "ProbeConfig", "analysis/preserve.py": "PreserveConfig",
+            "analysis/bench.py": "BenchConfig", "analysis/predict.py": "PredictConfig",
+            "analysis/bench_sampling.py": "SamplingBenchConfig"}
+TRAIN = ("train.py mine.py --out_dir=new --max_steps=3 --save_every=1 --keep=3 --device=cpu "
+         "--task=gsm8k --data_dir=data --batch_size=2 --eval_rows=2 --max_length=64 --eval_t=0.5 "
+         "--log_every=1 --init_from=model")
+SAMPLE = "sample.py --init_from=model --prompt=2+2 --gen_length=4 --block_length=2 --device=cpu"
+EVAL = ("eval_gsm8k.py --init_from=model --data_dir=data --limit=2 --n_shot=1 --gen_length=4 "
+        "--block_length=4 --steps=2 --device=cpu --out=new.jsonl")
+GRID = ("analysis/grid.py --configs=mine.py --arms=plain --seeds=1 --n_shots=0 --out_dir=new "
+        "--evaluate=--limit=1")
+PRESERVE = ("analysis/preserve.py --base=model --models=model2 --data_dir=data --window=16 "
+            "--n_windows=2 --n_questions=2 --n_shot=1 --rates=0.5 --device=cpu --out=kept")
+PROBE = ("analysis/probe.py --base=model --models=model2 --data_dir=data/wikitext --n_rows=2 "
+         "--window=16 --rates=0.5 --device=cpu --out_dir=new")
+BENCH = ("analysis/bench.py --n_layer=1 --width=32 --batch_size=1 --steps=1 --device=cpu "
+         "--data_dir=data")
+MODEL = "model/config.json model/model.safetensors model/tokenizer.json"
+STATE = "run/step_0000002/"
+# command -> the files that it reads
+COMMANDS = {
+    TRAIN: f"mine.py data/train.jsonl {MODEL}",
+    TRAIN.replace("new", "run") + " --resume": "run/log.jsonl run/settings.json " + " ".join(
+        STATE + name for name in ("config.json", "model.safetensors", "tokenizer.json",
+                                  "train_state.json", "train_state.safetensors")),
+    TRAIN + " --lora_rank=2": MODEL,
+    TRAIN + " --init_from= --tokenizer=published/llada": "published/llada/tokenizer.json",
+    SAMPLE: MODEL,
+    EVAL: f"data/test.jsonl data/train.jsonl {MODEL}",
+    EVAL.replace("new", "A"): "A.jsonl A.json",
+    EVAL + " --init_from=run --weights=ema": f"{STATE}train_state.safetensors",
+    "eval_gsm8k.py --compare=A.jsonl,B.jsonl": "A.jsonl B.jsonl",
+    "eval_gsm8k.py --seeds=A.jsonl,B.jsonl": "B.jsonl",
+    "pretrained/weights.py --init_from=model --out_dir=new": MODEL,
+    GRID: "mine.py",
+    GRID.replace("=new", "=study"): "study/results.jsonl",
+    "analysis/tables.py --results=study/results.jsonl --preserve=study/kept/summary.json":
+        "study/results.jsonl study/kept/summary.json",
+    "analysis/plot.py --inputs=study --figure=training --out=new":
+        "study/results.jsonl study/plain_seed1/log.jsonl study/probe.json",
+    "analysis/report.py --inputs=study --out=new.html":
+        "study/results.jsonl study/plain_seed1/log.jsonl study/probe.json study/kept/summary.json",
+    "analysis/compare.py --base=base.py --tune=mine.py --out_dir=new --device=cpu":
+        "base.py mine.py",
+    PRESERVE: f"{MODEL} model2/model.safetensors data/mmlu/test.jsonl data/mmlu/dev.jsonl "
+              "data/wikitext/test.jsonl kept/summary.json",
+    PROBE: f"{MODEL} model2/model.safetensors model2/config.json data/wikitext/test.jsonl",
+    BENCH: "data/train.jsonl",
+    "analysis/bench_sampling.py --width=32 --prompt_length=4 --gen_length=4 --block_length=4 "
+    "--blocks=1 --device=cpu": "",
+    "analysis/predict.py --length=9": "",
+}
+# settings that exclude each other, or do not fit what is there
+CLASHES = {
+    "train.py": """--resume --overwrite / --out_dir=run / --out_dir=model
+        / --out_dir=data/train.jsonl / --resume / --export_dir=new / --export_dir=new/x
+        / --export_dir=model / --export_dir=. / --export_dir=data
+        / --lora_rank=2 --optimizer=lean / --lora_rank=2 --shard / --init_from=
+        / --optimizer=lean --shard / --lora_rank=2 --init_from= / --micro_batch_size=3
+        / --tokenizer=toy / --task=toy --variant=zz
+        / --task=toy_base --data_dir=/proc/nope --variant=x / --forget_task=nope / --chat
+        / --device=cuda / --device=meta / --device=cuda:99 / --max_length=1 / --max_length=2
+        / --task=mmlu / --task=wikitext / --task=spider / --task=common / --task=files
+        / --task=../train / --task=os / --pool_layer=2 / --pool_layer=-1
+        / --n_pred_layer=0 --pred_width=8 / --objective=consistency --pool=masked
+        / --objective=two_gradients --target=frozen / --lambda_jepa=0 --target=frozen
+        / --lambda_jepa=0 --anchor=1e30 / --masks=nested --t_ctx=0.7 --t_tgt=0.2 / --lr=3e38
+        / --init_from= --preset=llada-8b --tokenizer=bytes / --n_pred_layer=9999999
+        / --init_from= --tokenizer=bytes --max_length=99999 / --data_dir=data/wikitext
+        / --min_lr_ratio=1e300 / --eval_t=0.5,nan / --eval_t=1.5 / --eval_t=
+        / --batch_size=99999 / --out_dir=run --resume --seed=7
+        / --out_dir=run --resume --batch_size=4 / --out_dir=run --resume --task=toy
+        / --out_dir=run --resume --lambda_jepa=0 / --out_dir=run --resume --n_pred_layer=1
+        / --out_dir=run --resume --init_from=model2 / --out_dir=run --resume --max_steps=1
+        / --out_dir=run --resume --optimizer=lean / --out_dir=run --resume --ema_decay=0.5
+        / --out_dir=run --resume --data_dir=empty / --out_dir=run --resume --lora_rank=2
+        / --out_dir=run/step_0000002 --resume""",
+    "sample.py": """--raw --chat / --infill=x --prompt=y / --infill=x / --chat
+        / --chat --prompt= / --gen_length=10 --block_length=4 / --gen_length=600
+        / --steps=1 --block_length=1 / --threshold=0.5 --factor=1 / --alg_temp=1
+        / --factor=1 --remasking=random / --html=full / --html=model / --html=nope/x.html
+        / --init_from=data / --init_from=mine.py / --cache=dual --cfg_scale=1
+        / --steps=3 --block_length=4 / --prompt= --raw""",
+    "eval_gsm8k.py": """--compare=A.jsonl / --compare=A.jsonl,A.jsonl
+        / --compare=A.jsonl,B.jsonl,A.jsonl / --compare=A.jsonl,data/train.jsonl
+        / --compare=A.jsonl,nope --seeds=B.jsonl / --seeds=A.jsonl / --seeds=A.jsonl,A.jsonl
+        / --weights=ema / --out=A.jsonl / --out=data/test.jsonl / --out=mine.py / --out=model
+        / --split=nope / --split=../x / --n_shot=400 / --n_shot=9999999
+        / --task=toy --variant=zz / --task=spider / --task=nl_rx / --task=mmlu / --task=wikitext
+        / --task=stats / --base=nope / --chat / --batch_tokens=0
+        / --gen_length=512 --block_length=512 / --init_from= / --data_dir=data/wikitext""",
+    "pretrained/weights.py": """--out_dir=model / --out_dir=data / --init_from=data
+        / --out_dir=mine.py / --init_from= / --out_dir= / --init_from=mine.py
+        / --revision=x --init_from=a/b / --out_dir=mine.py/x / --init_from=published/llada""",
+    "analysis/grid.py": """--train=--out_dir=x / --train=\\' / --evaluate=\\"
+        / --configs=mine.py,mine.py / --arms=nope / --arms=plain,plain
+        / --out_dir=data/train.jsonl / --seeds=1,1 / --lambdas=0,1 / --depths=1,2
+        / --processes=0 / --train=--nope=1 / --evaluate=--nope=1 / --configs=base.py,
+        / --train=--lr=nan / --evaluate=--steps=0.5 / --train=--resume / --evaluate=--out=x""",
+    "analysis/tables.py": """--results=study/results.jsonl,study/results.jsonl / --results=study
+        / --preserve=study / --results= / --preserve=study/probe.json
+        / --results=study/probe.json""",
+    "analysis/plot.py": """--inputs=data / --inputs= / --arms=nope / --out=mine.py
+        / --figure=front,drift / --inputs=study,nope / --out=mine.py/x""",
+    "analysis/report.py": """--inputs=data / --inputs= / --arms=nope / --out=data / --out=full
+        / --out=mine.py/x.html / --inputs=mine.py""",
+    "analysis/compare.py": """--train=--lambda_jepa=0 / --train=\\' / --train=--seed=1
+        / --out_dir=mine.py / --tune=data/train.jsonl / --train=lr / --train=--nope=1
+        / --seed=-1 / --device=cuda""",
+    "analysis/probe.py": """--base= / --models= / --models=nope / --base=data / --text=nope
+        / --text=mmlu / --n_rows=1 / --window=9999 / --rates=0 / --rates=1.5 / --out_dir=mine.py
+        / --text=toy / --models=model2,model2 / --scales=0,0
+        / --n_rows=2 --text=gsm8k --data_dir=nope""",
+    "analysis/preserve.py": """--base= / --models= / --models=nope / --n_shot=99 / --window=0
+        / --rates= / --rates=0 / --rates=2 / --models=model2,model2 / --data_dir=data/mmlu
+        / --out=mine.py / --window=600 / --n_windows=-1""",
+    "analysis/bench.py": """--width=33 / --preset=llada-8b --n_layer=0 / --n_layer=-1
+        / --steps=0 / --data_dir=nope / --device=meta / --batch_size=99999 --data_dir=""",
+    "analysis/bench_sampling.py": """--width=33 / --blocks=2 / --gen_length=5
+        / --preset=llada-8b / --prompt_length=99999999 / --batch_size=99999999 / --device=nope""",
+    "analysis/predict.py": """--length=0 / --length=-1""",
+}

@@ -34,133 +34,16 @@ sys.path.insert(0, str(ROOT))
 
 import helpers
 from configurator import printable, run
-from hostile import ESCAPE, LONG, ruins_of, values_of
+from hostile import (CLASHES, COMMANDS, ESCAPE, EVAL, LINKS, LONG, PRESERVE, SETTINGS, TRAIN,
+                     ruins_of, values_of)
 from pretrained.tokenizer import byte_tokenizer
 from published import write_tokenizers
 from test_plot import write_study
 
 CPU_SECONDS, WALL_SECONDS, MEMORY = 30, 240, 3 * 2 ** 30    # MEMORY: beyond what imports take
 
-LINKS = {"loop": "loop", "null": "/dev/null", "full": "/dev/full", "endless": "/dev/zero"}
-
-# Each script's settings, and commands that are right. A setting goes to the first.
-SETTINGS = {"train.py": "TrainConfig", "sample.py": "SampleConfig", "eval_gsm8k.py": "EvalConfig",
-            "pretrained/weights.py": "ConvertConfig", "analysis/grid.py": "GridConfig",
-            "analysis/tables.py": "TablesConfig", "analysis/plot.py": "PlotConfig",
-            "analysis/report.py": "ReportConfig", "analysis/compare.py": "CompareConfig",
-            "analysis/probe.py": "ProbeConfig", "analysis/preserve.py": "PreserveConfig",
-            "analysis/bench.py": "BenchConfig", "analysis/predict.py": "PredictConfig",
-            "analysis/bench_sampling.py": "SamplingBenchConfig"}
-TRAIN = ("train.py mine.py --out_dir=new --max_steps=3 --save_every=1 --keep=3 --device=cpu "
-         "--task=gsm8k --data_dir=data --batch_size=2 --eval_rows=2 --max_length=64 --eval_t=0.5 "
-         "--log_every=1 --init_from=model")
-SAMPLE = "sample.py --init_from=model --prompt=2+2 --gen_length=4 --block_length=2 --device=cpu"
-EVAL = ("eval_gsm8k.py --init_from=model --data_dir=data --limit=2 --n_shot=1 --gen_length=4 "
-        "--block_length=4 --steps=2 --device=cpu --out=new.jsonl")
-GRID = ("analysis/grid.py --configs=mine.py --arms=plain --seeds=1 --n_shots=0 --out_dir=new "
-        "--evaluate=--limit=1")
-PRESERVE = ("analysis/preserve.py --base=model --models=model2 --data_dir=data --window=16 "
-            "--n_windows=2 --n_questions=2 --n_shot=1 --rates=0.5 --device=cpu --out=kept")
-PROBE = ("analysis/probe.py --base=model --models=model2 --data_dir=data/wikitext --n_rows=2 "
-         "--window=16 --rates=0.5 --device=cpu --out_dir=new")
-BENCH = ("analysis/bench.py --n_layer=1 --width=32 --batch_size=1 --steps=1 --device=cpu "
-         "--data_dir=data")
-MODEL = "model/config.json model/model.safetensors model/tokenizer.json"
-STATE = "run/step_0000002/"
-# command -> the files that it reads
-COMMANDS = {
-    TRAIN: f"mine.py data/train.jsonl {MODEL}",
-    TRAIN.replace("new", "run") + " --resume": "run/log.jsonl run/settings.json " + " ".join(
-        STATE + name for name in ("config.json", "model.safetensors", "tokenizer.json",
-                                  "train_state.json", "train_state.safetensors")),
-    TRAIN + " --lora_rank=2": MODEL,
-    TRAIN + " --init_from= --tokenizer=published/llada": "published/llada/tokenizer.json",
-    SAMPLE: MODEL,
-    EVAL: f"data/test.jsonl data/train.jsonl {MODEL}",
-    EVAL.replace("new", "A"): "A.jsonl A.json",
-    EVAL + " --init_from=run --weights=ema": f"{STATE}train_state.safetensors",
-    "eval_gsm8k.py --compare=A.jsonl,B.jsonl": "A.jsonl B.jsonl",
-    "eval_gsm8k.py --seeds=A.jsonl,B.jsonl": "B.jsonl",
-    "pretrained/weights.py --init_from=model --out_dir=new": MODEL,
-    GRID: "mine.py",
-    GRID.replace("=new", "=study"): "study/results.jsonl",
-    "analysis/tables.py --results=study/results.jsonl --preserve=study/kept/summary.json":
-        "study/results.jsonl study/kept/summary.json",
-    "analysis/plot.py --inputs=study --figure=training --out=new":
-        "study/results.jsonl study/plain_seed1/log.jsonl study/probe.json",
-    "analysis/report.py --inputs=study --out=new.html":
-        "study/results.jsonl study/plain_seed1/log.jsonl study/probe.json study/kept/summary.json",
-    "analysis/compare.py --base=base.py --tune=mine.py --out_dir=new --device=cpu":
-        "base.py mine.py",
-    PRESERVE: f"{MODEL} model2/model.safetensors data/mmlu/test.jsonl data/mmlu/dev.jsonl "
-              "data/wikitext/test.jsonl kept/summary.json",
-    PROBE: f"{MODEL} model2/model.safetensors model2/config.json data/wikitext/test.jsonl",
-    BENCH: "data/train.jsonl",
-    "analysis/bench_sampling.py --width=32 --prompt_length=4 --gen_length=4 --block_length=4 "
-    "--blocks=1 --device=cpu": "",
-    "analysis/predict.py --length=9": "",
-}
-# settings that exclude each other, or do not fit what is there
-CLASHES = {
-    "train.py": """--resume --overwrite / --out_dir=run / --out_dir=model / --out_dir=data/train.jsonl
-        / --resume / --export_dir=new / --export_dir=new/x / --export_dir=model / --export_dir=.
-        / --export_dir=data / --lora_rank=2 --optimizer=lean / --lora_rank=2 --shard / --init_from=
-        / --optimizer=lean --shard / --lora_rank=2 --init_from= / --micro_batch_size=3
-        / --tokenizer=toy / --task=toy --variant=zz / --task=toy_base --data_dir=/proc/nope --variant=x
-        / --forget_task=nope / --chat / --device=cuda / --device=meta / --device=cuda:99
-        / --max_length=1 / --max_length=2 / --task=mmlu / --task=wikitext / --task=spider
-        / --task=common / --task=files / --task=../train / --task=os / --pool_layer=2
-        / --pool_layer=-1 / --n_pred_layer=0 --pred_width=8 / --objective=consistency --pool=masked
-        / --objective=two_gradients --target=frozen / --lambda_jepa=0 --target=frozen
-        / --lambda_jepa=0 --anchor=1e30 / --masks=nested --t_ctx=0.7 --t_tgt=0.2 / --lr=3e38
-        / --init_from= --preset=llada-8b --tokenizer=bytes / --n_pred_layer=9999999
-        / --init_from= --tokenizer=bytes --max_length=99999 / --data_dir=data/wikitext
-        / --min_lr_ratio=1e300 / --eval_t=0.5,nan / --eval_t=1.5 / --eval_t= / --batch_size=99999
-        / --out_dir=run --resume --seed=7 / --out_dir=run --resume --batch_size=4
-        / --out_dir=run --resume --task=toy / --out_dir=run --resume --lambda_jepa=0
-        / --out_dir=run --resume --n_pred_layer=1 / --out_dir=run --resume --init_from=model2
-        / --out_dir=run --resume --max_steps=1 / --out_dir=run --resume --optimizer=lean
-        / --out_dir=run --resume --ema_decay=0.5 / --out_dir=run --resume --data_dir=empty
-        / --out_dir=run --resume --lora_rank=2 / --out_dir=run/step_0000002 --resume""",
-    "sample.py": """--raw --chat / --infill=x --prompt=y / --infill=x / --chat / --chat --prompt=
-        / --gen_length=10 --block_length=4 / --gen_length=600 / --steps=1 --block_length=1
-        / --threshold=0.5 --factor=1 / --alg_temp=1 / --factor=1 --remasking=random / --html=full
-        / --html=model / --html=nope/x.html / --init_from=data / --init_from=mine.py
-        / --cache=dual --cfg_scale=1 / --steps=3 --block_length=4 / --prompt= --raw""",
-    "eval_gsm8k.py": """--compare=A.jsonl / --compare=A.jsonl,A.jsonl / --compare=A.jsonl,B.jsonl,A.jsonl
-        / --compare=A.jsonl,data/train.jsonl / --compare=A.jsonl,nope --seeds=B.jsonl
-        / --seeds=A.jsonl / --seeds=A.jsonl,A.jsonl / --weights=ema / --out=A.jsonl
-        / --out=data/test.jsonl / --out=mine.py / --out=model / --split=nope / --split=../x
-        / --n_shot=400 / --n_shot=9999999 / --task=toy --variant=zz / --task=spider / --task=nl_rx
-        / --task=mmlu / --task=wikitext / --task=stats / --base=nope / --chat / --batch_tokens=0
-        / --gen_length=512 --block_length=512 / --init_from= / --data_dir=data/wikitext""",
-    "pretrained/weights.py": """--out_dir=model / --out_dir=data / --init_from=data / --out_dir=mine.py
-        / --init_from= / --out_dir= / --init_from=mine.py / --revision=x --init_from=a/b
-        / --out_dir=mine.py/x / --init_from=published/llada""",
-    "analysis/grid.py": """--train=--out_dir=x / --train=\\' / --evaluate=\\" / --configs=mine.py,mine.py
-        / --arms=nope / --arms=plain,plain / --out_dir=data/train.jsonl / --seeds=1,1 / --lambdas=0,1
-        / --depths=1,2 / --processes=0 / --train=--nope=1 / --evaluate=--nope=1 / --configs=base.py,
-        / --train=--lr=nan / --evaluate=--steps=0.5 / --train=--resume / --evaluate=--out=x""",
-    "analysis/tables.py": """--results=study/results.jsonl,study/results.jsonl / --results=study
-        / --preserve=study / --results= / --preserve=study/probe.json / --results=study/probe.json""",
-    "analysis/plot.py": """--inputs=data / --inputs= / --arms=nope / --out=mine.py / --figure=front,drift
-        / --inputs=study,nope / --out=mine.py/x""",
-    "analysis/report.py": """--inputs=data / --inputs= / --arms=nope / --out=data / --out=full
-        / --out=mine.py/x.html / --inputs=mine.py""",
-    "analysis/compare.py": """--train=--lambda_jepa=0 / --train=\\' / --train=--seed=1 / --out_dir=mine.py
-        / --tune=data/train.jsonl / --train=lr / --train=--nope=1 / --seed=-1 / --device=cuda""",
-    "analysis/probe.py": """--base= / --models= / --models=nope / --base=data / --text=nope / --text=mmlu
-        / --n_rows=1 / --window=9999 / --rates=0 / --rates=1.5 / --out_dir=mine.py / --text=toy
-        / --models=model2,model2 / --scales=0,0 / --n_rows=2 --text=gsm8k --data_dir=nope""",
-    "analysis/preserve.py": """--base= / --models= / --models=nope / --n_shot=99 / --window=0 / --rates=
-        / --rates=0 / --rates=2 / --models=model2,model2 / --data_dir=data/mmlu / --out=mine.py
-        / --window=600 / --n_windows=-1""",
-    "analysis/bench.py": """--width=33 / --preset=llada-8b --n_layer=0 / --n_layer=-1 / --steps=0
-        / --data_dir=nope / --device=meta / --batch_size=99999 --data_dir=""",
-    "analysis/bench_sampling.py": """--width=33 / --blocks=2 / --gen_length=5 / --preset=llada-8b
-        / --prompt_length=99999999 / --batch_size=99999999 / --device=nope""",
-    "analysis/predict.py": "--length=0 / --length=-1",
-}
+PROGRESS = re.compile(r"\d+%\||\d+(it|step|question|run)")
+TURNS = "setting", "file", "clash", "setting", "file", "typing"
 # what may be accepted: a pattern of "script: what is bad", and why
 ALLOWED = {}
 
@@ -176,10 +59,15 @@ class SweepConfig:
 
 class Case(NamedTuple):
     kind: str                           # setting, file, clash or typing
-    what: str                           # is bad: script, setting or file, and how
+    script: str
+    subject: str                        # the setting or the file
+    what: str                           # is bad: the setting with its value, or how the file is
     words: list[str]
     names: list[str]                    # one of these must be in the sentence; empty: anything
     spoil: Callable = lambda folder: None
+
+    def __str__(self):
+        return f"{self.script}: {self.what}"
 
 
 def main(cfg: SweepConfig):
@@ -190,7 +78,7 @@ def main(cfg: SweepConfig):
     before = state_of(ROOT)
     stage = make_stage(home / "stage")
     cases = [case for case in choose(all_cases(stage, cfg.seed), cfg.seed)
-             if cfg.only in f"{case.what} {shlex.join(case.words)}"][:cfg.n]
+             if cfg.only in f"{case} {shlex.join(case.words)}"][:cfg.n]
     waiting, running, faults, done = list(enumerate(cases)), {}, Counter(), Counter()
     while waiting or running:
         while waiting and len(running) < cfg.jobs:
@@ -198,13 +86,13 @@ def main(cfg: SweepConfig):
             running[number] = Run(case, stage, home / str(number))
         for number, one in list(running.items()):
             if one.is_over():
-                found, said = one.faults(), one.said
+                found = faults_of(one.case, one.code, one.out, one.said, one.changed)
                 done[f"{one.case.kind}: {'refused' if one.code else 'accepted'}"] += 1
                 faults.update(found)
                 if found or cfg.accepted and not one.code:
-                    print(f"{', '.join(found) or 'accepted'}: {printable(one.case.what)}\n    "
+                    print(f"{', '.join(found) or 'accepted'}: {printable(str(one.case))}\n    "
                           f"{printable(shlex.join(one.case.words))[:400]}\n    exit code {one.code}"
-                          f", {one.seconds:.0f} s: {said[-500:]!r}", flush=True)
+                          f", {one.seconds:.0f} s: {gist(one.said)}", flush=True)
                 shutil.rmtree(one.folder)
                 del running[number]
         time.sleep(0.02)
@@ -212,7 +100,8 @@ def main(cfg: SweepConfig):
                if before.get(path) != state_of(ROOT).get(path)]
     faults["a file of the project changed"] += len(changed)
     shutil.rmtree(home)
-    print(f"{len(cases)} invocations in {time.time() - began:.0f} s. "
+    n_scripts = len({case.script for case in cases})
+    print(f"{len(cases)} invocations of {n_scripts} scripts in {time.time() - began:.0f} s. "
           f"{dict(sorted(done.items()))}. Faults: {dict(+faults)}")
     sys.exit(int(bool(+faults)))
 
@@ -229,7 +118,7 @@ def all_cases(stage: Path, seed: int) -> list[Case]:
         for name in files.split():
             for how, spoil in ruins_of(stage / name, rng):
                 path, in_config = Path(name), re.findall(r"\w+", how)[:1] * name.endswith(".py")
-                cases.append(Case("file", f"{script}: {name} {how}", [script, *words],
+                cases.append(Case("file", script, name, f"{name} {how}", [script, *words],
                                   [path.name, str(path.parent), "row ", *in_config],
                                   lambda folder, name=name, spoil=spoil: spoil(folder / name)))
         if script in seen:
@@ -242,18 +131,18 @@ def all_cases(stage: Path, seed: int) -> list[Case]:
                 bad = f"--{setting}={value}"
                 names = [setting, *filter(str.strip, printable(value)[:60].split(",")),
                          repr(value)[1:60]]
-                cases.append(Case("setting", f"{script}: {bad}", with_settings(words, [bad], script),
-                                  names))
+                cases.append(Case("setting", script, setting, bad,
+                                  with_settings(words, [bad], script), names))
         for text in filter(None, re.split(r"\s+/\s+|^\s+", CLASHES[script])):
             more = shlex.split(text)
-            cases.append(Case("clash", f"{script}: {text}", with_settings(words, more, script), []))
+            cases.append(Case("clash", script, "", text, with_settings(words, more, script), []))
         first = next(name for name, kind in hints.items() if kind is not bool)
         for more in (f"{first}=1 -{first}=1 ---{first}=1 --{first.upper()}=1 --nope=1 --=1 -- - -x "
                      f"nope.py data pipe loop binary endless --{first}x=1").split():
-            cases.append(Case("typing", f"{script}: {more}", [script, *words, more], []))
+            cases.append(Case("typing", script, "", f"{more}", [script, *words, more], []))
         for more in ([f"--{first}"], [f"--{first}", "1"], [""], [" "], [LONG], ["\udcff"], [ESCAPE],
                      [f"--{ESCAPE}=1"], [f"--{LONG}=1"], ["--\udcff=1"], [f"--{first} =1"]):
-            cases.append(Case("typing", f"{script}: {more}", [script, *words, *more], []))
+            cases.append(Case("typing", script, "", f"{more}", [script, *words, *more], []))
     return cases
 
 
@@ -264,16 +153,19 @@ def with_settings(words, settings, script) -> list[str]:
 
 
 def choose(cases: list[Case], seed: int) -> list[Case]:
-    """Order the cases: first one of each script and kind, then setting by setting, file by file."""
+    """Order the cases: first one of each script and kind, then the kinds of TURNS in turns, and
+    within a kind the settings, files or scripts in turns."""
     cases = random.Random(seed).sample(cases, len(cases))
-    first, subjects = {}, {}
+    first, subjects = {}, {kind: {} for kind in TURNS}
     for case in cases:
-        script, _, rest = case.what.partition(": ")
-        subject = re.match(r"[\w-]*[\w/.]*", rest)[0] if case.kind in ("setting", "file") else ""
-        if first.setdefault((script, case.kind), case) is not case:
-            subjects.setdefault((script, case.kind, subject), []).append(case)
-    turns = zip_longest(*subjects.values())
-    return [*first.values(), *(case for turn in turns for case in turn if case)]
+        if first.setdefault((case.script, case.kind), case) is not case:
+            subjects[case.kind].setdefault((case.script, case.subject), []).append(case)
+    kinds = {kind: [case for turn in zip_longest(*groups.values()) for case in turn if case]
+             for kind, groups in subjects.items()}
+    chosen = list(first.values())
+    while any(kinds.values()):
+        chosen += [kinds[kind].pop(0) for kind in TURNS if kinds[kind]]
+    return chosen
 
 
 # ----------------------------------------------------------------------------------------------
@@ -365,30 +257,33 @@ class Run:
         self.code, self.seconds = self.process.exitcode, time.time() - self.began
         self.out, self.said = ("".join(open(self.log.with_suffix(end), errors="backslashreplace",
                                             newline="").read()) for end in (".out", ".err"))
+        after = state_of(self.folder)
+        self.changed = [path for path, was in self.before.items() if after.get(path) != was]
         return True
 
-    def faults(self) -> list[str]:
-        """Return what is wrong with how it ended."""
-        lines = [line for line in re.split("[\r\n]", self.said)
-                 if line.strip() and not re.search(r"\d+%\||\d+(it|step|question)", line)]
-        if self.code in (-signal.SIGXCPU, -signal.SIGKILL):
-            return ["no end"]
-        found = {"a traceback": re.search("Traceback|panicked", self.said),
-                 "a signal": self.code < 0,
-                 "control characters": printable(text := self.said.replace("\r", "")) != text
-                                       or self.code and printable(self.out) != self.out}
-        if any(found.values()):
-            return [fault for fault, is_so in found.items() if is_so]
-        if self.code == 0:
-            allowed = any(re.search(pattern, self.case.what) for pattern in ALLOWED)
-            return [] if allowed else ["accepted"]
-        after = state_of(self.folder)
-        changed = [path for path, state in self.before.items() if after.get(path) != state]
-        found = {"silent": not lines, "long": len(lines) > 3,
-                 f"changed {' '.join(changed)}": changed,
-                 "names nothing": self.case.names and not any(
-                     name in self.said for name in self.case.names)}
-        return [fault for fault, is_so in found.items() if is_so]
+
+def faults_of(case: Case, code: int, out: str, said: str, changed=()) -> list[str]:
+    """Return what is wrong with how a case ended: exit code, stdout, stderr, files it changed."""
+    lines = [line for line in re.split("[\r\n]", said)
+             if line.strip() and not PROGRESS.search(line)]
+    if code in (-signal.SIGXCPU, -signal.SIGKILL):
+        return ["no end"]
+    if re.search("Traceback|panicked", said) or code < 0:
+        return ["a traceback" if code > 0 else f"signal {-code}"]
+    if code == 0:
+        is_allowed = any(re.search(pattern, str(case)) for pattern in ALLOWED)
+        return [] if is_allowed else ["accepted"]
+    raw = printable(said.replace("\r", "")) != said.replace("\r", "") or printable(out) != out
+    found = {"silent": not lines, "long": len(lines) > 3, "control characters": raw,
+             f"changed {' '.join(changed)}": changed,
+             "names nothing": case.names and not any(name in said for name in case.names)}
+    return [fault for fault, is_so in found.items() if is_so]
+
+
+def gist(said: str) -> str:
+    """Return the end of what a script said, of a traceback also the last line in the project."""
+    where = re.findall(rf'File "{ROOT}/(.*?)", line (\d+)', said)
+    return f"{':'.join(where[-1]) if where else ''} {said[-300:]!r}"
 
 
 def be_script(words, folder, log, limited=False):
