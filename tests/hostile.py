@@ -20,7 +20,7 @@ FLOATS = [*NOT_NUMBERS, "-1", "0", "-0.0", "\u0663", "1e308", "-1e308", "1e-320"
 BOOLS = ["", " ", "yes", "2", "None", "nan", "tru", "-1", ESCAPE, "\udcff", "True,False"]
 CHOICES = ["", " ", "x", "none_", "0", ESCAPE, "\udcff", LONG, "JEPA", "a,b"]
 PATHS = ["", " ", "nope", "../nope", "/proc/nope", "null", "full", "endless", "pipe", "loop",
-         "empty", "binary", "binary/x", "pipe/x", ESCAPE, "\udcff", LONG, "a\nb", "~", "$HOME", "%s{0}",
+         "empty", "binary", "binary/x", "pipe/x", ESCAPE, "\udcff", LONG, "a\nb", "~", "%s{0}",
          "\u202egnp.exe", "-", ".", "..", "https://example.com"]   # nothing outside: tests are root
 ITEMS = ["", ",", " ", ",,", "x", "x,x", "nope,", ESCAPE, "\udcff", LONG, "pipe", "endless",
          "empty", "binary", "[1]", "()", "(", "'", "1" + ",1" * 9999]
@@ -195,7 +195,7 @@ STATE = "run/step_0000002/"
 # command -> the files that it reads
 COMMANDS = {
     TRAIN: f"mine.py data/train.jsonl {MODEL}",
-    TRAIN.replace("new", "run") + " --resume": "run/log.jsonl run/settings.json " + " ".join(
+    TRAIN.replace("new", "run") + " --resume": "run/log.jsonl " + " ".join(
         STATE + name for name in ("config.json", "model.safetensors", "tokenizer.json",
                                   "train_state.json", "train_state.safetensors")),
     TRAIN + " --lora_rank=2": MODEL,
@@ -239,7 +239,7 @@ CLASHES = {
         / --task=../train / --task=os / --pool_layer=2 / --pool_layer=-1
         / --n_pred_layer=0 --pred_width=8 / --objective=consistency --pool=masked
         / --objective=two_gradients --target=frozen / --lambda_jepa=0 --target=frozen
-        / --lambda_jepa=0 --anchor=1e30 / --masks=nested --t_ctx=0.7 --t_tgt=0.2 / --lr=3e38
+        / --lambda_jepa=0 --anchor=1e30 / --lr=3e38
         / --init_from= --preset=llada-8b --tokenizer=bytes / --n_pred_layer=9999999
         / --init_from= --tokenizer=bytes --max_length=99999 / --data_dir=data/wikitext
         / --min_lr_ratio=1e300 / --eval_t=0.5,nan / --eval_t=1.5 / --eval_t=
@@ -253,13 +253,12 @@ CLASHES = {
     "sample.py": """--raw --chat / --infill=x --prompt=y / --infill=x / --chat
         / --chat --prompt= / --gen_length=10 --block_length=4 / --gen_length=600
         / --steps=1 --block_length=1 / --threshold=0.5 --factor=1 / --alg_temp=1
-        / --factor=1 --remasking=random / --html=full / --html=model / --html=nope/x.html
-        / --init_from=data / --init_from=mine.py / --cache=dual --cfg_scale=1
-        / --steps=3 --block_length=4 / --prompt= --raw""",
+        / --factor=1 --remasking=random / --html=full / --html=model
+        / --init_from=data / --init_from=mine.py""",
     "eval_gsm8k.py": """--compare=A.jsonl / --compare=A.jsonl,A.jsonl
         / --compare=A.jsonl,B.jsonl,A.jsonl / --compare=A.jsonl,data/train.jsonl
         / --compare=A.jsonl,nope --seeds=B.jsonl / --seeds=A.jsonl / --seeds=A.jsonl,A.jsonl
-        / --weights=ema / --out=A.jsonl / --out=data/test.jsonl / --out=mine.py / --out=model
+        / --weights=ema / --out=data/test.jsonl / --out=mine.py / --out=model
         / --split=nope / --split=../x / --n_shot=400 / --n_shot=9999999
         / --task=toy --variant=zz / --task=spider / --task=nl_rx / --task=mmlu / --task=wikitext
         / --task=stats / --base=nope / --chat / --batch_tokens=0
@@ -270,7 +269,7 @@ CLASHES = {
     "analysis/grid.py": """--train=--out_dir=x / --train=\\' / --evaluate=\\"
         / --configs=mine.py,mine.py / --arms=nope / --arms=plain,plain
         / --out_dir=data/train.jsonl / --seeds=1,1 / --lambdas=0,1 / --depths=1,2
-        / --processes=0 / --train=--nope=1 / --evaluate=--nope=1 / --configs=base.py,
+        / --processes=0 / --train=--nope=1 / --evaluate=--nope=1
         / --train=--lr=nan / --evaluate=--steps=0.5 / --train=--resume / --evaluate=--out=x""",
     "analysis/tables.py": """--results=study/results.jsonl,study/results.jsonl / --results=study
         / --preserve=study / --results= / --preserve=study/probe.json
