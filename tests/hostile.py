@@ -218,7 +218,7 @@ COMMANDS = {
     "analysis/compare.py --base=base.py --tune=mine.py --out_dir=new --device=cpu":
         "base.py mine.py",
     PRESERVE: f"{MODEL} model2/model.safetensors data/mmlu/test.jsonl data/mmlu/dev.jsonl "
-              "data/wikitext/test.jsonl kept/summary.json",
+              "data/wikitext/test.jsonl kept/model2_*.json",
     PROBE: f"{MODEL} model2/model.safetensors model2/config.json data/wikitext/test.jsonl",
     BENCH: "data/train.jsonl",
     "analysis/bench_sampling.py --width=32 --prompt_length=4 --gen_length=4 --block_length=4 "

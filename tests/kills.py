@@ -11,12 +11,10 @@ log but for its clock. Of an evaluation all answers must be there, each once, in
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,7 +95,8 @@ def check(name: str, n: int, seed: int, folder: Path) -> tuple[list[str], str]:
         process, moment = start(command_for(killed), n_processes), moments[number % len(moments)]
         wait_for(moment, process, killed, rng)
         assert process.poll() is None, f"{name} ended before kill {number + 1}"
-        kill(process)
+        helpers.kill(process.pid)
+        process.communicate()
         met.append("save" if (killed / "saving").exists() else moment)
     finish(command_for(killed), n_processes)
     return met, (compare_runs if is_training else compare_answers)(peace, killed)
@@ -142,29 +141,6 @@ def wait_for(moment: str, process, out: Path, rng):
                                         and path.stat().st_mtime > began for path in written)
     helpers.wait_until(lambda: process.poll() is not None or has_come())
     time.sleep(rng.uniform(0, longest))
-
-
-def kill(process):
-    """Kill a process and all that descend from it at once, and wait until they are gone."""
-    family, parents = {process.pid}, parents_of_all()
-    for _ in range(5):                  # torchrun's children have sessions of their own
-        family |= {pid for pid, parent in parents.items() if parent in family}
-    for pid in family:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.communicate()
-    helpers.wait_until(lambda: not family & parents_of_all().keys())
-
-
-def parents_of_all() -> dict:
-    """Return {pid: parent's pid} of all processes that run."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            state, parent = path.read_text().rpartition(")")[2].split()[:2]
-            if state != "Z":
-                found[int(path.parent.name)] = int(parent)
-    return found
 
 
 # ----------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ import re
 import resource
 import shlex
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -27,8 +26,6 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Callable, NamedTuple, get_type_hints
 
-os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1",
-                  https_proxy="http://127.0.0.1:9", http_proxy="http://127.0.0.1:9")  # no network
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -40,37 +37,40 @@ from pretrained.tokenizer import byte_tokenizer
 from published import write_tokenizers
 from test_plot import write_study
 
+ALONE = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1",
+         "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}   # no network
 CPU_SECONDS, WALL_SECONDS, MEMORY = 30, 240, 3 * 2 ** 30    # MEMORY: beyond what imports take
 
 BAR = re.compile(r"[^\r\n]*?\d+%\|[^\r\n]*?\[[^\r\n\]]*\]")     # tqdm's
 # who asks for so many gets so many
 ENDLESS = "train.py --max_steps", "analysis/bench.py --steps", "analysis/bench_sampling.py --runs"
 TURNS = "setting", "file", "clash", "setting", "file", "typing"
-# what may be accepted: a pattern of "script: what is bad", and why
+# what may be accepted: a pattern of "kind script: what is bad", and why
 ALLOWED = {
     r"=(\u0663|1_0)$": "Python reads it as a number",
     r"=1e-320$": "a tiny number is a number",
     r"--(?!length|batch|max_l|keep|\w+_every|eval_|t_|rates|top_p|window$|blocks|runs|prompt_|proc)"
     r"\w+=-?0(\.0)?$": "0 turns it off, or stands for the default",
-    r"--(seeds?|keep|\w+_every|eval_rows|max_length|limit|top_k|n_rows|n_windows|n_questions)"
-    r"=\d{10,19}$": "more than there are is all, or never",
+    r"--(keep|\w+_every|eval_rows|max_length|limit|top_k|n_rows|n_windows|n_questions)=\d{10,19}$":
+        "more than there are is all, or never",
     r"--(factor|lr|epochs|lora_alpha)=1e308$": "a large number is a number",
+    r"--seeds?=2147483648$|(sample|eval_gsm8k).py: --seed=-": "generators take any number",
     r"--(lora_targets|lora_alpha)=": "unused without lora_rank",
-    r"--(revision)=": "a folder has no revisions",
-    r"--(title|prompt)=": "any text will do",
-    r"--(out|out_dir|export_dir|html)=": "a path that can be written may have any name",
-    r"--(scales|lambdas|depths|arms|preserve|compare|seeds|models|lora_targets)=[,() ]*$":
-        "empty: none, or all",
+    r"--revision=": "a folder has no revisions",
+    r"^setting.*--(title|prompt)=": "any text will do",
+    r"^setting.*--(out|out_dir|export_dir|html)=": "what can be written may have any name",
+    r"--(scales|lambdas|depths|arms|preserve|compare|seeds|lora_targets)=[,() ]*$": "none, or all",
     r"--scales=0,0|--models=model2,model2": "what is named twice is measured twice",
     r"data/\S+ (without )?/(question|text|choices)": "any text is a question",
-    r"\b[AB]\.jsonl (without )?/(?!verdict)": "ids, golds and verdicts are compared",
-    r"\bA\.json (without )?/(?!settings)": "scores are computed and written anew",
-    r"run/log\.jsonl": "of a log, what cannot be read is dropped, with a word",
-    r"study/\S+ is missing": "there are others to draw",
+    r" [AB]\.jsonl (without )?/(?!verdict)": "ids, golds and verdicts are compared",
+    r" A\.json (without )?/(?!settings)": "scores are computed and written anew",
+    r"run/log\.jsonl": "what cannot be read of a log is dropped, with a word",
+    r"study/\S+ (is missing|empty|blank)": "there are others to draw",
     r"log\.jsonl (without )?/(?!step|held_out|diffusion|jepa)": "other numbers are not drawn",
-    r"tokenizer\.json /(name|version)": "a name is for people",
+    r"/(commit|revision|command|name|version|task|split|stderr)\b": "a word that is only shown",
+    r"study/.* is 0, line|/answers is \"|/settings/(base|rates) is": "another number, another name",
+    r"--(html|out)=full$": "it is a link, and gives way to a file",
     r"weights.py: model/tokenizer\.json": "it is copied, not read",
-    r"kept/": "it is written anew",
 }
 
 
@@ -97,39 +97,32 @@ class Case(NamedTuple):
 
 
 def main(cfg: SweepConfig):
-    began, home = time.time(), Path(tempfile.mkdtemp(prefix="sweep_"))
+    os.environ.update(ALONE)            # before torch and the hub's library are imported there
     helpers.FORKS.set_forkserver_preload([
         "helpers", "eval_gsm8k", "torch.distributed.fsdp", "torch._dynamo", "analysis.report",
         "analysis.grid", "analysis.compare", "test_plot"])
-    before = state_of(ROOT)
-    stage = make_stage(home / "stage")
-    cases = [case for case in choose(all_cases(stage, cfg.seed), cfg.seed)
-             if cfg.only in f"{case} {shlex.join(case.words)}"][:cfg.n]
-    waiting, running, faults, done = list(enumerate(cases)), {}, Counter(), Counter()
-    while waiting or running:
-        while waiting and len(running) < cfg.jobs:
-            number, case = waiting.pop(0)
-            running[number] = Run(case, stage, home / str(number))
-        for number, one in list(running.items()):
-            if one.is_over():
-                found = faults_of(one.case, one.code, one.out, one.said, one.changed)
-                done[f"{one.case.kind}: {'refused' if one.code else 'accepted'}"] += 1
-                faults.update(found)
-                if found or cfg.accepted and not one.code:
-                    print(f"{', '.join(found) or 'accepted'}: {printable(str(one.case))}\n    "
-                          f"{printable(shlex.join(one.case.words))[:400]}\n    exit code {one.code}"
-                          f", {one.seconds:.0f} s: {gist(one.said)}", flush=True)
-                shutil.rmtree(one.folder)
-                del running[number]
-        time.sleep(0.02)
-    changed = [path for path in before.keys() | state_of(ROOT).keys()
-               if before.get(path) != state_of(ROOT).get(path)]
-    faults["a file of the project changed"] += len(changed)
-    shutil.rmtree(home)
-    n_scripts = len({case.script for case in cases})
-    print(f"{len(cases)} invocations of {n_scripts} scripts in {time.time() - began:.0f} s. "
-          f"{dict(sorted(done.items()))}. Faults: {dict(+faults)}")
-    sys.exit(int(bool(+faults)))
+    began, before = time.time(), state_of(ROOT)
+    faults, done, scripts = Counter(), Counter(), set()
+    with tempfile.TemporaryDirectory(prefix="sweep_") as home:
+        stage = make_stage(Path(home, "stage"))
+        cases = [case for case in choose(all_cases(stage, cfg.seed), cfg.seed)
+                 if cfg.only in f"{case} {shlex.join(case.words)}"][:cfg.n]
+        for case, end in ends_of(cases, stage, cfg.jobs):
+            found = faults_of(case, *end)
+            scripts.add(case.script)
+            done[f"{case.kind}: {'refused' if end.code else 'accepted'}"] += 1
+            faults.update(found)
+            if found or cfg.accepted and not end.code:
+                print(f"{', '.join(found) or 'accepted'}: {printable(str(case))}\n    "
+                      f"{printable(shlex.join(case.words))[:400]}\n    exit code {end.code}: "
+                      f"{gist(end.said)}", flush=True)
+    after = state_of(ROOT)
+    for path in before.keys() | after.keys():
+        if before.get(path) != after.get(path):
+            faults[f"changed {path} of the project"] += 1
+    print(f"{sum(done.values())} invocations of {len(scripts)} scripts in "
+          f"{time.time() - began:.0f} s. {dict(sorted(done.items()))}. Faults: {dict(faults)}")
+    sys.exit(int(bool(faults)))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -141,7 +134,8 @@ def all_cases(stage: Path, seed: int) -> list[Case]:
     cases, seen, rng = [], set(), random.Random(seed)
     for command, files in COMMANDS.items():
         script, *words = shlex.split(command)
-        for name in files.split():
+        for name in [str(path.relative_to(stage)) for pattern in files.split()
+                     for path in stage.glob(pattern)]:
             for how, spoil in ruins_of(stage / name, rng):
                 path, in_config = Path(name), re.findall(r"\w+", how)[:1] * name.endswith(".py")
                 cases.append(Case("file", script, name, f"{name} {how}", [script, *words],
@@ -157,8 +151,8 @@ def all_cases(stage: Path, seed: int) -> list[Case]:
                 bad = f"--{setting}={value}"
                 if f"{script} --{setting}" in ENDLESS and re.fullmatch(r"\d{9,}", value):
                     continue
-                names = [setting, "out of memory", "not finite", *filter(str.strip, printable(value)[:60].split(",")),
-                         repr(value)[1:60]]
+                names = [setting, "out of memory", "not finite", repr(value)[1:60],
+                         *filter(str.strip, printable(value)[:60].split(","))]
                 cases.append(Case("setting", script, setting, bad,
                                   with_settings(words, [bad], script), names))
         for text in filter(None, re.split(r"\s+/\s+|^\s+", CLASHES[script])):
@@ -264,42 +258,50 @@ def state_of(folder: Path) -> dict:
 # a run of one
 
 
-class Run:
-    """The process of a case, in its own copy of the stage."""
-
-    def __init__(self, case: Case, stage: Path, folder: Path):
-        self.case, self.folder, self.began = case, folder, time.time()
-        copy_of(stage, folder)
-        case.spoil(folder / "work")
-        self.before = state_of(folder)
-        self.log = folder.with_suffix(".log")
-        self.process = helpers.fork(be_script, case.words, folder / "work", self.log, True)
-
-    def is_over(self) -> bool:
-        if self.process.is_alive() and time.time() - self.began < WALL_SECONDS:
-            return False
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)     # and what it has started
-        except ProcessLookupError:
-            pass
-        self.process.join()
-        self.code, self.seconds = self.process.exitcode, time.time() - self.began
-        self.out, self.said = ("".join(open(self.log.with_suffix(end), errors="backslashreplace",
-                                            newline="").read()) for end in (".out", ".err"))
-        after = state_of(self.folder)
-        self.changed = [path for path, was in self.before.items() if after.get(path) != was]
-        return True
+class End(NamedTuple):
+    code: int                           # exit code; below 0: the signal
+    out: str                            # stdout
+    said: str                           # stderr
+    changed: list[str]                  # files that were there before and are not as they were
 
 
-def faults_of(case: Case, code: int, out: str, said: str, changed=()) -> list[str]:
-    """Return what is wrong with how a case ended: exit code, stdout, stderr, files it changed."""
+def ends_of(cases: list[Case], stage: Path, jobs: int):
+    """Run cases, so many at a time, each in its own copy of the stage -> (case, its end)."""
+    waiting, running = list(enumerate(cases)), []
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            number, case = waiting.pop(0)
+            folder = stage.parent / str(number)
+            copy_of(stage, folder)
+            case.spoil(folder / "work")
+            before = state_of(folder)
+            process = helpers.fork(be_script, case.words, folder / "work", folder, True)
+            running.append((case, folder, before, process, time.time()))
+        for one in list(running):
+            case, folder, before, process, began = one
+            if process.is_alive() and time.time() - began < WALL_SECONDS:
+                continue
+            helpers.kill(process.pid)   # and what it has started
+            process.join()
+            out, said = (Path(f"{folder}{end}").read_bytes().decode("utf-8", "backslashreplace")
+                         for end in (".out", ".err"))
+            after = state_of(folder)
+            changed = [path for path in before if after.get(path) != before[path]]
+            shutil.rmtree(folder)
+            running.remove(one)
+            yield case, End(process.exitcode, out, said, changed)
+        time.sleep(0.02)
+
+
+def faults_of(case: Case, code: int, out: str, said: str, changed: list) -> list[str]:
+    """Return what is wrong with how a case ended."""
     lines = [line for line in re.split("[\r\n]", BAR.sub("\n", said)) if line.strip()]
-    if code in (-signal.SIGXCPU, -signal.SIGKILL):
+    if code == -9:                      # its time was over
         return ["no end"]
     if re.search("Traceback|panicked", said) or code < 0:
         return ["a traceback" if code > 0 else f"signal {-code}"]
     if code == 0:
-        is_allowed = any(re.search(pattern, str(case)) for pattern in ALLOWED)
+        is_allowed = any(re.search(pattern, f"{case.kind} {case}") for pattern in ALLOWED)
         return [] if is_allowed else ["accepted"]
     raw = printable(said.replace("\r", "")) != said.replace("\r", "") or printable(out) != out
     found = {"silent": not lines, "long": len(lines) > 3, "control characters": raw,
@@ -326,7 +328,7 @@ def be_script(words, folder, log, limited=False):
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         for kind, most in ((resource.RLIMIT_AS, size + MEMORY), (resource.RLIMIT_CORE, 0),
                            (resource.RLIMIT_CPU, CPU_SECONDS), (resource.RLIMIT_FSIZE, 2 ** 28)):
-            resource.setrlimit(kind, (most, most if most else 0))
+            resource.setrlimit(kind, (most, most))
     sys.argv = [str(ROOT / words[0]), *words[1:]]
     helpers.runpy.run_path(sys.argv[0], run_name="__main__")
 

@@ -33,7 +33,7 @@ def test_what_the_sweep_takes_for_a_fault(code, said, changed, fault):
 
 def test_a_sentence_below_a_progress_bar_is_no_fault():
     said = "\rnew:   0%|          | 0/3 [00:00<?, ?step/s]\r\nlr=x is not a finite float\n"
-    assert faults_of(CASE, 1, "step 0: held-out loss\n", said) == []
+    assert faults_of(CASE, 1, "step 0: held-out loss\n", said, []) == []
 
 def test_every_script_has_commands_settings_and_clashes():
     assert SETTINGS.keys() == CLASHES.keys() == {command.split()[0] for command in COMMANDS}
