@@ -138,10 +138,10 @@ CONFIGS = [
     "lrr = 1.0", "LR = 1.0", "lr = '1e-3'", "seed = 1.5", "seed = True", "seed = 10 ** 9",
     "seed = " + "9" * 5000, "seed = -1", "out_dir = 1", "out_dir = b'x'", "out_dir = f'{1}'",
     "lr = " + "(" * 9000 + "1.0" + ")" * 9000, "lr = " + "-" * 9000 + "1.0",
-    "lr = 1.0" + " + 1.0" * 50_000, "shard = 1", "shard = 'True'", "shard = None", "lr, seed = 1, 1",
+    "lr = 1.0" + " + 1.0" * 50_000, "shard = 1", "shard = 'True'", "shard = None", "lr, b = 1, 1",
     "[lr] = [1.0]", "lr = [1.0]", "def lr(): pass", "if True:\n    lr = 1.0", "  lr = 1.0", "\0",
     "# coding: nonsense\nlr = 1.0", "lr = '" + ESCAPE + "'", ESCAPE + " = 1", "lr = '\xe9",
-    "lambda_jepa = float('nan')", "t_ctx = 0", "t_ctx = 1.5", "lr = 1j", "lr = ...", "\ufefflr = nan"]
+    "lambda_jepa = float('nan')", "t_ctx = 0", "t_ctx = 1.5", "lr = 1j", "lr = ...", "\ufefflr = x"]
 
 
 def ruins_of(path, rng):

@@ -29,7 +29,7 @@ from configurator import run
 from pretrained.weights import newest_checkpoint
 from tasks.answers import read_answers
 
-N_QUESTIONS = 400
+N_QUESTIONS = 600
 TRAIN = ["train.py", "--tokenizer=toy", "--task=toy", "--max_length=64", "--batch_size=8",
          "--lr=1e-3", "--save_every=2", "--keep=2", "--log_every=1", "--eval_every=9",
          "--eval_rows=8", "--eval_t=0.5", "--device=cpu"]
