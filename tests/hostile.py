@@ -176,6 +176,15 @@ SETTINGS = {"train.py": "TrainConfig", "sample.py": "SampleConfig", "eval_gsm8k.
             "analysis/probe.py": "ProbeConfig", "analysis/preserve.py": "PreserveConfig",
             "analysis/bench.py": "BenchConfig", "analysis/predict.py": "PredictConfig",
             "analysis/bench_sampling.py": "SamplingBenchConfig"}
+CONFIG = """lr = 1e-3
+task = "gsm8k"
+data_dir = "data"
+max_steps = 1
+batch_size = 2
+max_length = 64
+eval_every = 100
+eval_rows = 2
+"""
 TRAIN = ("train.py mine.py --out_dir=new --max_steps=3 --save_every=1 --keep=3 --device=cpu "
          "--task=gsm8k --data_dir=data --batch_size=2 --eval_rows=2 --max_length=64 --eval_t=0.5 "
          "--log_every=1 --init_from=model")
@@ -183,7 +192,7 @@ SAMPLE = "sample.py --init_from=model --prompt=2+2 --gen_length=4 --block_length
 EVAL = ("eval_gsm8k.py --init_from=model --data_dir=data --limit=2 --n_shot=1 --gen_length=4 "
         "--block_length=4 --steps=2 --device=cpu --out=new.jsonl")
 GRID = ("analysis/grid.py --configs=mine.py --arms=plain --seeds=1 --n_shots=0 --out_dir=new "
-        "--evaluate=--limit=1")
+        "'--evaluate=--limit=1 --gen_length=4 --block_length=4 --steps=2'")
 PRESERVE = ("analysis/preserve.py --base=model --models=model2 --data_dir=data --window=16 "
             "--n_windows=2 --n_questions=2 --n_shot=1 --rates=0.5 --device=cpu --out=kept")
 PROBE = ("analysis/probe.py --base=model --models=model2 --data_dir=data/wikitext --n_rows=2 "

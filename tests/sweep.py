@@ -1,7 +1,8 @@
 """Sweep: bad invocations of every script, sampled from the grammar of hostile.py by a fixed seed.
 
     python tests/sweep.py --n=800 --seed=0          all scripts, about a quarter of an hour
-    python tests/sweep.py --n=9999 --only=sample.py what has this text in its command or its name
+    python tests/sweep.py --n=99999 --only=sample.py what has this text in its command or its name
+    python tests/sweep.py --right                   the commands as they are, which must succeed
 
 Each runs in a copy of a folder with small models and files, in a process forked from one that has
 imported torch. It is at fault if it ends in a traceback or a signal, takes 30 s of a core, accepts
@@ -31,15 +32,15 @@ sys.path.insert(0, str(ROOT))
 
 import helpers
 from configurator import printable, run
-from hostile import (CLASHES, COMMANDS, ESCAPE, EVAL, LINKS, LONG, PRESERVE, SETTINGS, TRAIN,
-                     ruins_of, values_of)
+from hostile import (CLASHES, COMMANDS, CONFIG, ESCAPE, EVAL, LINKS, LONG, PRESERVE, SETTINGS,
+                     TRAIN, ruins_of, values_of)
 from pretrained.tokenizer import byte_tokenizer
 from published import write_tokenizers
 from test_plot import write_study
 
 ALONE = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1",
          "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}   # no network
-CPU_SECONDS, WALL_SECONDS, MEMORY = 30, 240, 3 * 2 ** 30    # MEMORY: beyond what imports take
+CPU_SECONDS, WALL_SECONDS, MEMORY = 30, 600, 3 * 2 ** 30    # MEMORY: beyond what imports take
 
 BAR = re.compile(r"[^\r\n]*?\d+%\|[^\r\n]*?\[[^\r\n\]]*\]")     # tqdm's
 # who asks for so many gets so many
@@ -70,6 +71,9 @@ ALLOWED = {
     r"/(commit|revision|command|name|version|task|split|stderr)\b": "a word that is only shown",
     r"study/.* is 0, line|/answers is \"|/settings/(base|rates) is": "another number, another name",
     r"--(html|out)=full$": "it is a link, and gives way to a file",
+    r"config\.json without /": "what is not stated has a default",
+    r"tokenizer\.json UTF-16": "JSON may be in UTF-16",
+    r"eval\S+ run/\S+/train_state.safetensors": "of the EMA's file only the EMA is read",
     r"weights.py: model/tokenizer\.json": "it is copied, not read",
 }
 
@@ -79,12 +83,13 @@ class SweepConfig:
     n: int = 800                        # invocations
     seed: int = 0                       # of the choice
     only: str = ""                      # only those with this text in their command or their name
+    right: bool = False                 # run the commands unspoilt
     jobs: int = 2                       # at a time
     accepted: bool = False              # list what was accepted, too
 
 
 class Case(NamedTuple):
-    kind: str                           # setting, file, clash or typing
+    kind: str                           # setting, file, clash, typing; or right
     script: str
     subject: str                        # the setting or the file
     what: str                           # is bad: the setting with its value, or how the file is
@@ -105,7 +110,10 @@ def main(cfg: SweepConfig):
     faults, done, scripts = Counter(), Counter(), set()
     with tempfile.TemporaryDirectory(prefix="sweep_") as home:
         stage = make_stage(Path(home, "stage"))
-        cases = [case for case in choose(all_cases(stage, cfg.seed), cfg.seed)
+        bad = [] if cfg.right else choose(all_cases(stage, cfg.seed), cfg.seed)
+        right = [Case("right", words[0], "", "as it is", words, [])
+                 for words in map(shlex.split, COMMANDS)] * cfg.right
+        cases = [case for case in right + bad
                  if cfg.only in f"{case} {shlex.join(case.words)}"][:cfg.n]
         for case, end in ends_of(cases, stage, cfg.jobs):
             found = faults_of(case, *end)
@@ -139,7 +147,7 @@ def all_cases(stage: Path, seed: int) -> list[Case]:
             for how, spoil in ruins_of(stage / name, rng):
                 path, in_config = Path(name), re.findall(r"\w+", how)[:1] * name.endswith(".py")
                 cases.append(Case("file", script, name, f"{name} {how}", [script, *words],
-                                  [path.name, str(path.parent), "row ", *in_config],
+                                  [path.name, *map(str, path.parents[:-1]), "row ", *in_config],
                                   lambda folder, name=name, spoil=spoil: spoil(folder / name)))
         if script in seen:
             continue
@@ -152,9 +160,10 @@ def all_cases(stage: Path, seed: int) -> list[Case]:
                 if f"{script} --{setting}" in ENDLESS and re.fullmatch(r"\d{9,}", value):
                     continue
                 names = [setting, "out of memory", "not finite", repr(value)[1:60],
-                         *filter(str.strip, printable(value)[:60].split(","))]
+                         *filter(str.strip, re.split("[,/]", printable(value)[:60]))]
                 cases.append(Case("setting", script, setting, bad,
-                                  with_settings(words, [bad], script), names))
+                                  with_settings(words, [bad], script),
+                                  names if value.strip() else []))
         for text in filter(None, re.split(r"\s+/\s+|^\s+", CLASHES[script])):
             more = shlex.split(text)
             cases.append(Case("clash", script, "", text, with_settings(words, more, script), []))
@@ -211,8 +220,8 @@ def make_stage(stage: Path) -> Path:
         path = stage / "data" / f"{name}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         helpers.write_jsonl(path, lines)
-    (stage / "mine.py").write_text('"""A run."""\nlr = 1e-3\neval_every = 100\n')
-    (stage / "base.py").write_text('tokenizer = "bytes"\nmax_steps = 1\n')
+    (stage / "base.py").write_text(f'tokenizer = "bytes"\n{CONFIG}')
+    (stage / "mine.py").write_text(f'"""A run."""\ninit_from = "model"\n{CONFIG}')
     (stage / "published").mkdir()
     write_tokenizers(stage / "published")
     write_study(stage / "study", seeds=1)
@@ -300,6 +309,8 @@ def faults_of(case: Case, code: int, out: str, said: str, changed: list) -> list
         return ["no end"]
     if re.search("Traceback|panicked", said) or code < 0:
         return ["a traceback" if code > 0 else f"signal {-code}"]
+    if case.kind == "right":
+        return ["refused"] if code else []
     if code == 0:
         is_allowed = any(re.search(pattern, f"{case.kind} {case}") for pattern in ALLOWED)
         return [] if is_allowed else ["accepted"]

@@ -17,6 +17,13 @@ def test_sixty_bad_invocations_of_all_scripts_end_as_a_sentence():
     assert set(re.findall(r"(\w+): (?:accepted|refused)", last)) == {
         "setting", "file", "clash", "typing"}
 
+@pytest.mark.slow
+def test_the_commands_that_are_made_bad_are_good():
+    done = python("tests/sweep.py", "--right")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"of {len(SETTINGS)} scripts" in done.stdout
+
+
 @pytest.mark.parametrize("code, said, changed, fault", [
     (1, "Traceback (most recent call last):\n  ...\nKeyError: 'lr'\n", [], "a traceback"),
     (-11, "", [], "signal 11"),
