@@ -68,7 +68,7 @@ ALLOWED = {
     r"run/log\.jsonl": "what cannot be read of a log is dropped, with a word",
     r"study/\S+ (is missing|empty|blank)": "there are others to draw",
     r"log\.jsonl (without )?/(?!step|held_out|diffusion|jepa)": "other numbers are not drawn",
-    r"/trained|/(commit|revision|command|name|version|task|split|stderr)\b": "a word that is only shown",
+    r"/trained|/(commit|revision|command|name|version|task|split|stderr)\b": "it is only shown",
     r"study/.* is 0, line|/answers is \"|/settings/(base|rates) is": "another number, another name",
     r"--(html|out)=full$": "it is a link, and gives way to a file",
     r"config\.json without /": "what is not stated has a default",
