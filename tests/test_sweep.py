@@ -4,10 +4,10 @@ import re
 import pytest
 
 from helpers import python
-
 from sweep import CLASHES, COMMANDS, SETTINGS, Case, faults_of, with_settings
 
 CASE = Case("setting", "train.py", "lr", "--lr=x", ["train.py", "--lr=x"], ["lr"])
+
 
 def test_sixty_bad_invocations_of_all_scripts_end_as_a_sentence():
     done = python("tests/sweep.py", "--n=60", "--seed=0")
@@ -16,6 +16,7 @@ def test_sixty_bad_invocations_of_all_scripts_end_as_a_sentence():
     assert last.startswith(f"60 invocations of {len(SETTINGS)} scripts")
     assert set(re.findall(r"(\w+): (?:accepted|refused)", last)) == {
         "setting", "file", "clash", "typing"}
+
 
 @pytest.mark.slow
 def test_the_commands_that_are_made_bad_are_good():
@@ -38,12 +39,15 @@ def test_the_commands_that_are_made_bad_are_good():
 def test_what_the_sweep_takes_for_a_fault(code, said, changed, fault):
     assert fault in faults_of(CASE, code, "", said, changed)
 
+
 def test_a_sentence_below_a_progress_bar_is_no_fault():
     said = "\rnew:   0%|          | 0/3 [00:00<?, ?step/s]\r\nlr=x is not a finite float\n"
     assert faults_of(CASE, 1, "step 0: held-out loss\n", said, []) == []
 
+
 def test_every_script_has_commands_settings_and_clashes():
     assert SETTINGS.keys() == CLASHES.keys() == {command.split()[0] for command in COMMANDS}
+
 
 def test_a_setting_takes_the_place_of_the_commands_own():
     words = with_settings(["mine.py", "--lr=1", "--pack"], ["--lr=x", "--pack=2"], "train.py")
