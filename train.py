@@ -144,7 +144,7 @@ def train(cfg: TrainConfig, resume_dir, rank: int, world: int, device):
     log.say(opening_line(cfg, objective, n_steps, len(rows), world))
     guard = Guard(objective, device, cfg.on_nan, micro_batches, inputs)
     while True:
-        if not guard.stop_signal and (step % cfg.eval_every == 0 or step == n_steps):
+        if step == n_steps or step % cfg.eval_every == 0 and not guard.stop_signal:
             log.held_out(step, {name: held_out_loss(model, some, cfg, max_length, rank, world)
                                 for name, some in held_out.items()})
         is_last = step >= n_steps or guard.stop_signal

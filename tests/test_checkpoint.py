@@ -743,6 +743,7 @@ def test_a_signal_is_heeded_after_its_step_without_a_last_held_out_loss(cfg, mon
     monkeypatch.setattr(setup.DLLMJEPA, "update_target", interrupted)
     if is_at_the_end:
         main(cfg)
+        assert [line["step"] for line in lines(cfg.out_dir) if "held_out" in line] == [0, 1, 2]
         DLLM.from_pretrained(cfg.export_dir)
     else:
         with pytest.raises(SystemExit) as stop:
