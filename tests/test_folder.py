@@ -247,7 +247,7 @@ def test_a_train_state_that_says_nonsense_is_one_sentence(cfg, monkeypatch, begu
 
 def test_resume_with_overwrite_is_refused(cfg, monkeypatch):
     said = sentence_of(monkeypatch, cfg, "--resume=True", "--overwrite=True")
-    assert "resume" in said and "overwrite" in said and not Path(cfg.out_dir).exists()
+    assert "leave out one of the two" in said and not Path(cfg.out_dir).exists()
 
 
 def test_a_resumed_run_is_refused_early_for_its_settings_and_later_for_its_rows(
@@ -288,6 +288,18 @@ def test_what_may_change_is_said_and_kept(cfg, capsys):
         assert settings["lr"] == 0.5 and settings["n_steps"] == 5
 
 
+def test_a_resumed_run_keeps_its_checkpoint_until_the_next_is_written(cfg, monkeypatch):
+    main(cfg)
+    before, step = fingerprint(newest_checkpoint(cfg.out_dir)), train.Log.step
+
+    def look(*args):
+        assert fingerprint(newest_checkpoint(cfg.out_dir)) == before
+        step(*args)
+    monkeypatch.setattr(train.Log, "step", look)
+    main(replace(cfg, resume=True, max_steps=5))
+    assert Path(newest_checkpoint(cfg.out_dir)).name == "step_0000005"
+
+
 def test_a_checkpoint_that_does_not_know_its_settings_goes_on(cfg):
     """As those of older versions, which lack some, and one that was moved by hand."""
     main(cfg)
@@ -318,8 +330,8 @@ def test_a_run_beyond_its_end_is_an_error_and_one_at_its_end_does_the_rest(cfg, 
 
 @pytest.mark.parametrize("bad", [
     b"not json\n", b"\xff\xfe\x00\n", b"{}\n", b'{"step": "2"}\n', b'{"step": true}\n', b"[1]\n",
-    b"3\n", b"[" * 100_000 + b"\n", b'{"step": 1' + b"0" * 5000 + b"}\n", b'{"step": 1, "lo'],
-    ids=range(10))
+    b"3\n", b"[" * 100_000 + b"\n", b'{"step": 1' + b"0" * 5000 + b"}\n", b'{"step": 1, "lo',
+    b'{"step": 1}'], ids=range(11))
 def test_broken_lines_of_the_log_are_left_out_and_counted(cfg, capsys, bad):
     main(cfg)
     path = Path(cfg.out_dir, "log.jsonl")

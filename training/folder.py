@@ -140,7 +140,7 @@ def changes(folder, settings: dict) -> dict:
     """
     _, before = read_state(folder)
     now = json.loads(json.dumps(settings))                      # tuples are lists, as in the file
-    names = now.keys() & before.keys() - {"resume", "overwrite", "resumed"}
+    names = now.keys() & before.keys() - {"resume", "overwrite"}
     changed = {name: [before[name], now[name]] for name in sorted(names)
                if before[name] != now[name]}
     if "init_from" in changed and len({*map(os.path.realpath, changed["init_from"])}) == 1:
