@@ -74,14 +74,15 @@ def run(main, cls, default=None):
 def sentence(error) -> str:
     """Return what to tell the user of a mistake, or of a machine's limit; empty: it is a bug."""
     text = f"{type(error).__name__}: {error}"
-    if isinstance(error, MemoryError) or re.search(r"^\w*OutOfMemory|can't allocate memory", text):
+    if re.search(r"^\w*OutOfMemory|^MemoryError|can't allocate memory|bad_alloc", text):
         return ("out of memory: lower batch_size, micro_batch_size, batch_tokens or max_length, or "
                 "take a smaller model")
     if isinstance(error, RecursionError):
         return "something in the input is nested too deeply"
     if isinstance(error, OverflowError):
         return f"a number in the input is too large: {error}"
-    return printable(str(error)) if isinstance(error, (ValueError, OSError)) else ""
+    is_mistake = isinstance(error, (ValueError, OSError)) or "Symlink loop" in text     # of pathlib
+    return printable(str(error)) if is_mistake else ""
 
 
 def printable(text: str) -> str:

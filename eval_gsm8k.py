@@ -33,8 +33,8 @@ from sampling.cost import Cost
 from sampling.prompts import check_prompts
 from sampling.reveal import Sampling
 from tasks import answers, stats
-from tasks.common import few_shot, load_task
-from tasks.files import write_json
+from tasks.common import few_shot, load_examples, load_task
+from tasks.files import naming, write_json
 from training.checkpoint import load_ema
 from training.ranks import as_rank, start_ranks, wait_for_all
 
@@ -116,15 +116,18 @@ def evaluate(cfg: EvalConfig, rank: int = 0, world: int = 1) -> tuple[dict, list
     With several processes each calls it and answers its share. Raises ValueError, one sentence, if
     the questions do not fit the model or the file has answers made with other settings.
     """
+    task, examples = load_task(cfg.task), questions(cfg)
+    out, settings = cfg.out or default_out(cfg), identity(cfg)
+    answers.check_settings(out, settings)       # a mistake so far is told before the model is read
     model, tok = load_model(cfg.init_from, cfg.device, cfg.revision, cfg.chat)
     if cfg.weights == "ema":
         load_ema(find_weights(cfg.init_from, cfg.revision), model)
-    task, examples, began = load_task(cfg.task), questions(cfg), time.perf_counter()
+    began = time.perf_counter()
     lengths = {example.meta["id"]: len(tok.prompt_ids(example.prompt)) for example in examples}
     check_prompts(model.config, [range(n) for n in lengths.values()], cfg.gen_length)
-    out, settings = cfg.out or default_out(cfg), identity(cfg)
     wait = wait_for_all if world > 1 else lambda: None
-    answers.check_settings(out, settings, rank)
+    if rank == 0:
+        answers.write_settings(out, settings)
     done = answers.collect(out, lengths, rank, wait)
 
     left = [example for example in examples if example.meta["id"] not in done]
@@ -139,7 +142,7 @@ def evaluate(cfg: EvalConfig, rank: int = 0, world: int = 1) -> tuple[dict, list
         bar.set_postfix(accuracy=f"{n_right / max(1, n):.3f}", refresh=False)
         bar.update(n - bar.n)
     with bar:
-        with open(f"{out}.part{rank}", "a", buffering=1) as file:
+        with naming(f"{out}.part{rank}"), answers.open_part(out, rank) as file:
             for batch in batches(left, lengths, cfg)[rank::world]:
                 for line in answer(model, tok, task, batch, cfg, cost):
                     file.write(json.dumps(line) + "\n")
@@ -170,10 +173,10 @@ def evaluate(cfg: EvalConfig, rank: int = 0, world: int = 1) -> tuple[dict, list
 
 def questions(cfg: EvalConfig) -> list:
     """Load the examples to ask; a repeated id becomes id#2, id#3, ..."""
-    task = load_task(cfg.task)
-    examples = task.load(cfg.split, cfg.data_dir, cfg.variant)[:cfg.limit or None]
+    rows = cfg.data_dir, cfg.variant
+    examples = load_examples(cfg.task, cfg.split, *rows)[:cfg.limit or None]
     if cfg.n_shot:
-        shots = task.load("train", cfg.data_dir, cfg.variant)[:cfg.n_shot]
+        shots = load_examples(cfg.task, "train", *rows)[:cfg.n_shot]
         if len(shots) < cfg.n_shot:
             raise ValueError(f"n_shot={cfg.n_shot}, but train has {len(shots)} rows")
         examples = few_shot(examples, shots)
@@ -213,7 +216,7 @@ def answer(model, tok, task, batch: list, cfg: EvalConfig, cost: Cost):
         ends = [n for n, i in enumerate(row) if i in (tok.eos_id, tok.eot_id)]
         yield {"id": example.meta["id"], "prompt": example.prompt, "completion": text,
                "tokens": min(ends, default=cfg.gen_length), "prediction": task.extract(text),
-               "gold": example.meta.get("gold", example.answer),
+               "gold": example.meta["gold"],
                "verdict": task.score(text, example)}
 
 

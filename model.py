@@ -13,7 +13,7 @@ differences are fields of `ModelConfig`; their names for weights are in pretrain
 Sizes in comments: B rows, T tokens, C width, V vocabulary, H heads, D width of a head.
 """
 import hashlib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn as nn
@@ -22,6 +22,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
 from pretrained import weights
+from pretrained.config import MODEL_TYPE, check_sizes
 from pretrained.device import index_of, to_device
 
 NLL_CHUNK = 1024                 # tokens whose logits exist at once: 0.5 GB in fp32 at V = 126k
@@ -48,18 +49,7 @@ class ModelConfig:
     tied_head: bool = False      # the head's weight is the embedding's
 
     def __post_init__(self):
-        for field in fields(self):
-            value, kind = getattr(self, field.name), field.type
-            if type(value) not in ((int, float) if kind is float else (kind,)) or value < 0:
-                raise ValueError(f"{field.name}={value!r} must be of type {kind.__name__} and not "
-                                 f"negative")
-        if (not self.n_head or not self.n_kv_head or self.n_head % self.n_kv_head
-                or not self.head_dim and self.n_embd % self.n_head):
-            raise ValueError(f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}, "
-                             f"and n_head of n_kv_head={self.n_kv_head}")
-        if not 0 <= self.mask_id < self.vocab_size or not 0 <= self.eos_id < self.vocab_size:
-            raise ValueError(f"mask_id={self.mask_id} and eos_id={self.eos_id} must lie below "
-                             f"vocab_size={self.vocab_size}")
+        check_sizes(self)               # pretrained/config.py
 
 
 PRESETS = {
@@ -230,7 +220,7 @@ class DLLM(nn.Module):
         self.head = Linear(config.n_embd, config.vocab_size, bias=False)
         self.tie()
         # kept for `save`: the config.json and the tokenizer's files that the model came with
-        self.published, self.small_files = {"model_type": weights.MODEL_TYPE, **asdict(config)}, {}
+        self.published, self.small_files = {"model_type": MODEL_TYPE, **asdict(config)}, {}
 
     def tie(self):
         if self.config.tied_head:

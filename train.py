@@ -16,21 +16,22 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from configurator import run            # first: it sets how idle threads wait, before torch loads
+from configurator import printable, run     # first: it sets how idle threads wait
 
 import torch
 
 from eval_gsm8k import EvalConfig, evaluate
 from model import diffusion_loss, forward_process, row_generators
-from pretrained.weights import new_folder
-from tasks.common import batch_at, collate
+from tasks.common import batch_at, collate, load_examples
 from tasks.files import write_json
-from training.checkpoint import find_checkpoint, load_train_state, save_checkpoint, start_out_dir
+from training.checkpoint import load_train_state, save_checkpoint
+from training.folder import claim, fingerprint, start_out_dir
 from training.guard import Guard
 from training.log import Log
 from training.ranks import as_rank, start_ranks, sum_over_ranks
-from training.setup import (ScaleConfig, check_values, clip_gradients, count_micro_batches, export,
-                            load, load_rows, make_objective, make_optimizer, opening_line, wrap)
+from training.setup import (ScaleConfig, check_settings, clip_gradients, count_micro_batches,
+                            export, load, load_rows, make_objective, make_optimizer, opening_line,
+                            wrap)
 from training.sharding import release
 from training.study import Study
 
@@ -87,27 +88,21 @@ class TrainConfig(ScaleConfig):         # more settings are in training/setup.py
     test_questions: int = 0             # at the end, answer this many test questions of the task
 
     def __post_init__(self):
-        check_values(self, [
-            ("t_ctx t_tgt", lambda t: 0 < t <= 1, "is not a masking rate: those lie in (0, 1]"),
-            ("ema_decay", lambda x: 0 <= x <= 1, "must lie in [0, 1]; the paper has 0.996"),
-            ("batch_size max_length log_every eval_every eval_rows save_every keep",
-             lambda n: n >= 1, "must be at least 1"),
-            ("lambda_jepa n_pred_layer micro_batch_size max_steps epochs lr min_lr_ratio "
-             "warmup_ratio weight_decay grad_clip seed test_questions",
-             lambda x: x >= 0, "must not be negative"),                     # NaN is refused as well
-            ("seed", lambda n: n < 2 ** 63, "must lie below 2**63"),
-        ])
-        self.check_scale()
+        check_settings(self)
 
 
 def main(cfg: TrainConfig):
-    # ---- device ----------------------------------------------------------------------------
     started = time.perf_counter()
     rank, world, device = start_ranks(cfg.device)       # 0 of 1, unless torchrun started several
+    with claim(cfg, device) as resume_dir:              # out_dir is ours; None: a new run
+        train(cfg, resume_dir, rank, world, device)
+        if cfg.test_questions:
+            answer_questions(cfg, rank, world, started)
+
+
+def train(cfg: TrainConfig, resume_dir, rank: int, world: int, device):
+    """Train, from the checkpoint in resume_dir if there is one; save, and export if asked for."""
     n_micro = count_micro_batches(cfg, world)           # in a step, on each rank
-    resume_dir = find_checkpoint(cfg.out_dir, cfg.resume, cfg.overwrite)    # None: a new run
-    if cfg.export_dir:
-        new_folder(cfg.export_dir)      # a folder that is in use is an error now, not after hours
 
     # ---- model and objective ---------------------------------------------------------------
     model, tok, folder = load(cfg, resume_dir, device)
@@ -119,7 +114,10 @@ def main(cfg: TrainConfig):
     rows = load_rows(cfg.task, "train", cfg, tok, max_length, rank)
     held_out = {task: load_rows(task, "validation", cfg, tok, max_length, rank)[:cfg.eval_rows]
                 for task in (cfg.task, cfg.forget_task) if task}
+    if cfg.test_questions:
+        load_examples(cfg.task, "test", cfg.data_dir, cfg.variant)      # if missing, said now
     n_steps = cfg.max_steps or max(1, round(cfg.epochs * len(rows) / cfg.batch_size))
+    settings = asdict(cfg) | {"n_steps": n_steps, "rows": fingerprint(rows)}
 
     def micro_batches(step):
         """This rank's: [(rows, the length that end-of-text fills answers to; 0: no fill)]."""
@@ -134,21 +132,24 @@ def main(cfg: TrainConfig):
 
     # ---- optimizer -------------------------------------------------------------------------
     optimizer = make_optimizer(objective, cfg)
-    step = first_step = load_train_state(resume_dir, objective, optimizer) if resume_dir else 0
+    step = 0
+    if resume_dir:
+        step = load_train_state(resume_dir, objective, optimizer, settings)
+    first_step = step
     wrapped = wrap(objective, world)
 
     # ---- loop ------------------------------------------------------------------------------
     start_out_dir(cfg.out_dir, is_new=not resume_dir)
-    log = Log(cfg.out_dir, asdict(cfg), step, n_steps, warns=bool(cfg.init_from))
+    log = Log(cfg.out_dir, settings, step, n_steps, warns=bool(cfg.init_from))
     log.say(opening_line(cfg, objective, n_steps, len(rows), world))
     guard = Guard(objective, device, cfg.on_nan, micro_batches, inputs)
     while True:
-        if not guard.stop_signal and (step % cfg.eval_every == 0 or step == n_steps):
+        if step == n_steps or step % cfg.eval_every == 0 and not guard.stop_signal:
             log.held_out(step, {name: held_out_loss(model, some, cfg, max_length, rank, world)
                                 for name, some in held_out.items()})
         is_last = step >= n_steps or guard.stop_signal
         if step > first_step and (step % cfg.save_every == 0 or is_last):
-            save_checkpoint(cfg.out_dir, step, objective, optimizer, tok, asdict(cfg), cfg.keep)
+            save_checkpoint(cfg.out_dir, step, objective, optimizer, tok, settings, cfg.keep)
         if is_last:
             break
 
@@ -189,8 +190,6 @@ def main(cfg: TrainConfig):
         sys.exit(128 + guard.stop_signal)
     if cfg.export_dir:
         export(model, tok, cfg.export_dir, rank)
-    if cfg.test_questions:
-        answer_questions(cfg, rank, world, started)
 
 
 @torch.no_grad()
@@ -240,9 +239,9 @@ def answer_questions(cfg: TrainConfig, rank: int, world: int, started: float):
         summary = {key: scores[key] for key in ("accuracy", "stderr", "n")}
         summary["seconds"] = round(time.perf_counter() - started, 1)
         write_json(os.path.join(cfg.out_dir, "summary.json"), summary)
-        print(f"{cfg.out_dir} answers {100 * summary['accuracy']:.1f} % of {summary['n']:,} unseen "
-              f"questions, +- {100 * summary['stderr']:.1f} (standard error); "
-              f"{summary['seconds']:.0f} s in all")
+        print(printable(f"{cfg.out_dir} answers {100 * summary['accuracy']:.1f} % of "
+                        f"{summary['n']:,} unseen questions, +- {100 * summary['stderr']:.1f} "
+                        f"(standard error); {summary['seconds']:.0f} s in all"))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ from pretrained.tokenizer import load_tokenizer
 from pretrained.weights import (catalogue, check_names_and_shapes, drop_copy, find_weights,
                                 published_name, read_tensors, weights_file)
 from tasks import wikitext
-from tasks.common import load_task, tokenize
+from tasks.common import load_examples, tokenize
 from tasks.files import read_json, write_json
 from tasks.stats import half_95
 from training.diagnostics import cosines, effective_rank, off_diagonal
@@ -136,7 +136,7 @@ def held_out_rows(cfg: ProbeConfig, tok, block_size: int) -> list[tuple[list[int
         text = wikitext.load_text("test", cfg.data_dir)
         rows = [(ids, 1) for ids in wikitext.windows(text, tok, cfg.window, cfg.n_rows).tolist()]
     else:
-        examples = load_task(cfg.text).load("validation", cfg.data_dir)
+        examples = load_examples(cfg.text, "validation", cfg.data_dir)
         rows = [(row.prompt + row.answer + [tok.eos_id], len(row.prompt))
                 for row in tokenize(examples, tok, cfg.window, f"{cfg.text} validation")]
         rows = rows[:cfg.n_rows or None]

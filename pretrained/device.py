@@ -25,10 +25,13 @@ def pick_device(name: str) -> torch.device:
         has_mps = torch.backends.mps.is_available()
         name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
+        device = torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(f"device={name!r} is not usable here: "
                          f"{str(error).splitlines()[0]}") from None
+    if device.type == "meta":
+        raise ValueError(f"device={name!r} holds no numbers; cpu, cuda or mps would fit")
+    return device
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -5,9 +5,13 @@ characters, so the ids of mask and end-of-text can only come from our code.
 """
 import base64
 import json
+import os
 import re
+import textwrap
 import unicodedata
 from collections import Counter
+from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 
 import tiktoken
@@ -15,6 +19,7 @@ import tiktoken
 from pretrained import bpe
 from pretrained.chat_format import answer_ids, chat_ids, llada_headers
 from tasks import toy
+from tasks.files import check_is_content, naming
 
 FILE_NAME = "tokenizer.json"
 BYTES = [bytes([i]) for i in range(256)]
@@ -25,6 +30,14 @@ TOY_PATTERN = r"\n?[A-Z][a-z]+:|\n#### | ?[A-Za-z]+(?: (?=[0-9]))?|[0-9]{1,2}|[^
 
 # `[a-z]`, in brackets, is one word too.
 WORD_PATTERN = r"\n?[A-Z][a-z]+:|\[[^\]\s]{1,20}\]| ?[A-Za-z]+|[^A-Za-z]"
+
+# Every character of Latin-1, and one of each kind that Unicode knows, among others of other kinds.
+KINDS = [chr(i) for i in range(256)] + list(
+    "\u01c5\u02b0\u0301\u0378\u0663\u0903\u2007\u200d\u2013\u2018\u2019\u2028\u2029\u203f\u20ac"
+    "\u20dd\u2160\u221a\u2603\u3000\u4e2d\ue000\uac01\ufb01\ufeff\U0001d7d8\U0001f469")
+PROBE = "Question: I'll add 3 + 14.\n\nAnswer:  17\r\n#### 17" + "".join(
+    f"{c}{c}a{c} {c}1{c}\n{c}" for c in KINDS)
+LONG = 500_000                  # characters; tiktoken panics at a word of about a million
 
 
 class Tokenizer:
@@ -44,6 +57,7 @@ class Tokenizer:
         self.name, self.files, self.chat = name, files, False
         self.vocabulary = vocabulary
         self.pattern, self.nfc, self.pieces, self.ranked, self.added = vocabulary
+        check_pattern(self.pattern)
         self.encoding = tiktoken.Encoding(
             name, pat_str=self.pattern, special_tokens={},
             mergeable_ranks={self.pieces[i]: rank for rank, i in enumerate(self.ranked)})
@@ -64,6 +78,8 @@ class Tokenizer:
         # longest first: where two added tokens match, the longer one counts, as in the library
         texts = sorted(self.added, key=len, reverse=True)
         self.finder = re.compile("(" + "|".join(map(re.escape, texts)) + ")")
+        if self.decode(self.encode(PROBE)) != self.normalize(PROBE):
+            raise ValueError("a text does not come back from its ids")
 
     def encode(self, text: str, specials: bool = False) -> list[int]:
         """Text -> ids. With specials, the names of added tokens in the text become those tokens.
@@ -77,10 +93,11 @@ class Tokenizer:
             for n, part in enumerate(self.finder.split(text)):              # text, name, text, ...
                 ids += [self.added[part]] if n % 2 else self.encode(part)
             return ids
-        if self.nfc:
-            text = unicodedata.normalize("NFC", text)
-        ranks = self.encoding.encode_ordinary(text)
+        ranks = encode_ordinary(self.encoding, self.normalize(text))
         return ranks if self.ids_are_ranks else [self.ranked[rank] for rank in ranks]
+
+    def normalize(self, text: str) -> str:
+        return unicodedata.normalize("NFC", text) if self.nfc else text
 
     def decode(self, ids) -> str:
         """Return the text before the first end of text or turn; invalid UTF-8 becomes U+FFFD."""
@@ -121,7 +138,54 @@ class Tokenizer:
         pieces = [base64.b64encode(piece).decode() for piece in self.pieces]
         ours = {"name": self.name, "pattern": self.pattern, "pieces": pieces}
         for name, content in (self.files or {FILE_NAME: json.dumps(ours).encode()}).items():
-            (Path(folder) / name).write_bytes(content)
+            with naming(path := Path(folder) / name):
+                path.write_bytes(content)
+
+
+def encode_ordinary(encoding, text: str) -> list[int]:
+    """Text -> tiktoken's ranks. Raises ValueError where tiktoken, written in Rust, panics."""
+    try:
+        with quiet_stderr() if len(text) > LONG else nullcontext():
+            return encoding.encode_ordinary(text)
+    except BaseException as error:      # a panic is no Exception
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"tiktoken cannot split a text of {len(text):,} characters into words; "
+                         f"one of a million blanks or letters is too long for it: {error}"
+                         ) from None
+
+
+@contextmanager
+def quiet_stderr():
+    """Drop what is written to file descriptor 2: a panic prints its stack there by itself."""
+    try:
+        saved = os.dup(2)
+    except OSError:                     # stderr is closed
+        yield
+        return
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+@cache
+def check_pattern(pattern: str):
+    """Raise ValueError unless the pattern cuts all kinds of characters into words, none empty.
+
+    The tokens are the 256 bytes, and one of no bytes: without it tiktoken panics at an empty word.
+    """
+    ranks = {piece: n for n, piece in enumerate([*BYTES, b""])}
+    bytewise = tiktoken.Encoding("", pat_str=pattern, special_tokens={}, mergeable_ranks=ranks)
+    for text in (PROBE, "", *KINDS):
+        with quiet_stderr():
+            ids = encode_ordinary(bytewise, text)
+        if len(BYTES) in ids or bytes(ids) != text.encode():
+            problem = "finds empty words" if len(BYTES) in ids else "leaves out a part of a text"
+            raise ValueError(f"its pattern {pattern[:100]!r} {problem}")
 
 
 def our_tokenizer(name: str, pattern: str, pieces: list[bytes]) -> Tokenizer:
@@ -170,20 +234,44 @@ def read_folder(folder: Path, chat: bool) -> Tokenizer:
              for name in bpe.FILES if (folder / name).is_file()}
     one_file = FILE_NAME in files
     if folder == Path() or not one_file and not {"vocab.json", "merges.txt"} <= set(files):
-        wrong = "--tokenizer is empty" if folder == Path() else f"there is no tokenizer in {folder}"
+        wrong = f"there is no tokenizer in {folder} ({FILE_NAME}, or vocab.json and merges.txt)"
+        if folder == Path() or folder.is_file():
+            wrong = f"{folder} is a file" if folder.is_file() else "--tokenizer is empty"
         raise FileNotFoundError(f"{wrong}; choose bytes, toy, words or the folder of a checkpoint")
+    path = folder / (FILE_NAME if one_file else "vocab.json")
     try:
         spec = json.loads(files[FILE_NAME]) if one_file else {}
+        if not isinstance(spec, dict):
+            raise ValueError("it is not a JSON object")
         if "pieces" in spec:
-            pieces = [base64.b64decode(piece) for piece in spec["pieces"]]
-            return our_tokenizer(spec["name"], spec["pattern"], pieces)
+            return read_ours(spec)
         vocabulary = bpe.read_tokenizer_json(spec) if one_file else bpe.read_vocab_and_merges(files)
         if chat:
             vocabulary.added.update(llada_headers(vocabulary.added))
         return Tokenizer(str(folder), vocabulary, files)
     except KeyError as error:
         problem = f"it has no {error}"
+    except RecursionError:
+        problem = "it is nested too deeply"
     except (ValueError, TypeError, AttributeError) as error:
-        problem = " ".join(str(error).split())
-    path = folder / (FILE_NAME if one_file else "vocab.json")
+        problem = textwrap.shorten(str(error), 1000, placeholder=" ...")
+    check_is_content(path)
     raise ValueError(f"{path} is not a tokenizer that can be read here: {problem}")
+
+
+def read_ours(spec: dict) -> Tokenizer:
+    """Return the tokenizer that `save` wrote. Raises ValueError unless its pieces all differ, with
+    the 256 bytes first. Words are in no order that could be checked."""
+    name, pattern = spec["name"], spec["pattern"]
+    if not isinstance(name, str) or not isinstance(pattern, str):
+        raise ValueError("its name and its pattern must be texts")
+    try:
+        pieces = [base64.b64decode(piece, validate=True) for piece in spec["pieces"]]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"its pieces are not a list of base64 texts: {error}") from None
+    if pieces[:len(BYTES)] != BYTES:
+        raise ValueError("its first 256 pieces are not the 256 bytes in their order")
+    for piece, n in Counter(pieces).items():
+        if n > 1 or not piece:
+            raise ValueError(f"its piece {piece!r} is empty or stands twice")
+    return our_tokenizer(name, pattern, pieces)

@@ -2,19 +2,21 @@
 
 Such a folder has a config.json, one model.safetensors or numbered parts with an index, and the
 small files of its tokenizer. The families call the same tensors and sizes by different names, and
-the tables below are the only place that knows these names. Our own checkpoints are one more family,
-whose names need no change. Nothing is unpickled, and no code that comes with weights is run.
+the tables below and in config.py are the only place that knows these names. Our own checkpoints are
+one more family, whose names need no change. Nothing is unpickled, and no code that comes with
+weights is run.
 
     python pretrained/weights.py --init_from=out/llada8b_gsm8k --out_dir=export --dtype=bfloat16
 
 converts a checkpoint to the form that its family publishes, for transformers, dllm or llama.cpp.
 Memory holds one part at a time.
 """
-import json
 import math
 import os
 import re
 import sys
+import textwrap
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -29,14 +31,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from tasks.files import read_json, write_json
+from pretrained.config import CONFIG, MODEL_TYPE, config_fields, read_config
+from pretrained.tokenizer import load_tokenizer
+from tasks.files import check_is_content, check_is_file, naming, read_json, write_json
 
-MODEL_TYPE = "dllm-jepa"
-CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PART_BYTES = 5_000_000_000      # at most in one file, as on the hub
 DOWNLOADED = ("*.safetensors", "*.json", "*.txt", "*.py", "*.jinja", "*.md", "LICENSE*")
 SMALL_FILES = ("tokenizer*", "vocab*", "added_tokens.json", "special_tokens_map.json", "*.txt",
                "generation_config.json", "*.py", "*.jinja", "*.md", "LICENSE*")
+FOREIGN = {     # endings of files that hold weights in a form that is not read here
+    (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
+        "a pickle, which can run code and is never read; convert it to safetensors",
+    (".gguf", ".ggml"): "made for llama.cpp; give the safetensors that it was made from",
+}
+TRAINERS = r"training_args|optimizer|scheduler|rng_state"   # pickles beside weights, not weights
+SOME = 8                        # of many files, as many are named
 
 # Published names -> ours. {} is the layer's number; .weight or .bias follows.
 QWEN = {
@@ -76,43 +86,6 @@ RENAME = {
 }
 IGNORED = r".*\.rotary_emb\.inv_freq"   # old versions of transformers stored it beside rope_theta
 
-# Fields of ModelConfig <- entries of config.json, or <|tokens|> of the tokenizer, for their id. The
-# first that exists counts. A value that is not a text holds for the whole family. eos_id is the
-# token that pads, which may differ from a config's eos: Qwen's may be its end of turn.
-QWEN_KEYS = dict(
-    vocab_size="vocab_size", block_size="max_position_embeddings", n_layer="num_hidden_layers",
-    n_head="num_attention_heads", n_kv_head="num_key_value_heads", head_dim="head_dim",
-    n_embd="hidden_size", n_hidden="intermediate_size", norm_eps="rms_norm_eps",
-    rope_theta="rope_theta", tied_head="tie_word_embeddings", mask_id="mask_token_id <|mask|>",
-    eos_id="<|endoftext|> pad_token_id")
-KEYS = {
-    "llada": dict(
-        vocab_size="embedding_size vocab_size", block_size="max_sequence_length",
-        n_layer="n_layers", n_head="n_heads", n_kv_head="n_kv_heads n_heads", n_embd="d_model",
-        n_hidden="mlp_hidden_size", norm_eps="rms_norm_eps", rope_theta="rope_theta",
-        tied_head="weight_tying", mask_id="mask_token_id <|mdm_mask|>",
-        eos_id="<|endoftext|> pad_token_id eos_token_id"),
-    # Dream's config states 131072 positions, inherited from Qwen; its authors say that 2048 work
-    "Dream": dict(QWEN_KEYS, block_size=2048, qkv_bias=True, shift=True,
-                  eos_id="<|endoftext|> pad_token_id eos_token_id"),
-    "a2d-qwen3": dict(QWEN_KEYS, qk_norm=True),
-}
-OPTIONAL = {"head_dim", "tied_head"}    # if absent, ModelConfig's default is also the family's
-
-# Entries of config.json that could ask for another network, with the one value implemented here.
-IMPLEMENTED = {
-    "llada": dict(
-        activation_type="silu", block_type="llama", block_group_size=1, layer_norm_type="rms",
-        layer_norm_with_affine=True, bias_for_layer_norm=False, attention_layer_norm=False,
-        input_emb_norm=False, include_bias=False, include_qkv_bias=False, alibi=False, rope=True,
-        rope_full_precision=True, multi_query_attention=False, scale_logits=False,
-        quantization_config=None),
-    "Dream": dict(hidden_act="silu", use_sliding_window=False, use_mrope=False,
-                  quantization_config=None, block_size=None),   # block_size: block diffusion
-    "a2d-qwen3": dict(hidden_act="silu", use_sliding_window=False, attention_bias=False,
-                      quantization_config=None),
-}
-
 
 @dataclass
 class ConvertConfig:
@@ -128,6 +101,8 @@ def main(cfg: ConvertConfig):
     source, dtype = find_weights(cfg.init_from, cfg.revision), getattr(torch, cfg.dtype)
     published, stored = read_config(source), catalogue(source)
     config_fields(source, published)                            # raises for an unknown family
+    if os.path.isfile(os.path.join(source, "tokenizer.json")):  # raises if it is damaged
+        load_tokenizer(source)
     new_folder(cfg.out_dir)
     sizes = {name: math.prod(tensor.shape) * dtype.itemsize for name, tensor in stored.items()}
     write_weights(cfg.out_dir, published, small_files(source), sizes, read_tensors(stored, dtype),
@@ -150,6 +125,8 @@ def find_weights(name_or_dir, revision: str = "") -> str:
         if revision:
             raise ValueError(f"revision={revision!r} is for names on the hub; {name} is a folder")
         return newest_checkpoint(name)
+    if os.path.isfile(name):
+        raise FileNotFoundError(f"{name} is a file; give the folder that holds it")
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         raise FileNotFoundError(f"there are no weights at {name!r}: it is neither a folder here "
                                 f"nor a name on the hub such as GSAI-ML/LLaDA-8B-Base")
@@ -159,7 +136,7 @@ def find_weights(name_or_dir, revision: str = "") -> str:
                                                    allow_patterns=list(DOWNLOADED),    # no pickles
                                                    ignore_patterns=["*/*"])
     except Exception as error:  # from the hub, httpx or the disk: many classes, one sentence
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
         at = f" at revision {revision!r}" if revision else ""
         raise FileNotFoundError(f"there are no weights at {name!r}: it is not a folder here, and "
                                 f"the hub does not give it{at}: {reason}") from None
@@ -169,7 +146,8 @@ def find_weights(name_or_dir, revision: str = "") -> str:
 def newest_checkpoint(folder) -> str:
     """Return the folder itself if it is a checkpoint, else its `step_*` with the highest number."""
     folder = str(folder)
-    if os.path.isfile(os.path.join(folder, CONFIG)):
+    if os.path.lexists(config := os.path.join(folder, CONFIG)):
+        check_is_file(config)           # a link into a cache may be broken
         return folder
     steps = {}
     for name in os.listdir(folder) if os.path.isdir(folder) else []:
@@ -177,12 +155,32 @@ def newest_checkpoint(folder) -> str:
         if re.fullmatch(r"step_\d+", name) and os.path.isfile(os.path.join(path, CONFIG)):
             steps[int(name[5:])] = path
     if not steps:
-        raise FileNotFoundError(f"there is no checkpoint in {folder}")
+        raise FileNotFoundError(f"there is no checkpoint in {folder}{instead(folder)}")
     return steps[max(steps)]
+
+
+def instead(folder) -> str:
+    """Say what a folder without readable weights holds instead, and what to do about it."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    names = sorted(name for name in names if not name.startswith("."))
+    if "adapter_config.json" in names:
+        base = read_json(os.path.join(folder, "adapter_config.json")).get("base_model_name_or_path")
+        return f": it is an adapter of {base!r}; merge it into its base and save the whole model"
+    if parts := [name for name in names if re.fullmatch(r"model-.*\.safetensors", name)]:
+        return f": {INDEX} is missing, which says what is in {', '.join(parts[:SOME])}"
+    for endings, what in FOREIGN.items():
+        for name in names:
+            if name.endswith(endings) and not re.match(TRAINERS, name):
+                return f": {name} is {what}"
+    held = [name for name in names if name.endswith(".safetensors")]
+    lacks = next((name for name in (CONFIG, SINGLE) if name not in names), "")
+    return f": it holds {', '.join(held[:SOME])}, but no {lacks}" if held and lacks else ""
 
 
 def new_folder(path: str):
     """Make the folder. Raises ValueError if it has something in it already."""
+    if os.path.isfile(path):
+        raise ValueError(f"{path} is a file; a model is written to a new folder")
     os.makedirs(path, exist_ok=True)
     if os.listdir(path):
         raise ValueError(f"{path} is not empty; a model is written to a new folder")
@@ -191,67 +189,8 @@ def new_folder(path: str):
 def small_files(folder) -> dict:
     """Return {name: bytes} of the tokenizer, licence, code (copied, never run) and the like."""
     return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())
-            if path.is_file() and any(path.match(pattern) for pattern in SMALL_FILES)}
-
-
-# ----------------------------------------------------------------------------------------------
-# config.json
-
-
-def read_config(folder) -> dict:
-    """Return the content of config.json."""
-    return read_json(os.path.join(folder, CONFIG))
-
-
-def config_fields(folder, published: dict) -> dict:
-    """Return the fields of ModelConfig that config.json states.
-
-    Raises ValueError that names an entry that is missing, or that asks for another network than
-    the one implemented here.
-    """
-    where, family = os.path.join(folder, CONFIG), published.get("model_type")
-    if family not in RENAME:
-        raise ValueError(f"{folder} holds a model of type {family!r}; known are "
-                         f"{', '.join(RENAME)}")
-    if family == MODEL_TYPE:
-        return {key: value for key, value in published.items() if key != "model_type"}
-    for key, value in IMPLEMENTED[family].items():
-        if published.get(key) not in (None, value):
-            raise ValueError(f"{where} has {key} = {json.dumps(published[key])}; only "
-                             f"{json.dumps(value)} is implemented")
-    given = {**added_tokens(folder), **published}
-    for key in ("rope_scaling", "rope_parameters"):     # since 2025 the second has rope_theta
-        rope = published.get(key) or {}
-        if not isinstance(rope, dict) or any(
-                rope[name] != "default" for name in rope if name != "rope_theta"):
-            raise ValueError(f"{where} has {key} = {json.dumps(rope)}; only plain rope is "
-                             f"implemented")
-        given = {**rope, **given}
-    fields = {}
-    for field, keys in KEYS[family].items():
-        if not isinstance(keys, str):
-            fields[field] = keys
-        elif found := [given[key] for key in keys.split() if given.get(key) is not None]:
-            fields[field] = found[0]
-        elif field not in OPTIONAL:
-            raise ValueError(f"{where} lacks {' or '.join(keys.split())}")
-    return fields
-
-
-def added_tokens(folder) -> dict:
-    """Return {text: id} of the tokens that the tokenizer's files add to the learnt vocabulary."""
-    paths = [os.path.join(folder, name)
-             for name in ("tokenizer.json", "added_tokens.json", "tokenizer_config.json")]
-    whole, added, config = (read_json(path) if os.path.isfile(path) else {} for path in paths)
-    try:
-        found = {token["content"]: token["id"] for token in whole.get("added_tokens", [])}
-        found.update(added)
-        for i, token in config.get("added_tokens_decoder", {}).items():
-            found[token["content"]] = int(i)
-        return found
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise ValueError(f"the tokenizer's files in {folder} do not list their added tokens as "
-                         f"transformers writes them") from None
+            if path.is_file() and any(path.match(pattern) for pattern in SMALL_FILES)
+            and not path.name.startswith(".")}          # macOS writes ._x beside each x
 
 
 # ----------------------------------------------------------------------------------------------
@@ -261,6 +200,7 @@ def added_tokens(folder) -> dict:
 class Stored(NamedTuple):
     file: str                   # path of the file that holds the tensor
     shape: tuple
+    name: str = ""              # its name there, if it is another
 
 
 def rename(key: str, table: dict) -> str:
@@ -278,19 +218,20 @@ def published_name(ours: str, family: str) -> str:
 def weights_file(folder) -> str:
     """Return the path of the one file with weights, or of the index of several."""
     paths = [os.path.join(folder, name) for name in (SINGLE, INDEX)]
-    found = [path for path in paths if os.path.isfile(path)]
+    found = [path for path in paths if os.path.lexists(path)]
     if not found:
-        raise FileNotFoundError(f"there is neither {SINGLE} nor {INDEX} in {folder}")
+        raise FileNotFoundError(f"there is neither {SINGLE} nor {INDEX} in {folder}"
+                                f"{instead(folder)}")
     return found[0]
 
 
 def open_safetensors(path):
-    """Open a file of tensors. Raises FileNotFoundError or ValueError in one sentence."""
+    """Open a file of tensors. Raises OSError or ValueError in one sentence."""
+    check_is_file(path)
     try:
         return safe_open(path, "pt")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no file {path}") from None
     except (SafetensorError, OSError) as error:
+        check_is_content(path)
         raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from None
 
 
@@ -307,17 +248,22 @@ def catalogue(folder) -> dict:
     or holds anything but floating-point numbers.
     """
     where = weights_file(folder)
-    files = {SINGLE: None}
+    files = {SINGLE: None}                      # {file: the names that it should hold}
     if where.endswith(INDEX):
         weight_map = read_json(where).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ValueError(f"{where} has no weight_map")
-        for name, file in weight_map.items():
+        files = {}
+        for name, file in sorted(weight_map.items(), key=lambda item: str(item[1])):
             if not isinstance(file, str) or not re.fullmatch(r"[\w.-]+\.safetensors", file):
                 raise ValueError(f"{where} places {name} in {file!r}, which is not the name of a "
                                  f"safetensors file in this folder")
-        files = {file: {name for name in weight_map if weight_map[name] == file}
-                 for file in sorted(set(weight_map.values()))}
+            files.setdefault(file, set()).add(name)
+        missing = [file for file in files if not os.path.isfile(os.path.join(folder, file))]
+        if missing:
+            raise FileNotFoundError(f"{folder} lacks {len(missing)} of the {len(files)} files that "
+                                    f"{INDEX} names, perhaps of a download that was cut short: "
+                                    f"{', '.join(missing[:SOME])}")
     stored = {}
     for file, expected in files.items():
         path = os.path.join(folder, file)
@@ -327,11 +273,12 @@ def catalogue(folder) -> dict:
                 verb = "also holds" if name in held else "lacks"
                 raise ValueError(f"{path} {verb} the tensor {name}, contrary to {where}")
             for name, header in held.items():
+                if re.fullmatch(IGNORED, name):
+                    continue
                 if header.get_dtype() not in ("F32", "F16", "BF16"):
                     raise ValueError(f"{path}: {name} is stored as {header.get_dtype()}; F32, F16 "
                                      f"or BF16 would fit")
-                if not re.fullmatch(IGNORED, name):
-                    stored[name] = Stored(path, tuple(header.get_shape()))
+                stored[name] = Stored(path, tuple(header.get_shape()))
     return stored
 
 
@@ -355,13 +302,21 @@ def read_model(folder, model, dtype, device, slices=None):
 
 
 def drop_copy(stored: dict, head: str, embed: str):
-    """Drop a tied head that is stored nonetheless. Raises ValueError if it differs from embed."""
+    """Keep one entry, under embed's name, of a tied pair that is stored as both or as the head.
+
+    Raises ValueError if the two differ.
+    """
     if head in stored and embed in stored:
         (_, one), (_, other) = read_tensors({name: stored[name] for name in (head, embed)})
         if not torch.equal(one, other):
             raise ValueError(f"{stored[head].file}: {head} differs from {embed}, to which "
                              f"{CONFIG} says it is tied")
         del stored[head]
+    elif head in stored:                # safetensors' save_model keeps one name of the two
+        renamed = {embed if name == head else name: where for name, where in stored.items()}
+        renamed[embed] = stored[head]._replace(name=head)
+        stored.clear()
+        stored.update(renamed)          # in the old order: tensors are read file by file
 
 
 def check_names_and_shapes(given: dict, wanted: dict, where: str):
@@ -386,14 +341,27 @@ def read_tensors(stored: dict, dtype=None, device="cpu", slices=None):
                  disable=os.environ.get("RANK", "0") != "0")
     for path, group in groupby(items, key=lambda item: item[1].file):
         with open_safetensors(path) as file:
-            for name, _ in group:
-                tensor = file.get_slice(name)[slices[name]] if slices else file.get_tensor(name)
+            for name, where in group:
+                key = where.name or name
+                tensor = file.get_slice(key)[slices[name]] if slices else file.get_tensor(key)
                 # a copy, because the file is memory-mapped: its changes would be the weights'
                 tensor = tensor.to(device, dtype, copy=True)
                 low, high = tensor.aminmax() if tensor.numel() else 2 * [torch.zeros(())]
                 if not (low.isfinite() and high.isfinite()):    # NaN passes through aminmax
                     raise ValueError(f"{path}: {name} has NaN or infinite values")
                 yield name, tensor
+
+
+def save_tensors(tensors: dict, path, metadata=None):
+    """Write {name: tensor} to a safetensors file. Raises OSError, one sentence with the path."""
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+    except SafetensorError as error:                                # for example a full disk
+        raise OSError(f"{path} cannot be written: {error}") from None
+    umask = os.umask(0o077)             # can only be read by setting it
+    os.umask(umask)
+    with suppress(OSError):             # a file system without modes
+        os.chmod(path, 0o666 & ~umask)  # the mode of every new file; safetensors leaves 0600
 
 
 def write_weights(folder, published: dict, files: dict, sizes: dict, weights, dtype):
@@ -411,19 +379,17 @@ def write_weights(folder, published: dict, files: dict, sizes: dict, weights, dt
     weights, weight_map = iter(weights), {}
     for k, names in enumerate(parts, 1):
         file = f"model-{k:05}-of-{len(parts):05}.safetensors" if len(parts) > 1 else SINGLE
-        try:
-            # no variable holds the dict, so a part is freed before the next is read
-            save_file({name: tensor.to("cpu", dtype).contiguous()
-                       for name, tensor in islice(weights, len(names))},
-                      os.path.join(folder, file), metadata={"format": "pt"})
-        except SafetensorError as error:                            # for example a full disk
-            raise OSError(f"{file} cannot be written to {folder}: {error}") from None
+        # no variable holds the dict, so a part is freed before the next is read
+        save_tensors({name: tensor.to("cpu", dtype)
+                      for name, tensor in islice(weights, len(names))},
+                     os.path.join(folder, file), {"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     if len(parts) > 1:
         write_json(os.path.join(folder, INDEX), {"metadata": {"total_size": sum(sizes.values())},
                                                  "weight_map": dict(sorted(weight_map.items()))})
     for name, content in files.items():
-        Path(folder, name).write_bytes(content)
+        with naming(os.path.join(folder, name)):
+            Path(folder, name).write_bytes(content)
     named = {key: str(dtype).removeprefix("torch.") for key in ("torch_dtype", "dtype")}
     write_json(os.path.join(folder, CONFIG),
                {key: named.get(key, value) for key, value in published.items()})
@@ -440,12 +406,18 @@ def describe_model(folder, build):
     """
     folder = newest_checkpoint(folder)
     published = read_config(folder)
-    fields = config_fields(folder, published)
+    fields, stored = config_fields(folder, published), catalogue(folder)
+    layers = {found[1] for name in stored if (found := re.search(r"\.(\d+)\.", name))}
+    n_layer = fields.get("n_layer")
+    if type(n_layer) is int and n_layer > len(layers):      # before a billion of them are built
+        raise ValueError(f"{folder}/config.json describes {n_layer} layers; the weights have "
+                         f"{len(layers)}")
     try:
         with torch.device("meta"):
             model = build(fields)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{folder}/config.json does not describe a model: {error}") from None
+    except (TypeError, ValueError, RuntimeError) as error:      # the last for n x m beyond int64
+        problem = str(error).splitlines()[0]
+        raise ValueError(f"{folder}/config.json does not describe a model: {problem}") from None
     model.published, model.small_files = published, small_files(folder)
     return model
 

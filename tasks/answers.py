@@ -8,13 +8,14 @@ Parts are merged into x.jsonl at the start and at the end of a run: the new file
 to x.jsonl, and only then the parts are removed. A kill between any two of these steps leaves an
 answer in two files at worst and never in none; its id shows that it is the same answer.
 """
+import fcntl
 import glob
 import json
 import os
 from pathlib import Path
 
 from tasks import stats
-from tasks.files import write_json
+from tasks.files import check_is_file, lock_file, naming, read_json, write_json
 
 # where the weights were found; the setting weights_hash says which weights they are
 WHERE = "init_from", "revision", "file"
@@ -23,10 +24,9 @@ WHERE = "init_from", "revision", "file"
 def read_answers(path) -> dict:
     """Read a .jsonl -> {id: line}; a last line that a kill has cut short is left out.
 
-    Raises FileNotFoundError, or ValueError naming a line that is not an answer or repeats an id.
+    Raises OSError, or ValueError naming a line that is not an answer or repeats an id.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+    check_is_file(path)
     answers = {}
     lines = Path(path).read_bytes().split(b"\n")    # not splitlines: texts hold other line ends
     for number, text in enumerate(lines, 1):
@@ -34,9 +34,10 @@ def read_answers(path) -> dict:
             continue
         try:
             line = json.loads(text)
-            if type(line["verdict"]) is not bool or line["id"] in answers:
+            id, verdict = line["id"], line["verdict"]
+            if type(verdict) is not bool or type(id) is not str or id in answers:
                 raise KeyError
-            answers[line["id"]] = line
+            answers[id] = line
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             if isinstance(error, ValueError) and number == len(lines):
                 break
@@ -45,23 +46,24 @@ def read_answers(path) -> dict:
     return answers
 
 
-def check_settings(out: str, settings: dict, rank: int = 0):
-    """Raise ValueError if `out` has answers made with other settings; if it has none yet, write
-    down the settings.
+def check_settings(out: str, settings: dict):
+    """Raise ValueError if `out` has answers made with other settings, OSError if nothing can be
+    written there.
 
     Settings in WHERE may differ: a copied folder has the same weights at another place.
     """
-    if not os.path.exists(out) and not parts_of(out):
-        if rank == 0:
-            os.makedirs(os.path.dirname(out) or ".", exist_ok=True)
-            write_json(sidecar(out), {"settings": settings})
+    if is_new(out):
+        folder = os.path.dirname(os.path.abspath(out))
+        while not os.path.lexists(folder):
+            folder = os.path.dirname(folder)
+        if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+            raise OSError(f"{out} cannot be written: {folder} is not a folder, or not open to "
+                          f"writing; choose another --out")
         return
-    try:
-        with open(sidecar(out)) as file:
-            before = dict(json.load(file)["settings"])
-    except (OSError, ValueError, KeyError, TypeError):
+    before = settings_of(out)
+    if before is None:
         raise ValueError(f"{out} exists, but {sidecar(out)} does not say how it was made; choose "
-                         f"another --out") from None
+                         f"another --out")
     for key in {**settings, **before}:
         if key in WHERE or before.get(key) == settings.get(key):
             continue
@@ -72,20 +74,59 @@ def check_settings(out: str, settings: dict, rank: int = 0):
                          f"remove {out}* to start again")
 
 
+def is_new(out: str) -> bool:
+    return not os.path.lexists(out) and not parts_of(out)
+
+
+def write_settings(out: str, settings: dict):
+    """Write down the settings beside `out`, if it has no answers yet."""
+    if is_new(out):
+        os.makedirs(os.path.dirname(out) or ".", exist_ok=True)
+        write_json(sidecar(out), {"settings": settings})
+
+
+def settings_of(out: str) -> dict | None:
+    """Return the settings that answers were made with, None if nothing says so."""
+    try:
+        return dict(read_json(sidecar(out))["settings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def open_part(out: str, rank: int):
+    """Open the file for what this process answers; a line is on file as soon as it is written.
+
+    Raises ValueError if another process is writing to it.
+    """
+    file = open(f"{out}.part{rank}", "a", buffering=1)
+    check_lock(out, lock_file(file))
+    return file
+
+
+def check_lock(out: str, is_ours: bool):
+    if not is_ours:
+        raise ValueError(f"another process is answering into {out}; wait for it, end it, or choose "
+                         f"another --out")
+
+
 def collect(out: str, ids, rank: int = 0, wait=lambda: None) -> dict:
     """Merge the parts into `out` -> {id: line} of all answers so far.
 
     Lines are put in the order of ids, then come those that a larger limit has left. Every process
-    calls this; rank 0 writes. wait() returns when all processes have come to it.
+    calls this; rank 0 writes. wait() returns when all processes have come to it. Raises ValueError
+    if another run is answering into `out`: its parts would be removed under its hands.
     """
     wait()                              # until all have written their parts
     parts, done = parts_of(out), {}
-    for path in [out] * os.path.exists(out) + parts:
+    for path in parts:
+        with open(path) as file:        # shared: the processes of this run may all look at once
+            check_lock(out, lock_file(file, fcntl.LOCK_SH))
+    for path in [out] * os.path.lexists(out) + parts:
         done = read_answers(path) | done
     wait()                              # until all have read them
     if rank == 0:
         order = [id for id in ids if id in done] + [id for id in done if id not in ids]
-        with open(out + ".new", "w") as file:
+        with naming(out), open(out + ".new", "w") as file:
             file.writelines(json.dumps(done[id]) + "\n" for id in order)
             file.flush()
             os.fsync(file.fileno())     # else a power cut may keep the rename without the lines
@@ -123,6 +164,8 @@ def read_common(paths) -> tuple[list[dict], int]:
 
     Raises ValueError if there is no common question, or if an id stands for two questions.
     """
+    if not all(path.strip() for path in paths):
+        raise ValueError(f"a file of answers has no name: {', '.join(map(repr, paths))}")
     if len(set(paths)) < len(paths):
         raise ValueError(f"a file is named twice: {', '.join(paths)}")
     files = [read_answers(path) for path in paths]
@@ -137,9 +180,22 @@ def read_common(paths) -> tuple[list[dict], int]:
     return verdicts, len(set().union(*files)) - len(ids)
 
 
+def print_settings(paths):
+    """Print the settings in which files of answers differ, apart from the model's; those of a file
+    without them are not known."""
+    made = [settings for path in paths if (settings := settings_of(path)) is not None]
+    if len(made) < len(paths):
+        print(f"    how {len(paths) - len(made)} of {len(paths)} files were made is not known")
+    for key in dict.fromkeys(key for settings in made for key in settings):
+        values = [str(settings.get(key)) for settings in made]
+        if key not in (*WHERE, "weights_hash", "weights", "device") and len(set(values)) > 1:
+            print(f"    made with {key} = {', '.join(values)}")
+
+
 def print_comparison(first: str, second: str):
     """Print how two files of answers differ on the questions that both have."""
     verdicts, n_others = read_common([first, second])
+    print_settings([first, second])
     for name, path, right in zip("AB", (first, second), verdicts):
         print(f"{name}  {100 * sum(right.values()) / len(right):5.1f} %  {path}")
     print(stats.in_words(stats.paired_difference(*verdicts), "A", "B"))
@@ -150,6 +206,7 @@ def print_comparison(first: str, second: str):
 def print_seeds(paths):
     """Print mean and spread of files of answers to the same questions, one file per seed."""
     verdicts, n_others = read_common(paths)
+    print_settings(paths)
     accuracies = [100 * sum(right.values()) / len(right) for right in verdicts]
     runs = stats.over_seeds(accuracies)
     for path, accuracy in zip(paths, accuracies):

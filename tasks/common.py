@@ -15,8 +15,11 @@ and may have
     extra_scores(examples, completions) -> {name: share}    printed beside the accuracy
     PROTOCOL = dict(n_shot, gen_length, block_length, steps)    how it is asked by default
 
-Every Example has meta["id"], which no other example of its split has, and meta["gold"], the right
-answer. `load_task` refuses a module that lacks one of the three functions.
+Every Example has a prompt, an answer and meta["id"], which are texts, no other example of its split
+has the same id, and meta["gold"], the right answer, is something that JSON can hold. A task that
+does not use data_dir or variant refuses them (`check_choice`). `load_task` refuses a module whose
+functions are missing or take other arguments, and `load_examples`, by which training and evaluation
+load rows, refuses rows that are not as said here: before anything is computed, not after.
 
 A row is a prompt and an answer, tokenized apart and joined. Only the answer is masked and scored.
 Short answers are filled with end-of-text up to the longest answer of the (global) batch. The fill
@@ -25,6 +28,9 @@ region of masks, and the model has to learn where to end. The difference in leng
 padding, which no token attends to.
 """
 import hashlib
+import inspect
+import json
+import os
 import random
 from collections import Counter
 from functools import lru_cache
@@ -36,6 +42,10 @@ import torch
 
 from tasks.files import read_jsonl
 
+# what a task has, and how many arguments each function takes
+NEEDED = {"load": 3, "extract": 1, "score": 2}
+OPTIONAL = {"has_format": 1, "extra_scores": 2}
+PROTOCOL = {"n_shot": 0, "gen_length": 1, "block_length": 1, "steps": 1}     # and the least of each
 SPLITS = ("train", "validation", "test")
 N_VALIDATION = 256      # train rows held out where a dataset has no validation split of its own
 
@@ -54,47 +64,121 @@ class Row(NamedTuple):
 
 def load_task(name: str):
     """Return the module tasks/{name}.py. Raises ValueError if it is missing or is not a task."""
-    texts = {path.stem: path.read_text("utf-8") for path in Path(__file__).parent.glob("*.py")}
-    if name not in texts:
-        names = sorted(stem for stem, text in texts.items() if "\ndef load(" in text)
+    folder = Path(__file__).parent
+    if not (name.isidentifier() and (folder / f"{name}.py").is_file()):
+        names = sorted(path.stem for path in folder.glob("[a-z]*.py")
+                       if "\ndef load(" in path.read_text("utf-8", "replace"))
         raise ValueError(f"there is no task {name!r}; choose from {', '.join(names)}")
-    module = import_module(f"tasks.{name}")
-    needed = ("load", "extract", "score")
-    missing = [function for function in needed if not callable(getattr(module, function, None))]
+    try:
+        module = import_module(f"tasks.{name}")
+    except (ImportError, SyntaxError) as error:
+        raise ValueError(f"tasks/{name}.py cannot be imported: {error}") from error
+    missing = [function for function in NEEDED if not callable(getattr(module, function, None))]
     if missing:
         raise ValueError(f"tasks/{name}.py lacks {' and '.join(missing)}; a task has load, extract "
                          f"and score, see tasks/common.py")
+    for function, n in {**NEEDED, **OPTIONAL}.items():
+        if hasattr(module, function) and not takes(getattr(module, function), n):
+            raise ValueError(f"tasks/{name}.py: {function} must take {n} "
+                             f"argument{'s' * (n > 1)}, see tasks/common.py")
+    protocol = getattr(module, "PROTOCOL", {})
+    if not isinstance(protocol, dict) or not all(
+            type(n) is int and n >= PROTOCOL.get(key, n + 1) for key, n in protocol.items()):
+        raise ValueError(f"tasks/{name}.py: PROTOCOL={protocol!r} must be a dict of whole numbers "
+                         f"for {', '.join(PROTOCOL)}")
     return module
+
+
+def takes(function, n: int) -> bool:
+    """Return whether a function can be called with n arguments."""
+    try:
+        inspect.signature(function).bind(*range(n))
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def load_examples(name: str, split: str, data_dir: str = "", variant: str = "") -> list[Example]:
+    """Load a split of a task. Raises ValueError if the rows are not what the contract says."""
+    task = load_task(name)
+    examples = task.load(split, data_dir, variant)
+    if not isinstance(examples, list) or not examples:
+        raise ValueError(f"tasks/{name}.py: load({split!r}) must return a list of Examples, and at "
+                         f"least one, not {str(examples)[:60]!r}")
+    for number, example in enumerate(examples, 1):
+        where = f"tasks/{name}.py: example {number} of {split}"
+        if not isinstance(example, Example) or not isinstance(example.meta, dict):
+            raise ValueError(f"{where} must be an Example(prompt, answer, meta)")
+        texts = {"a prompt": example.prompt, "an answer": example.answer,
+                 'a meta["id"]': example.meta.get("id")}
+        lacks = [what for what, text in texts.items() if not isinstance(text, str)]
+        if lacks:
+            raise ValueError(f"{where} must have {lacks[0]} that is a text")
+        if example.meta.get("gold") is None or not is_json(example.meta["gold"]):
+            raise ValueError(f'{where} must have the right answer as its meta["gold"], a text or '
+                             f'something else that JSON can hold')
+    if type(verdict := task.score("", examples[0])) is not bool or not is_json(task.extract("")):
+        raise ValueError(f"tasks/{name}.py: score must return True or False, not {verdict!r}, and "
+                         f"extract a text, a number or None")
+    return examples
+
+
+def is_json(value) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 # ----------------------------------------------------------------------------------------------
 # loading: what the modules of tasks use
 
 
-def check_choice(task: str, split: str, variant: str = "", splits=SPLITS, variants=None):
-    """Raise ValueError if the task lacks the split or the variant. variants: {name: its effect}."""
+def check_choice(task: str, split: str, variant: str = "", splits=SPLITS, variants=None,
+                 data_dir: str = ""):
+    """Raise ValueError if the task lacks the split or the variant. variants: {name: its effect}.
+
+    data_dir: given by a task that makes its rows and has no use for a folder.
+    """
     if split not in splits:
         raise ValueError(f"{task} has no split {split!r}; choose from {', '.join(splits)}")
     if variant and variant not in (variants or {}):
         known = ", ".join(f"{name!r} {effect}" for name, effect in (variants or {}).items())
         raise ValueError(f"{task} has no variant {variant!r}; {known or 'leave it empty'}")
+    if data_dir:
+        raise ValueError(f"{task} makes its own rows and does not read data_dir={data_dir!r}; "
+                         f"leave it empty")
 
 
 def load_rows(split: str, data_dir: str, hub_name: str,
               hub_config: str | None = None) -> list[dict]:
     """Return the rows of {data_dir}/{split}.jsonl[.gz]; without a folder, the hub dataset's.
 
-    Raises FileNotFoundError or ValueError in one sentence.
+    Raises OSError or ValueError in one sentence.
     """
     if data_dir:
-        paths = [Path(data_dir) / f"{split}.jsonl{end}" for end in ("", ".gz")]
-        return read_jsonl(next((path for path in paths if path.is_file()), paths[1]))
+        if not (path := rows_file(split, data_dir)):
+            raise FileNotFoundError(f"there is no file {Path(data_dir) / split}.jsonl or .jsonl.gz;"
+                                    f" data_dir={data_dir!r} must name a folder that has it")
+        return read_jsonl(path)
     import datasets  # takes seconds, and is needed only here
     try:
         return list(datasets.load_dataset(hub_name, hub_config, split=split))
     except Exception as error:  # no network, no such file, a proxy: many classes, one meaning
         raise ValueError(f"{hub_name} cannot be loaded from the hub ({type(error).__name__}); give "
                          f"a folder with {split}.jsonl.gz as --data_dir") from error
+
+
+def rows_file(split: str, data_dir: str) -> Path | None:
+    """Return {data_dir}/{split}.jsonl, or else .jsonl.gz, whatever it is; None if there is none."""
+    paths = [Path(data_dir) / f"{split}.jsonl{end}" for end in ("", ".gz")]
+    return next((path for path in paths if os.path.lexists(path)), None)
+
+
+def rows_name(split: str, data_dir: str, hub_name: str) -> str:
+    """Return where load_rows finds a split, for a sentence about one of its rows."""
+    return str(rows_file(split, data_dir)) if data_dir else f"{hub_name} {split}"
 
 
 def hold_out(task: str, rows: list, split: str) -> list:
@@ -107,7 +191,8 @@ def hold_out(task: str, rows: list, split: str) -> list:
 
 def hash_of(text: str) -> str:
     """Return 12 hex digits that identify a text, the same in every copy of the data."""
-    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+    data = text.encode("utf-8", "surrogatepass")        # half a character must not stop a run
+    return hashlib.blake2b(data, digest_size=6).hexdigest()
 
 
 def ids_of(texts: list[str]) -> list[str]:

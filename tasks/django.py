@@ -15,7 +15,7 @@ Hence `extra_scores` splits the accuracy into seen and unseen pairs.
 """
 import re
 
-from tasks.common import Example, check_choice, ids_of, load_rows
+from tasks.common import Example, check_choice, ids_of, load_rows, rows_name
 
 HUB_NAME = "AhmedSSoliman/DJANGO"
 # the paper states 4 shots; the lengths are ours: 99 % of the gold lines have at most 60 tokens, and
@@ -45,8 +45,8 @@ def read_pairs(split: str, data_dir: str) -> list[tuple[str, str]]:
     for number, row in enumerate(load_rows(name, data_dir, HUB_NAME), 1):
         pair = row.get("anno", row.get("nl")), row.get("code")
         if not all(isinstance(text, str) and text.strip() for text in pair):
-            raise ValueError(f"django {name}, row {number}: 'anno' (or 'nl') and 'code' must be "
-                             f"texts")
+            raise ValueError(f"{rows_name(name, data_dir, HUB_NAME)}, row {number}: 'anno' (or "
+                             f"'nl') and 'code' must be texts")
         pairs.append((pair[0].strip(), pair[1].strip()))
     return pairs
 

@@ -21,6 +21,7 @@ def read_json(path) -> dict:
         if not isinstance(what, dict):
             raise ValueError(f"it is a {type(what).__name__}")
     except (ValueError, RecursionError) as error:
+        check_is_content(path)
         raise ValueError(f"{path} is not a JSON object: {error}") from None
     return what
 
@@ -111,21 +112,36 @@ def check_is_file(path):
         raise FileNotFoundError(f"there is no file {path}")
 
 
+def check_is_content(path):
+    """Raise ValueError if git has left a pointer of git-lfs in place of a large file."""
+    with open(path, "rb") as file:
+        if file.read(100).startswith(b"version https://git-lfs"):
+            raise ValueError(f"{path} is a pointer of git-lfs, not the file itself; "
+                             f"run `git lfs pull` in its folder")
+
+
 def lock(folder):
     """Take folder/lock until the file that this returns is closed, or this process ends.
 
     A child that inherits the file holds the lock as well. Raises ValueError if it is taken.
     """
     file = open(Path(folder) / "lock", "w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not lock_file(file):
         file.close()
         raise ValueError(f"another process is at work in {folder}; wait for it, end it, or choose "
-                         f"another folder") from None
+                         f"another folder")
+    return file
+
+
+def lock_file(file, kind=fcntl.LOCK_EX) -> bool:
+    """Lock an open file until it is closed, or this process ends; False if it is taken."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     except OSError:                     # a file system without locks: do without
         pass
-    return file
+    return True
 
 
 def cache_folder(name: str) -> Path:

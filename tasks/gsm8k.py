@@ -1,18 +1,45 @@
-"""GSM8K: grade-school word problems with worked answers that end in `#### 42` (arXiv 2110.14168).
+r"""GSM8K: grade-school word problems with worked answers that end in `#### 42` (arXiv 2110.14168).
 
 Rows come from a local folder (train.jsonl[.gz], test.jsonl[.gz] with `question` and `answer`) or,
 without one, from the hub's `openai/gsm8k`. There is no official validation split: ours is the last
-256 train rows, which are never trained on. The choice of extraction rule is worth several points on
-the same texts, so the two in common use are spelled out in `extract`.
+256 train rows, which are never trained on. A row without a number behind `####` is an error, for
+it would be a question that no answer gets right.
+
+The choice of extraction rule is worth several points on the same texts, so the two in common use
+are spelled out in `extract`. Both read
+
+    1,234   1{,}234   1\,234   1 234 (any blank)   $1,234   -$5   1.8e3   18%   full-width digits
+    #### 3*6=18   as 18, what a sum comes to          #### 3/4   as 0.75; nothing else is worked out
+    #### 6:30     as 6, the first; without #### the last: 3,4 is 4, and 10-3 is 3
+
+A minus sign may be a hyphen, an en dash or U+2212. The first `####` counts: what follows its number
+is another problem, whatever its heading. Without `####` the text ends where such a heading is.
 """
 import re
 from decimal import Decimal
 
-from tasks.common import Example, check_choice, hash_of, hold_out, load_rows, question_prompt
+from tasks.common import (Example, check_choice, hash_of, hold_out, load_rows, question_prompt,
+                          rows_name)
 
-MARKS = re.compile(r"<<.*?>>")          # calculator annotations: 3*4=<<3*4=12>>12
+MARKS = re.compile(r"<<[^<>\n]*>>")     # calculator annotations: 3*4=<<3*4=12>>12
+# Of these texts each takes time in proportion to its length, whatever a model has written.
+HEADING = re.compile(r"""Question:
+    | ^[ \t#*>]* (?i:question|problem|exercise|q) [ \t*]* (?:\#?[0-9]+[ \t*]*)? :
+    | ^[ \t*>]* \#+ [ \t*]* (?i:question|problem|exercise|instruction)\b""", re.M | re.X)
+GROUPED = re.compile(r"""(?<![0-9.])
+    (?: [0-9]+ (?:,[0-9]{2,3})* ,[0-9]{3}
+      | [0-9]{1,3} (?: (?: \{\\?,\} | \\[,:; ] | ,\\! | [ \u00a0\u2007\u2009\u202f]) [0-9]{3} )+
+    ) (?![0-9])""", re.X)
+# `3*6=`: from its first number to its last equals sign
+SUM = re.compile(r"""(?<![-+*/×÷0-9.,$()\ ])
+    [ ($]* -? [0-9] [0-9.,]* [) ]* [-+*/×÷] [-+*/×÷0-9.,$() ]* =""", re.X)
 # A sign belongs to its number unless it stands between two numbers: `10-3` ends in 3.
-NUMBER = re.compile(r"(?:(?<![0-9.)])-)?\$?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)")
+NUMBER = re.compile(r"(?:(?<![0-9.)])-)?(?:[$€£¥] ?-?)?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
+                    r"(?:[eE][-+]?[0-9]{1,2}(?![0-9A-Za-z]))?")
+BOX = re.compile(r"\\boxed\{([^}\n]*)")
+DIVISOR = re.compile("/(0*[1-9][0-9]*)")
+SAME = str.maketrans("０１２３４５６７８９．，＄＃－\u2212\u2010\u2011\u2013",
+                     "0123456789.,$#-----")
 VARIANTS = {"marks": "keeps <<...>> in the answers"}
 
 # the paper states 4 shots in its main table and 0 in an appendix; 128 steps and 256 tokens in one
@@ -28,35 +55,69 @@ def load(split: str, data_dir: str = "", variant: str = "") -> list[Example]:
     check_choice("gsm8k", split, variant, variants=VARIANTS)
     source = "test" if split == "test" else "train"
     rows = load_rows(source, data_dir, "openai/gsm8k", "main")
+    name = rows_name(source, data_dir, "openai/gsm8k")
     for number, row in enumerate(rows, 1):
         if not all(isinstance(row.get(key), str) for key in ("question", "answer")):
-            raise ValueError(f"gsm8k {source}, row {number}: 'question' and 'answer' must be texts")
+            raise ValueError(f"{name}, row {number}: 'question' and 'answer' must be texts")
+    bad = [n for n, row in enumerate(rows, 1) if gold(row) is None]
+    if bad:
+        raise ValueError(f"{name}, row {bad[0]}: the answer must end in `#### ` and a number; in "
+                         f"{len(bad)} of {len(rows)} rows it does not")
     if source == "train":
         rows = hold_out("gsm8k", rows, split)
     return [to_example(row, variant == "marks") for row in rows]
 
 
+def gold(row: dict) -> str | None:
+    return final_number(unmarked(row["answer"]), strict=True)
+
+
 def to_example(row: dict, keep_marks: bool = False) -> Example:
     """Make the Example of a row; its id is a hash of the question."""
     answer = row["answer"] if keep_marks else MARKS.sub("", row["answer"])
-    meta = {"id": f"gsm8k/{hash_of(row['question'])}", "gold": extract(answer, strict=True)}
+    meta = {"id": f"gsm8k/{hash_of(row['question'])}", "gold": gold(row)}
     return Example(question_prompt(row["question"].strip()), " " + answer.strip(), meta)
 
 
 def extract(completion: str, strict: bool = False) -> str | None:
     """Return the final number as plain digits ("1234", "-3", "5"), or None.
 
-    strict: the number after the last `####`. Flexible, the headline: that number, or else the last
-    one anywhere outside <<...>>. Text after another `Question:` is ignored.
+    strict: the number right behind the first `####`. Flexible, the headline: that number, or else
+    the first on its line, in a \\boxed{...}, or else the last before `####`, or else the last.
     """
-    text = MARKS.sub("", completion.split("Question:")[0]).replace("\u2212", "-")
-    head, hashes, tail = text.rpartition("####")
-    found = NUMBER.match(tail.strip()) if hashes else None
+    text = unmarked(completion)
+    number = re.search("[0-9]", text)
+    heading = number and HEADING.search(text, number.end())     # of a second problem
+    return final_number(text[:heading.start()] if heading else text, strict)
+
+
+def unmarked(text: str) -> str:
+    """Drop calculator marks and write digits, signs and grouped thousands in one way."""
+    text = MARKS.sub("", text).translate(SAME).replace("\\$", "$")
+    return GROUPED.sub(lambda number: re.sub("[^0-9]", "", number[0]), text)
+
+
+def final_number(text: str, strict: bool) -> str | None:
+    """Return the final number of an unmarked text, which `extract` describes."""
+    head, _, tail = text.partition("####")
+    found = NUMBER.match(SUM.sub("", tail.lstrip("# \t\r\n").partition("\n")[0]).lstrip())
     if found is None and not strict:
-        found = (NUMBER.findall(head + tail) or [None])[-1]
-    else:
-        found = found and found[0]
-    return found and plain(Decimal(re.sub("[$,]", "", found)))
+        line = SUM.sub("", tail.partition("\n")[0])
+        box = "".join(BOX.findall(text)[:1])
+        found = (NUMBER.search(line) or NUMBER.search(SUM.sub("", box)) or last_number(head)
+                 or last_number(tail))
+    if found is None:
+        return None
+    number = Decimal(re.sub("[$€£¥ ]", "", found[0]))
+    divisor = DIVISOR.match(found.string, found.end())
+    return plain(number / Decimal(divisor[1]) if divisor else number)
+
+
+def last_number(text: str):
+    found = None
+    for found in NUMBER.finditer(text):
+        pass
+    return found
 
 
 def plain(number: Decimal) -> str:

@@ -10,7 +10,7 @@ import random
 import re
 from collections import defaultdict
 
-from tasks.common import Example, check_choice, ids_of, load_rows
+from tasks.common import Example, check_choice, ids_of, load_rows, rows_name
 
 LETTERS = "ABCD"
 
@@ -22,13 +22,14 @@ def load(split: str, data_dir: str = "", variant: str = "") -> list[Example]:
     """
     check_choice("mmlu", split, variant, splits=("dev", "test"))
     rows = load_rows(split, data_dir, "cais/mmlu", "all")
+    name = rows_name(split, data_dir, "cais/mmlu")
     for number, row in enumerate(rows, 1):
         choices, answer = row.get("choices"), row.get("answer")
         has_choices = isinstance(choices, list) and len(choices) == 4
         texts = [row.get("question"), row.get("subject"), *(choices if has_choices else [None])]
         if (not all(isinstance(text, str) for text in texts)
                 or type(answer) is not int or not 0 <= answer < 4):
-            raise ValueError(f"mmlu {split}, row {number}: 'question' and 'subject' must be texts, "
+            raise ValueError(f"{name}, row {number}: 'question' and 'subject' must be texts, "
                              f"'choices' four texts, and 'answer' 0, 1, 2 or 3")
     # 27 rows of test occur twice
     ids = ids_of([repr((row["subject"], row["question"].strip(), row["choices"])) for row in rows])

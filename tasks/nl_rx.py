@@ -15,7 +15,8 @@ and below them [a-z0-9], [^a-z], `.` (any character, newline too), (a), () for t
 Anything else is a letter, `^` and `$` too, because a regex matches whole strings. The symbols `&`
 and `~` and the order are those of dk.brics.automaton, on which we take the authors' tool to be
 built. That tool is not public, so this is our reading. It differs from brics in two points: an
-operator with nothing beside it is an error here, and `#`, `@`, `"` and `<` are letters.
+operator with nothing beside it is an error here, as in `(a|)`, and `#`, `@`, `"` and `<` are
+letters. `a{,3}` is an error in both, and `a*?` is `(a*)?`.
 
 About one gold regex in six matches nothing at all, for example `([0-9])&([a-z])`. Hence
 `extra_scores` reports the score of that constant answer, and the score on the rows whose gold regex
@@ -29,7 +30,7 @@ from pathlib import Path
 from automata.fa.dfa import DFA
 from automata.fa.nfa import NFA
 
-from tasks.common import Example, check_choice, hold_out, ids_of, load_rows
+from tasks.common import Example, check_choice, hold_out, ids_of, load_rows, rows_file, rows_name
 from tasks.files import cache_folder, fetch, read_jsonl
 
 # LLM-JEPA's files. The row counts are those of its commit 6d7d0d1, and so is the sha256 of train's
@@ -57,13 +58,14 @@ def load(split: str, data_dir: str = "", variant: str = "") -> list[Example]:
     check_choice("nl_rx", split, variant)
     source = "test" if split == "test" else "train"
     folder = Path(data_dir) if data_dir else fetched(source)
-    is_raw = (folder / f"synth_{source}.jsonl").is_file()
+    is_raw = rows_file(f"synth_{source}", str(folder)) is not None
     try:
-        rows = load_rows(f"synth_{source}" if is_raw else source, str(folder), "")
+        name = f"synth_{source}" if is_raw else source
+        rows = load_rows(name, str(folder), "")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; nl_rx's rows are at {URL.format(source)}, and are "
                                 f"fetched from there if --data_dir is empty") from None
-    pairs = pairs_of(rows, f"nl_rx {source}")
+    pairs = pairs_of(rows, rows_name(name, str(folder), ""))
     return to_examples(hold_out("nl_rx", pairs, split) if source == "train" else pairs, split)
 
 
@@ -73,6 +75,7 @@ def fetched(source: str) -> Path:
     A file with other rows than we know is refused. Raises FileNotFoundError without a network.
     """
     url, folder = URL.format(source), cache_folder("nl_rx")
+    path = folder / f"synth_{source}.jsonl"
 
     def check(path: Path):
         pairs = pairs_of(read_jsonl(path), "its data")
@@ -81,8 +84,15 @@ def fetched(source: str) -> Path:
         if len(pairs) != N_ROWS[source] or digest != SHA256.get(source, digest):
             raise ValueError(f"{len(pairs):,} rows with sha256 {digest}")
 
+    if path.is_file():
+        try:
+            check(path)
+        except ValueError as error:
+            raise ValueError(f"{path} is not the file that was fetched ({error}); remove it, and "
+                             f"it is fetched again") from None
+        return folder
     try:
-        fetch(url, folder / f"synth_{source}.jsonl", check)
+        fetch(url, path, check)
     except ValueError as error:
         raise ValueError(f"{url} is not the file that this task was made with ({error}); to use it "
                          f"all the same, save it in a folder and give that as --data_dir") from None
@@ -104,7 +114,7 @@ def pairs_of(rows: list[dict], name: str) -> list[tuple[str, str]]:
     for number, row in enumerate(rows, 1):
         if isinstance(row.get("messages"), list):
             said = {message.get("role"): message.get("content") for message in row["messages"]
-                    if isinstance(message, dict)}
+                    if isinstance(message, dict) and isinstance(message.get("role"), str)}
             row = {"text": said.get("user"), "regex": said.get("assistant")}
         pair = row.get("text"), row.get("regex")
         if not all(isinstance(text, str) and text.strip() for text in pair):

@@ -18,13 +18,14 @@ with train. Nor does our validation: it is the train rows whose database has a n
 crc32 % 10 == 0, which are 957 rows of 20 databases. 6,043 rows of 120 databases remain for train.
 """
 import json
+import os
 import re
 import zlib
 from collections import defaultdict
 from pathlib import Path
 
-from tasks.common import Example, check_choice, load_rows
-from tasks.files import read_jsonl
+from tasks.common import Example, check_choice, load_rows, rows_name
+from tasks.files import check_is_file, read_jsonl
 from tasks.sql import judge
 
 SOURCE = "spider_data.zip from https://yale-lily.github.io/spider has it all, once unpacked"
@@ -67,11 +68,14 @@ def load(split: str, data_dir: str = "", variant: str = "") -> list[Example]:
                          f"{SOURCE}")
     source = "dev" if split == "test" else "train"
     schemas = read_schemas(data_dir) if has_schema else None
-    examples = []
-    for number, row in enumerate(read_rows(source, data_dir), 1):
+    examples, (rows, name) = [], read_rows(source, data_dir)
+    for number, row in enumerate(rows, 1):
         is_validation = source == "train" and is_held_out(str(row.get("db_id")))
         if is_validation == (split == "validation"):
-            examples.append(to_example(row, f"{source}/{number}", schemas, data_dir, variant))
+            try:
+                examples.append(to_example(row, f"{source}/{number}", schemas, data_dir, variant))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
     if not examples:
         raise ValueError(f"no row of spider's {source} belongs to {split}")
     if split == "test" and not any(example.meta["database"] for example in examples):
@@ -152,7 +156,8 @@ def clean_sql(text: str) -> str:
 
     Cuts at end-of-text tokens. Drops leading `SQL:` and `Answer:`. Takes the content of the first
     code fence, unless a query stands before it. Outside of quotes it drops comments, cuts at the
-    first `;` or blank line that follows some text, folds white space and joins `> =`.
+    first `;` or blank line that follows some text, folds white space and joins `> =`. All else
+    stays and fails as SQL: a sentence around the query, quotes or brackets around it, `~~~`, `#`.
     """
     text = LABELS.sub("", END.split(text)[0].split("\nQuestion:")[0])
     before, fence, after = text.partition("```")
@@ -175,13 +180,15 @@ def clean_sql(text: str) -> str:
 # files
 
 
-def read_rows(source: str, data_dir: str) -> list[dict]:
-    """Return the questions of train or dev, from either form of the folder, or from the hub."""
+def read_rows(source: str, data_dir: str) -> tuple[list[dict], str]:
+    """Return the questions of train or dev, from either form of the folder or from the hub, and the
+    name of where they were."""
     official = Path(data_dir) / {"train": "train_spider.json", "dev": "dev.json"}[source]
-    if data_dir and official.is_file():
-        return read_json_list(official)
+    if data_dir and os.path.lexists(official):
+        return read_json_list(official), str(official)
     try:
-        return load_rows(source, data_dir, "xlangai/spider")
+        rows = load_rows(source, data_dir, "xlangai/spider")
+        return rows, rows_name(source, data_dir, "xlangai/spider")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}, nor {official.name}: {SOURCE}") from None
 
@@ -189,22 +196,27 @@ def read_rows(source: str, data_dir: str) -> list[dict]:
 def read_schemas(data_dir: str) -> dict[str, str]:
     """Return {db_id: DDL}. Raises FileNotFoundError or ValueError in one sentence."""
     names = ("tables.jsonl", "tables.jsonl.gz", "tables.json")
-    path = next((path for name in names if (path := Path(data_dir) / name).is_file()), None)
+    paths = [Path(data_dir) / name for name in names]
+    path = next((path for path in paths if os.path.lexists(path)), None)
     if path is None:
         raise FileNotFoundError(f"{data_dir} has no schemas (tables.jsonl.gz or tables.json): "
                                 f"{SOURCE}")
     rows = read_json_list(path) if path.suffix == ".json" else read_jsonl(path)
     try:
         return {row["db_id"]: ddl(row if "tables" in row else nested(row)) for row in rows}
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        raise ValueError(f"{path} does not hold Spider's schemas") from None
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} does not hold Spider's schemas ({type(error).__name__}: {error})"
+                         ) from None
 
 
 def read_json_list(path: Path) -> list[dict]:
     """Return the rows of a file that holds one JSON list. Raises ValueError if it does not."""
+    check_is_file(path)
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        rows = json.loads(text := path.read_text("utf-8-sig"))
+        if "\\u" in text:               # half a character may come in, and no file can hold it
+            json.dumps(rows, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path} is not a list of JSON objects")
@@ -259,8 +271,15 @@ def quoted(name: str) -> str:
 
 
 def find_database(data_dir: str, db_id: str) -> str:
-    """Return the path of a database's SQLite file in either form of the folder, "" if none."""
+    """Return the path of a database's SQLite file in either form of the folder, "" if none.
+
+    Raises OSError if there is something else in its place.
+    """
     names = (f"databases/{db_id}.sqlite", f"databases/{db_id}.sqlite.gz",
              f"database/{db_id}/{db_id}.sqlite")
     paths = [Path(data_dir) / name for name in names if data_dir]
-    return next((str(path.resolve()) for path in paths if path.is_file()), "")
+    path = next((path for path in paths if os.path.lexists(path)), None)
+    if path is None:
+        return ""
+    check_is_file(path)
+    return str(path.resolve())

@@ -56,7 +56,7 @@ def judge(database: str, prediction: str, gold: str) -> Verdict:
 
     Raises OSError in one sentence if this Python's SQLite cannot run queries safely.
     """
-    reply = ask([database, prediction, gold])
+    reply = ask([SECONDS, database, prediction, gold])
     if reply is None:
         return Verdict("", f"no result within {SECONDS} s and {MAX_MEMORY:,} bytes", False)
     return Verdict(*reply)
@@ -151,8 +151,9 @@ def serve():
     confine()
     alarm = getattr(signal, "alarm", lambda seconds: None)      # not on Windows
     for line in sys.stdin:
-        alarm(2 * SECONDS)                  # ends this process if the asking one was killed
-        print(json.dumps(compare(*json.loads(line))), flush=True)
+        seconds, *request = json.loads(line)
+        alarm(2 * seconds)                  # ends this process if the asking one was killed
+        print(json.dumps(compare(*request)), flush=True)
         alarm(0)
 
 

@@ -18,8 +18,10 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     """Return Wilson's (1927) 95 % interval of a share right / n.
 
     It holds all shares from which right / n is at most Z of *their* standard errors away. At 0 of n
-    it still has a width, unlike p +- Z stderr.
+    it still has a width, unlike p +- Z stderr. Raises ValueError if right / n is no share.
     """
+    if not 0 <= right <= n or n < 1:
+        raise ValueError(f"{right} of {n} is not a share")
     p, spread = right / n, Z * Z / n
     half = Z * math.sqrt(p * (1 - p) / n + spread / (4 * n))
     low, high = ((p + spread / 2 + side) / (1 + spread) for side in (-half, half))
@@ -42,13 +44,22 @@ def mcnemar(only_first: int, only_second: int) -> float:
 def bootstrap(differences, n_resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
     """Return the 95 % percentile interval of the mean over resampled questions.
 
-    How often each *value* is drawn is multinomial, so questions are not drawn one by one.
+    How often each *value* is drawn is multinomial, so questions are not drawn one by one. Raises
+    ValueError for no differences, or for one that is not finite.
     """
+    check_finite(differences)
     values, counts = np.unique(np.asarray(differences, dtype=float), return_counts=True)
     n = counts.sum()
     drawn = np.random.default_rng(seed).multinomial(n, counts / n, n_resamples)
     low, high = np.quantile(drawn @ values / n, (0.025, 0.975))
     return float(low), float(high)
+
+
+def check_finite(values):
+    """Raise ValueError if there are no values, or if one is nan or infinite."""
+    bad = [value for value in values if not math.isfinite(value)]
+    if bad or not len(values):
+        raise ValueError(f"{bad[0]} is not a number to average" if bad else "there are no values")
 
 
 def paired_difference(first: dict, second: dict) -> dict:
@@ -83,10 +94,12 @@ def in_words(difference: dict, first: str, second: str) -> str:
 
 
 def over_seeds(accuracies: list[float]) -> dict:
-    """Return mean and spread over runs with several seeds. Raises ValueError for fewer than two."""
+    """Return mean and spread over runs with several seeds. Raises ValueError for fewer than two, or
+    for one that is not finite."""
     n = len(accuracies)
     if n < 2:
         raise ValueError(f"{n} run has no spread; give two or more")
+    check_finite(accuracies)
     mean = math.fsum(accuracies) / n
     squares = math.fsum((accuracy - mean) ** 2 for accuracy in accuracies)
     sd = math.sqrt(squares / (n - 1))
@@ -95,9 +108,12 @@ def over_seeds(accuracies: list[float]) -> dict:
 
 
 def half_95(values) -> float:
-    """Return half of the 95 % interval of a mean, by Student's t; nan for fewer than 3 values."""
+    """Return half of the 95 % interval of a mean, by Student's t; nan for fewer than 3 values, or
+    if one is not finite."""
     n = len(values)
-    return t_95(n - 1) * statistics.stdev(values) / math.sqrt(n) if n > 2 else math.nan
+    if n < 3 or not all(map(math.isfinite, values)):
+        return math.nan
+    return t_95(n - 1) * statistics.stdev(values) / math.sqrt(n)
 
 
 @lru_cache(maxsize=None)
@@ -110,10 +126,13 @@ def t_95(df: int) -> float:
 
 
 def t_test(mean: float, stderr: float, df: int) -> float:
-    """Return the two-sided p of mean / stderr under Student's t; nan without a standard error.
+    """Return the two-sided p of mean / stderr under Student's t; nan without a standard error, or
+    if one of the two is nan.
 
-    The formulas are Abramowitz and Stegun's 26.7.3 and 26.7.4.
+    The formulas are Abramowitz and Stegun's 26.7.3 and 26.7.4. Raises ValueError for df < 1.
     """
+    if df < 1:
+        raise ValueError(f"Student's t has at least 1 degree of freedom, not {df}")
     if not stderr:
         return math.nan                 # the same difference each time
     angle = math.atan(abs(mean) / stderr / math.sqrt(df))
@@ -129,8 +148,10 @@ def holm(p_values: dict) -> dict:
     """Adjust {name: p} for the number of tests, after Holm (1979).
 
     The smallest p is multiplied by how many there are, the next by one less, and so on, and none
-    may fall below the one before it.
+    may fall below the one before it. Raises ValueError for a p outside of 0..1, nan included.
     """
+    if not all(0 <= p <= 1 for p in p_values.values()):
+        raise ValueError(f"{p_values} are not all between 0 and 1")
     adjusted, at_least = {}, 0.0
     for i, name in enumerate(sorted(p_values, key=p_values.get)):
         at_least = max(at_least, min(1.0, p_values[name] * (len(p_values) - i)))

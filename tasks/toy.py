@@ -46,9 +46,9 @@ SHARE_OF_SPLIT = {"train": range(0, 90), "validation": range(90, 95), "test": ra
 def load(split: str, data_dir: str = "", variant: str = "", n: int = 0) -> list[Example]:
     """Return the first n problems of a split, always the same; by default 40,000 or 1,000.
 
-    data_dir is not used: the problems are made here.
+    The problems are made here, so data_dir must be empty.
     """
-    check_choice("toy", split, variant)
+    check_choice("toy", split, variant, data_dir=data_dir)
     examples = []
     for story, question, steps in problems(split, n or (40_000 if split == "train" else 1_000)):
         result = steps[-1].split("=")[1]

@@ -18,7 +18,7 @@ PROTOCOL = dict(n_shot=0, gen_length=24, block_length=24, steps=24)     # ours; 
 
 def load(split: str, data_dir: str = "", variant: str = "", n: int = 0) -> list[Example]:
     """Return n rows of a split, half stories and half sums, from the split's own toy problems."""
-    check_choice("toy_base", split, variant)
+    check_choice("toy_base", split, variant, data_dir=data_dir)
     n = n or (20_000 if split == "train" else 1_000)
     rng = random.Random(f"toy_base {split}")
     problems = toy.problems(split, n)

@@ -7,15 +7,16 @@ analysis/likelihood.py measures the loss on `windows`, analysis/preserve.py comp
 """
 import torch
 
-from tasks.common import load_rows
+from tasks.common import load_rows, rows_name
 
 
 def load_text(split: str = "test", data_dir: str = "") -> str:
     """Return the whole text. Raises ValueError or FileNotFoundError in one sentence."""
     rows = load_rows(split, data_dir, "Salesforce/wikitext", "wikitext-2-raw-v1")
+    name = rows_name(split, data_dir, "Salesforce/wikitext")
     for number, row in enumerate(rows, 1):
         if not isinstance(row.get("text"), str):
-            raise ValueError(f"wikitext {split}, row {number}: 'text' must be a text")
+            raise ValueError(f"{name}, row {number}: 'text' must be a text")
     return "".join(row["text"] or " \n" for row in rows)
 
 

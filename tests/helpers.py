@@ -5,11 +5,13 @@ import json
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from multiprocessing import forkserver
@@ -280,6 +282,28 @@ def torchrun_command(*words, n=2) -> list[str]:
 def torchrun(*words, **env):
     """Run a script under torchrun on two processes -> the finished process."""
     return python(*torchrun_command(*words)[1:], **env)
+
+
+def kill(pid: int):
+    """Kill a process and all that descend from it at once, and return when they are gone."""
+    family, parents = {pid}, parents_of_all()
+    for _ in range(5):                  # torchrun's children have sessions of their own
+        family |= {child for child, parent in parents.items() if parent in family}
+    for each in family & parents.keys():
+        with suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
+    wait_until(lambda: not family & parents_of_all().keys())
+
+
+def parents_of_all() -> dict:
+    """Return {pid: its parent's} of all processes that run."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                found[int(path.parent.name)] = int(parent)
+    return found
 
 
 def options_of(cfg) -> list[str]:

@@ -32,7 +32,7 @@ from tasks.common import batch_at, load_task, tokenize
 from tasks.files import read_json
 from train import main
 from training import checkpoint, setup
-from training.ranks import start_ranks
+from training.ranks import local_part, start_ranks
 from training.sharding import shard
 
 
@@ -51,7 +51,7 @@ def handlers():
 def test_the_newest_checkpoints_are_kept(cfg):
     main(replace(cfg, save_every=1, keep=2))
     names = [path.name for path in sorted(Path(cfg.out_dir).iterdir())]
-    assert names == ["log.jsonl", "settings.json", "step_0000002", "step_0000003"]
+    assert names == ["lock", "log.jsonl", "settings.json", "step_0000002", "step_0000003"]
     main(replace(cfg, save_every=1, keep=2, resume=True, max_steps=4))
     assert len(list(Path(cfg.out_dir).glob("step_*"))) == 2
 
@@ -167,6 +167,171 @@ def test_a_nan_between_two_log_lines_is_found_at_the_next_and_has_changed_nothin
     assert all(p.isfinite().all() for p in three.values())
 
 
+# ----------------------------------------------------------------------------------------------
+# what is written
+
+
+def spoil(name, value=torch.nan, at=2, rank=0):
+    """Write a value into a tensor, by its name in the checkpoint, just before the save of a step.
+
+    rank: the one that does, among several."""
+    real = train.save_checkpoint
+
+    def spoiled(out_dir, step, objective, optimizer, *rest):
+        if step == at and int(os.environ.get("RANK", 0)) == rank:
+            live = checkpoint.training_state(objective, optimizer)
+            live |= dict(objective.model.named_parameters())
+            local_part(live[name].detach()).view(-1)[-1:] = value
+        real(out_dir, step, objective, optimizer, *rest)
+    train.save_checkpoint = spoiled
+
+
+def assert_the_older_one_is_kept(cfg, monkeypatch, name, *options, kept="step_0000001"):
+    said = sentence_of(monkeypatch, cfg, "--save_every=1", *options)
+    assert f"{name} has NaN or infinite values" in said and "older ones are kept" in said
+    names = {path.name for path in Path(cfg.out_dir).iterdir()}
+    assert names == {"lock", "log.jsonl", "settings.json", kept}
+    for file in Path(cfg.out_dir, kept).glob("*.safetensors"):
+        for tensor in load_file(file).values():
+            assert not tensor.is_floating_point() or tensor.isfinite().all()
+
+
+@pytest.mark.parametrize("name, value", [
+    ("embed.weight", torch.nan), ("head.weight", torch.inf), ("blocks.3.down_proj.weight",
+    -torch.inf), ("predictor.blocks.1.up_proj.bias", torch.nan), ("target.norm.weight", torch.inf),
+    ("adam.exp_avg.model.embed.weight", torch.nan),
+    ("adam.exp_avg_sq.predictor.norm.weight", torch.inf)])
+def test_what_is_not_finite_is_never_what_remains(cfg, monkeypatch, name, value):
+    monkeypatch.setattr(train, "save_checkpoint", train.save_checkpoint)    # undone at the end
+    spoil(name, value)
+    assert_the_older_one_is_kept(cfg, monkeypatch, name)
+
+
+@pytest.mark.parametrize("name", ["embed.weight", "adam.exp_avg_sq.model.norm.weight"])
+def test_half_weights_that_are_not_finite_are_never_what_remains(cfg, monkeypatch, name):
+    monkeypatch.setattr(train, "save_checkpoint", train.save_checkpoint)
+    spoil(name)
+    assert_the_older_one_is_kept(cfg, monkeypatch, name, "--optimizer=lean")
+
+
+@pytest.mark.parametrize("spoiled, said", [
+    ("model.blocks.0.q_proj.lora_b", "blocks.0.q_proj.weight"),     # of the merged model
+    ("target.blocks.3.up_proj.lora_a", "target.blocks.3.up_proj.lora_a")])
+def test_adapters_that_are_not_finite_are_never_what_remains(cfg, monkeypatch, tmp_path, spoiled,
+                                                             said):
+    base = str(tmp_path / "base")
+    main(replace(cfg, out_dir=base, max_steps=1, lambda_jepa=0.0))
+    monkeypatch.setattr(train, "save_checkpoint", train.save_checkpoint)
+    spoil(spoiled)
+    cfg = replace(cfg, init_from=base, tokenizer="")
+    assert_the_older_one_is_kept(cfg, monkeypatch, said, "--lora_rank=2")
+
+
+def test_a_step_too_large_for_the_weights_ends_the_run_at_once(cfg, monkeypatch):
+    """The gradient of this step was finite, and the next one's is never computed."""
+    main(replace(cfg, max_steps=1))
+    assert_the_older_one_is_kept(cfg, monkeypatch, "embed.weight", "--resume=True", "--lr=3e38",
+                                 "--weight_decay=1")
+
+
+@pytest.mark.parametrize("value", [torch.nan, 3.4e38])      # which bf16 rounds to infinity
+def test_a_model_that_is_not_finite_is_never_exported(cfg, monkeypatch, tmp_path, value):
+    real = train.export
+
+    def spoiled(model, *rest):
+        model.head.weight.data[3, 3] = value
+        real(model, *rest)
+    monkeypatch.setattr(train, "export", spoiled)
+    said = sentence_of(monkeypatch, cfg, "--max_steps=1", f"--export_dir={tmp_path}/export")
+    assert "head.weight has NaN or infinite values" in said
+    assert not [*(tmp_path / "export").iterdir()]
+
+
+def test_a_save_is_flushed_then_renamed_then_flushed_and_only_then_older_ones_go(cfg, monkeypatch):
+    """All files of the new checkpoint and their folder are on the disk before it has its name, and
+    the name is before an older one loses its own."""
+    main(replace(cfg, max_steps=1))
+    out, events = Path(cfg.out_dir), []
+
+    def name_of(inode):
+        return next(str(path.relative_to(out.parent)) for path in [out, *out.rglob("*")]
+                    if path.stat().st_ino == inode)
+
+    def recorded(module, name, note):
+        real = getattr(module, name)
+
+        def call(*args, **kwargs):
+            found = note(*args)
+            if found and "run" in str(found):
+                events.append((name, *found))
+            return real(*args, **kwargs)
+        monkeypatch.setattr(module, name, call)
+
+    def inside(*paths):
+        return [os.path.relpath(path, out.parent) for path in paths]
+    recorded(os, "fsync", lambda file: [name_of(os.fstat(file).st_ino)])
+    recorded(os, "replace", lambda one, two: inside(one, two) if "step_" in f"{one}{two}" else None)
+    recorded(shutil, "rmtree", lambda path, *_: inside(path) if Path(path).exists() else None)
+    main(replace(cfg, resume=True, max_steps=2))
+    n = next(i for i, event in enumerate(events) if event[0] == "replace")
+    files = {f"run/step_0000002/{path.name}" for path in (out / "step_0000002").iterdir()}
+    flushed = [event[1].replace("saving", "step_0000002") for event in events[:n]]
+    assert {event[0] for event in events[:n]} == {"fsync"} and len(files) >= 5
+    assert set(flushed) == files | {"run/step_0000002"} and flushed[-1] == "run/step_0000002"
+    assert events[n:] == [("replace", "run/saving", "run/step_0000002"), ("fsync", "run"),
+                          ("replace", "run/step_0000001", "run/removing"),
+                          ("rmtree", "run/removing")]
+
+
+@pytest.mark.parametrize("name", ["saving", "removing"])
+@pytest.mark.parametrize("what", ["half", "whole", "empty"])
+def test_what_a_kill_leaves_half_done_hurts_nothing(cfg, tmp_path, name, what):
+    main(replace(cfg, max_steps=2))
+    left = Path(cfg.out_dir, name)
+    left.mkdir()
+    if what != "empty":
+        shutil.copytree(newest_checkpoint(cfg.out_dir), left, dirs_exist_ok=True)
+    if what == "half":
+        (left / "train_state").mkdir()          # of a sharded run, say
+        (left / "config.json").unlink()
+        (left / "model.safetensors").write_bytes(b"half")
+    assert Path(newest_checkpoint(cfg.out_dir)).name == "step_0000002"
+    main(replace(cfg, resume=True))
+    assert sorted(path.name for path in Path(cfg.out_dir).iterdir()) == [
+        "lock", "log.jsonl", "settings.json", "step_0000003"]
+    assert not Path(newest_checkpoint(cfg.out_dir), "train_state").exists()
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o027, 0o640)])
+def test_all_files_of_a_checkpoint_have_the_umasks_mode(cfg, umask, mode):
+    before = os.umask(umask)
+    try:
+        main(replace(cfg, max_steps=1))
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in Path(cfg.out_dir).rglob("*")
+             if path.is_file() and path.name != "model.safetensors"}
+    assert len(modes) >= 6 and set(modes.values()) == {mode}, modes
+
+
+APPLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X"
+
+
+def litter(folder):
+    """Put a `._` file beside each file, as macOS does on foreign disks."""
+    for path in [path for path in Path(folder).rglob("*") if path.is_file()]:
+        path.with_name(f"._{path.name}").write_bytes(APPLE)
+
+
+def test_files_that_macos_puts_beside_a_checkpoint_are_left_alone(cfg):
+    main(cfg)
+    good = dict(with_ema(cfg.out_dir).named_parameters())
+    litter(cfg.out_dir)
+    for name, p in with_ema(cfg.out_dir).named_parameters():
+        assert torch.equal(p, good[name]), name
+    main(replace(cfg, resume=True, max_steps=4))
+
+
 def limit_files(size):
     """Let this process write no file beyond this size in bytes."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
@@ -274,7 +439,9 @@ def test_the_ema_of_lora_is_the_base_with_the_targets_adapters(cfg, objectives, 
 
     path = Path(newest_checkpoint(cfg.out_dir), "train_state.json")
     good = path.read_text()
-    for content, words in [('{"step": 3}', "on which base"), ('{"settings": 3}', "on which base"),
+    for content, words in [('{"step": 3}', "on which base"), ('{"settings": 3}', "which step"),
+                           (good.replace('"q_proj"', '["q_proj"]'), "lora_targets"),
+                           (good.replace('"lora_rank": 4', '"lora_rank": "x"'), "on which base"),
                            (good.replace(cfg.init_from, "gone"), "no weights"),
                            (good.replace("8.0", "9.0"), "is not this base")]:
         path.write_text(content)
@@ -309,7 +476,11 @@ def test_an_ema_that_does_not_fit_is_one_sentence(cfg):
 @pytest.mark.slow
 def test_the_ema_of_a_sharded_run_is_joined_from_its_ranks(cfg):
     run_ranks(replace(cfg, shard=True))
-    model, found = with_ema(cfg.out_dir), tensors(cfg.out_dir)
+    found = tensors(cfg.out_dir)
+    files = [path for path in Path(cfg.out_dir).rglob("*.safetensors") if "shard" in path.name]
+    assert files and {path.stat().st_mode & 0o777 for path in files} == {0o644}
+    litter(cfg.out_dir)
+    model = with_ema(cfg.out_dir)
     for name, p in model.named_parameters():
         assert torch.equal(p, found["head.weight" if name == "head.weight" else f"target.{name}"])
 
@@ -423,6 +594,17 @@ def test_one_process_two_and_two_sharded_are_one_run_which_any_number_resumes(cf
     assert all(p.isfinite().all() for p in exported.parameters())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name, rank, shard", [("blocks.3.up_proj.weight", 1, True),
+                                               ("adam.exp_avg.model.norm.weight", 0, True),
+                                               ("target.embed.weight", 1, False)])
+def test_rows_that_are_not_finite_on_one_rank_end_all_and_are_named_once(cfg, name, rank, shard):
+    cfg = replace(cfg, shard=shard, save_every=1)
+    _, err = run_ranks(cfg, 2, partial(spoil, name, rank=rank), code=1)
+    assert err.count(f"{name} has NaN or infinite values") == 1 and "Traceback" not in err, err
+    assert [path.name for path in Path(cfg.out_dir).glob("s*")] == ["settings.json", "step_0000001"]
+
+
 def train_a_sharded_and_a_whole_model(folder, _):
     """Compare them on every rank: what is read, three steps, what is saved."""
     start_ranks("cpu")
@@ -525,3 +707,84 @@ def test_all_ranks_stop_at_one_step_and_a_mistake_is_said_once(cfg, tmp_path, da
     ids, seeds = two_examples(cfg, data_dir)           # neighbours in the batch: one on each rank
     _, err = run_ranks(bad, 2, partial(poison, seeds), code=1)
     assert err.count(f"id {ids[0]}, {ids[1]};") == 1, err
+
+
+# ----------------------------------------------------------------------------------------------
+# which checkpoints, which signal, which step
+
+
+def test_the_newest_are_the_highest_steps_and_what_is_no_checkpoint_does_not_count(tmp_path):
+    for name in ("step_9", "step_0000010", "step_00000011", "step_0000002"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "step_0000099").mkdir()                 # no config.json
+    (tmp_path / "step_0000099" / "precious").write_text("x")
+    left = {path.name for path in tmp_path.iterdir()}
+    for keep, gone in ((9, {}), (6, {}), (3, {"step_0000002"}), (1, {"step_9", "step_0000010"})):
+        checkpoint.remove_checkpoints(str(tmp_path), keep)
+        left -= {*gone}
+        assert {path.name for path in tmp_path.iterdir()} == left
+
+
+@pytest.mark.parametrize("is_at_the_end", [False, True])
+def test_a_signal_is_heeded_after_its_step_without_a_last_held_out_loss(cfg, monkeypatch, tmp_path,
+                                                                        is_at_the_end):
+    """Between two log lines, too. A run whose last step it meets is complete."""
+    cfg = replace(cfg, max_steps=2 if is_at_the_end else 5, log_every=100, eval_every=1,
+                  export_dir=str(tmp_path / "export"))
+    before, update = signal.getsignal(signal.SIGTERM), setup.DLLMJEPA.update_target
+
+    def interrupted(self):
+        update(self)
+        interrupted.calls += 1
+        if interrupted.calls == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+    interrupted.calls = 0
+    monkeypatch.setattr(setup.DLLMJEPA, "update_target", interrupted)
+    if is_at_the_end:
+        main(cfg)
+        assert [line["step"] for line in lines(cfg.out_dir) if "held_out" in line] == [0, 1, 2]
+        DLLM.from_pretrained(cfg.export_dir)
+    else:
+        with pytest.raises(SystemExit) as stop:
+            main(cfg)
+        assert stop.value.code == 143 and not list(Path(cfg.export_dir).iterdir())
+        assert [line["step"] for line in lines(cfg.out_dir) if "held_out" in line] == [0, 1]
+    assert interrupted.calls == 2 and newest_checkpoint(cfg.out_dir).endswith("step_0000002")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_of_several_bad_steps_the_first_is_named_and_each_finding_once(cfg, monkeypatch, data_dir,
+                                                                       capsys):
+    bad = [two_examples(cfg, data_dir, step)[1] for step in (1, 2, 4)]
+    monkeypatch.setattr(setup.DLLMJEPA, "forward", setup.DLLMJEPA.forward)
+    poison(set.union(*bad))
+    monkeypatch.setattr(train.Log, "is_due", lambda self, step: step in (4, 5, 6))
+    main(replace(cfg, max_steps=6, on_nan="skip"))
+    said = [line for line in capsys.readouterr().out.splitlines() if "not finite" in line]
+    assert [line.split(" the gradient")[0] for line in said] == ["at step 2", "at step 5"]
+
+
+def test_if_every_example_is_bad_none_is_blamed(cfg, monkeypatch):
+    forward = setup.DLLMJEPA.forward
+
+    def all_bad(self, *batch):
+        loss, parts = forward(self, *batch)
+        return loss * torch.nan, parts
+    monkeypatch.setattr(setup.DLLMJEPA, "forward", all_bad)
+    assert "and so for each of the 8 examples alone" in sentence_of(monkeypatch, cfg)
+    monkeypatch.setattr(setup.DLLMJEPA, "forward", forward)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.inf))
+    said = sentence_of(monkeypatch, replace(cfg, out_dir=cfg.out_dir + "2"))
+    assert "though the loss of each example alone is finite" in said
+
+
+def test_what_a_kill_has_left_half_written_or_half_removed_comes_into_no_checkpoint(cfg):
+    for name in ("saving", "removing"):
+        (Path(cfg.out_dir) / name / "train_state").mkdir(parents=True)
+        (Path(cfg.out_dir) / name / "model.safetensors").write_text("half")
+    main(cfg)
+    [folder] = Path(cfg.out_dir).glob("step_*")
+    assert not (folder / "train_state").exists() and DLLM.from_pretrained(folder)
+    assert not (Path(cfg.out_dir) / "saving").exists()
+    assert not (Path(cfg.out_dir) / "removing").exists()

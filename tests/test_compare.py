@@ -15,6 +15,7 @@ from analysis import compare
 from analysis.compare import CompareConfig
 from configurator import configure
 from tasks.files import lock
+from train import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -190,3 +191,30 @@ def test_a_setting_that_does_not_fit_is_one_sentence(option, words, tmp_path):
         compare.main(configure(CompareConfig, [f"--out_dir={tmp_path}/out", option]))
     assert len(str(error.value).splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_the_summary_is_of_the_right_arm_and_step(tmp_path):
+    """The base's losses are plain's at step 0, the others' their last; jepa is compared with
+    plain, and a step's time is the median."""
+    ms = {"base": (5, 5, 5), "plain": (10, 20, 90), "jepa": (30, 26, 27)}
+    for n, name in enumerate(compare.ARMS):
+        folder = tmp_path / name
+        folder.mkdir()
+        log = [{"step": 0, "held_out": {"toy": {"1": 9.0 + n}, "toy_base": {"1": 8.0 + n}}}]
+        log += [{"step": step, "loss": 1.0, "ms": ms[name][step - 1], "seconds": 10 * step + n}
+                for step in (1, 2, 3)]
+        log += [{"step": 3, "held_out": {"toy": {"1": 1.0 + n}, "toy_base": {"1": 2.0 + n}}}]
+        (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+        (folder / "eval_toy_0shot.json").write_text(json.dumps(
+            {"accuracy": n / 4, "stderr": 0.1, "n": 4}))
+        (folder / "eval_toy_0shot.jsonl").write_text("".join(
+            json.dumps({"id": str(i), "gold": "1", "verdict": i < n}) + "\n" for i in range(4)))
+    found = compare.summarize(tmp_path, TrainConfig(task="toy", forget_task="toy_base"))
+    assert list(found["arms"]) == ["base", "plain", "jepa"] == list(compare.ARMS)
+    base, plain, jepa = found["arms"].values()
+    assert [arm["held_out_loss"]["1"] for arm in (base, plain, jepa)] == [10.0, 2.0, 3.0]
+    assert [arm["base_corpus_loss"]["1"] for arm in (base, plain, jepa)] == [9.0, 3.0, 4.0]
+    assert [arm["ms_per_step"] for arm in (base, plain, jepa)] == [5, 20, 27]
+    assert [arm["seconds"] for arm in (base, plain, jepa)] == [30, 31, 32]
+    assert [arm["accuracy"] for arm in (base, plain, jepa)] == [0, 0.25, 0.5]
+    assert found["step_time_ratio"] == 27 / 20 and found["jepa_minus_plain"]["mean"] == 0.25

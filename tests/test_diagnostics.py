@@ -1,4 +1,5 @@
 """Laws of the diagnostics: on made-up embeddings they say what was made; in any split."""
+import json
 import math
 from dataclasses import replace
 
@@ -6,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers import IDS, as_batch, eight_rows, loss_lines, make_model, run_ranks, seeded, step
+from helpers import (IDS, ROOT, as_batch, eight_rows, loss_lines, make_model, run_ranks, seeded,
+                     step)
 from jepa import DLLMJEPA, cosine_distance
 from model import row_generators
 from train import main
@@ -14,6 +16,7 @@ from training import diagnostics
 from training.diagnostics import (bucket_numbers, collapsed, constant_floor, cosines,
                                   effective_rank, embedding_numbers, movement_numbers, off_diagonal,
                                   same_rate_number, sample)
+from training.log import Log
 from training.ranks import gather_batch, scatter_batch
 
 def seen_of(mean, z_hat, z_tgt):
@@ -196,6 +199,20 @@ def test_a_collapse_in_the_last_quarter_is_named_once_below_half_of_the_first_li
     assert "step 6:" in found and "rank 1 of 9" in found and "step 5:" not in found
 
 
+def test_in_the_tiny_study_five_of_45_runs_collapse_and_only_they_are_named():
+    """Early in training 41 fall below half of their first line, and 36 of those come back."""
+    early, late = set(), set()
+    for path in (ROOT / "results/tiny_study").glob("*/log.jsonl"):
+        found = [line for line in map(json.loads, path.read_text().splitlines()) if "rank" in line]
+        for line in found:
+            if collapsed(line, found[0]):
+                early.add(path.parent.name)
+                if line["step"] >= 0.75 * found[-1]["step"]:
+                    late.add(path.parent.name)
+    assert len(early) == 41 and len(late) == 5
+    assert all(name.startswith("shuffled_no_predictor") for name in late)
+
+
 def test_the_first_line_is_of_the_base_and_the_rest_come_every_log_every_steps(cfg):
     main(replace(cfg, max_steps=9, log_every=4, save_every=100))
     found = loss_lines(cfg.out_dir)
@@ -237,3 +254,38 @@ def test_two_processes_tell_the_numbers_of_one(cfg, tmp_path):
             rel = 0.05 if sampled else 1e-3
             assert one[0][name] == pytest.approx(other[0][name], rel=rel, abs=1e-5), name
         assert all(a.keys() == b.keys() for a, b in zip(one, other))
+
+
+def test_a_line_has_the_time_of_a_step_since_the_line_before(tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("training.log.time.perf_counter", lambda: clock[0])
+    settings = {"log_every": 2, "save_every": 99}
+    log = Log(str(tmp_path), settings, 0, 5, warns=False)
+    for step, seconds in enumerate((1.0, 3.0, 5.0, 9.0, 2.0), 1):
+        began = clock[0]
+        clock[0] += seconds
+        log.step(step, {"loss": torch.tensor(1.0)}, began)
+        clock[0] += 50                                  # a checkpoint: no time of a step
+    log.close()
+    found = [(line["step"], line["ms"], line["seconds"]) for line in loss_lines(tmp_path)]
+    assert found == [(1, 1000, 1), (2, 3000, 54), (4, 7000, 168), (5, 2000, 220)]
+
+
+def test_a_rate_at_the_edge_of_a_bucket_is_in_the_lower_one():
+    nll, is_masked = torch.tensor([1.0, 2.0, 4.0]), torch.ones(3, 1, dtype=torch.bool)
+    trace = {"t": torch.tensor([0.25, 0.5, 1.0]), "is_masked": is_masked, "nll": nll}
+    assert bucket_numbers([trace]) == {"nll_t0.25": 1.0, "nll_t0.5": 2.0, "nll_t1": 4.0}
+
+
+def test_a_sample_weighs_each_parameter_by_its_size(monkeypatch):
+    """A large matrix that has moved counts by all its entries, not by the few that are taken."""
+    monkeypatch.setattr(diagnostics, "SAMPLE", 64)
+    objective = DLLMJEPA(make_model(), 0.0)
+    before = {name: sample(p) for name, p in objective.model.named_parameters()}
+    start = {name: p.detach().clone() for name, p in objective.model.named_parameters()}
+    objective.model.embed.weight.data += 1.0
+    moved = torch.cat([(p - start[name]).flatten()
+                       for name, p in objective.model.named_parameters()]).norm()
+    whole = torch.cat([p.flatten() for p in start.values()]).norm()
+    numbers = movement_numbers(objective, before, {})
+    assert numbers["online_moved"].item() == pytest.approx((moved / whole).item(), rel=0.1)

@@ -230,7 +230,7 @@ def test_a_row_keeps_its_id_where_rows_are_missing_and_a_repeated_row_has_one_of
                                  {"anno": "a", "code": "\n"}], ids=str)
 def test_a_broken_row_is_one_sentence_that_names_it(row, tmp_path):
     folder = write_jsonl(tmp_path / "train.jsonl", some_rows(3) + [row])
-    assert "django train, row 4" in sentence(django.load, "train", folder, kind=ValueError)
+    assert f"{folder}/train.jsonl, row 4" in sentence(django.load, "train", folder, kind=ValueError)
 
 
 def test_a_missing_file_is_one_sentence_that_names_it(tmp_path):

@@ -15,6 +15,8 @@ from analysis import grid
 from analysis.arms import ARMS
 from analysis.grid import Grid, GridConfig, cell_of
 from analysis.frames import key_of, read_results
+from configurator import configure
+from eval_gsm8k import EvalConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = "--max_steps=2 --batch_size=4 --eval_rows=4 --device=cpu"
@@ -426,3 +428,37 @@ def test_a_stopped_grid_takes_its_processes_with_it(cfg, number):
     assert list(folder.glob("step_*"))              # train.py has saved where it was
     with open(Path(cfg.out_dir) / "lock") as file:  # and nobody holds the folder any more
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_equal_flop_has_a_third_more_of_what_the_config_counts_in(cfg, config):
+    for train, expected in (("--max_steps=300 --epochs=3", (400, 4.0)), ("--epochs=1.5", (0, 2.0))):
+        settings = cell_of(change(cfg, train=train), config, "equal_flop", (1.0, 2), 7).settings
+        assert (settings.max_steps, settings.epochs) == expected
+        assert settings.lambda_jepa == 0
+
+
+def test_a_model_is_scored_on_the_data_that_it_was_trained_on(cfg, config, tmp_path):
+    train = f"{TRAIN} --task=gsm8k --data_dir=here --variant=marks --chat=True"
+    cell = cell_of(change(cfg, train=train), config, "jepa", (1.0, 2), 7)
+    with open(tmp_path / "lock", "w") as lock:
+        command = Grid(cfg, lock).eval_command(cell, "validation", 4)
+    own = configure(EvalConfig, command[1:])
+    assert (own.task, own.data_dir, own.variant, own.chat, own.device) == (
+        "gsm8k", "here", "marks", True, "cpu")
+    assert (own.init_from, own.split, own.n_shot, own.limit) == (
+        str(cell.folder), "validation", 4, 8)
+
+
+def test_the_choice_takes_the_shots_that_are_asked_for_now(cfg, monkeypatch):
+    """Scores with other shots, of an earlier command, are on file and do not count."""
+    def accuracy(words):
+        name = words["init_from"]
+        depth = int(name.split("depth")[-1][0]) if "depth" in name else 0
+        return {"0": 0.2 * depth, "4": 0.9 - 0.4 * depth}[words["n_shot"]]
+    fake = Fake(accuracy).use(monkeypatch)
+    cfg = change(cfg, depths=(1, 2), seeds=(1,))
+    grid.main(change(cfg, n_shots=(4,)))
+    assert "jepa_lambda1.0_depth1_seed1" in fake.scored("test")
+    fake.commands.clear()
+    grid.main(cfg)                                          # 0 shots: depth 2 is better
+    assert set(fake.scored("test")) == {"plain_seed1", "jepa_lambda1.0_depth2_seed1"}

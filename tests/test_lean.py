@@ -13,6 +13,7 @@ from model import DLLM, row_generators
 from train import main
 from training import lean
 from training.lean import Lean, join, round_at_random, split
+from training.setup import make_optimizer
 
 SMALL = replace(CONFIG, n_layer=1)
 
@@ -270,7 +271,8 @@ def test_a_lean_run_has_the_losses_of_an_adamw_run(lean_cfg, cfg, tmp_path):  # 
 
 def test_a_run_is_not_resumed_with_the_other_optimizer(lean_cfg, cfg, monkeypatch):  # noqa: F811
     main(replace(cfg, max_steps=1))
-    assert "adam.low" in sentence_of(monkeypatch, replace(lean_cfg, resume=True))
+    said = sentence_of(monkeypatch, replace(lean_cfg, resume=True))
+    assert "optimizer='adamw'" in said and "optimizer='lean'" in said
 
 
 @pytest.mark.slow
@@ -282,3 +284,48 @@ def test_lean_on_two_processes_is_near_to_one(lean_cfg, tmp_path):
     for ours, theirs in zip(lines(lean_cfg.out_dir), lines(two.out_dir)):
         if "loss" in ours:
             assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-2)
+
+
+def test_the_noise_of_a_step_is_of_its_seed_and_number():
+    def second_moment(seed, step):
+        p = torch.nn.Parameter(torch.zeros(5000))
+        optimizer = Lean([p], halve=[p], lr=0.0, seed=seed)
+        optimizer.state[p]["step"] += step
+        p.grad = torch.full((5000,), 0.3).bfloat16()
+        optimizer.step()
+        return optimizer.state[p]["exp_avg_sq"]
+    one = second_moment(1, 1)
+    assert torch.equal(one, second_moment(1, 1)) and one.unique().numel() == 2
+    assert not torch.equal(one, second_moment(2, 1)) and not torch.equal(one, second_moment(1, 2))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-9, 1e-7])
+def test_gradients_as_small_as_eps_move_the_weights_as_adamw_does(scale):
+    ours, theirs = two_parameters(), two_parameters()
+    lean, adamw = Lean(ours, halve=(), lr=1e-3), torch.optim.AdamW(theirs, lr=1e-3, weight_decay=0)
+    for n in range(5):
+        for p, q in zip(ours, theirs):
+            p.grad = scale * torch.randn(p.shape, generator=seeded(n))
+            q.grad = p.grad.clone()
+        lean.step()
+        adamw.step()
+    for p, q in zip(ours, theirs):
+        torch.testing.assert_close(p, q, atol=1e-7, rtol=1e-6)
+
+
+def test_a_lean_run_draws_by_the_seed_of_the_run(lean_cfg):
+    objective = DLLMJEPA(make_model())
+    optimizer = make_optimizer(objective, replace(lean_cfg, seed=5, beta2=0.9, weight_decay=0.1))
+    assert optimizer.seed == 5 and objective.fp32_of == optimizer.fp32_of
+    for group in optimizer.param_groups:
+        assert group["betas"] == (0.9, 0.9)
+        assert all(group["weight_decay"] == 0.1 * (p.ndim > 1) for p in group["params"])
+
+
+def test_the_model_is_halved_and_the_predictor_is_not(lean_cfg):
+    objective = DLLMJEPA(make_model())
+    optimizer = make_optimizer(objective, lean_cfg)
+    assert {p.dtype for p in objective.model.parameters()} == {torch.bfloat16}
+    for network in (objective.predictor, objective.target):
+        assert {p.dtype for p in network.parameters()} == {torch.float32}
+    assert {"low" in optimizer.state[p] for p in objective.predictor.parameters()} == {False}

@@ -1,5 +1,6 @@
 """Laws of LoRA: nothing changes at the start, only adapters learn, the EMA is one of adapters."""
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from helpers import (CONFIG, IDS, as_batch, assert_resuming_changes_nothing, assert_same_step,
-                     eight_rows, lines, make_model, run_ranks, seeded, sentence_of)
+                     eight_rows, lines, make_model, run_ranks, seeded, sentence, sentence_of)
 from jepa import DLLMJEPA, ema_update, make_target
 from model import DLLM, PRESETS, ModelConfig, row_generators
 from train import TrainConfig, main
-from training.lora import LoRALinear, add_lora, merge
+from training.lora import LoRALinear, add_lora, check_base, merge
 
 ALL = TrainConfig.lora_targets
 GQA = replace(CONFIG, n_kv_head=2, qkv_bias=True, shift=True)
@@ -253,9 +254,14 @@ def test_lora_is_resumed_on_its_own_base_and_scale_only(lora_cfg, cfg, monkeypat
     main(replace(cfg, out_dir=str(tmp_path / "other"), seed=7, max_steps=1))
     resumed = replace(lora_cfg, resume=True)
     main(resumed)
-    for wrong in {"init_from": str(tmp_path / "other")}, {"lora_alpha": 9.0}:
-        assert "is not this base" in sentence_of(monkeypatch, replace(resumed, **wrong))
-    assert "would fit" in sentence_of(monkeypatch, replace(resumed, lora_rank=5))
+    other = str(tmp_path / "other")
+    for wrong in {"init_from": other}, {"lora_alpha": 9.0}, {"lora_rank": 5}:
+        said = sentence_of(monkeypatch, replace(resumed, **wrong))
+        [(name, value)] = wrong.items()
+        assert f"{name}={value!r}" in said and f"{name}={getattr(resumed, name)!r}" in said
+    shutil.rmtree(lora_cfg.init_from)                   # other weights in the folder of the base
+    shutil.copytree(other, lora_cfg.init_from)
+    assert "is not this base" in sentence_of(monkeypatch, resumed)
 
 
 @pytest.mark.slow
@@ -269,9 +275,39 @@ def test_lora_on_two_processes_equals_one(lora_cfg, tmp_path):
 
 @pytest.mark.parametrize("options, words", [
     (["--lora_targets=q_proj,head"], "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj"),
-    (["--lora_targets="], "lora_targets is empty"),
+    (["--lora_targets="], "lora_targets is empty"), (["--lora_alpha=0"], "switches the adapters"),
+    (["--lora_rank=0", "--lora_targets=endless"], "'endless'; there are q_proj, k_proj"),
     (["--lora_rank=-1"], "must not be negative"),
     (["--optimizer=lean"], "LoRA"),
     (["--init_from=", "--tokenizer=toy"], "init_from")])
 def test_a_bad_lora_setting_stops_with_one_sentence(lora_cfg, monkeypatch, options, words):
     assert words in sentence_of(monkeypatch, lora_cfg, *options)
+
+
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+def test_recomputed_blocks_change_no_adapters_gradient(recompute):
+    """Not in the first block either, whose input has no gradient: the embedding is frozen."""
+    grads = []
+    for setting in ("none", recompute):
+        model = adapted()
+        model.checkpoint_activations = setting
+        loss, _ = DLLMJEPA(model, 0.0)(*as_batch(eight_rows()), row_generators(0, 0, IDS))
+        loss.backward()
+        grads.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    assert all(grad is not None and grad.any() for grad in grads[0].values())
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, atol=1e-7, rtol=1e-4, msg=name)
+
+
+def test_a_base_or_scale_that_is_a_little_off_is_noticed(tmp_path):
+    model = adapted()
+    merge(model).save(tmp_path)
+    check_base(model, tmp_path)
+    linear = model.blocks[0].q_proj
+    for name, change in (("scale", 1.01), ("weight", 1.001)):
+        before = getattr(linear, name)
+        after = before * change
+        setattr(linear, name, after if name == "scale" else torch.nn.Parameter(after))
+        assert "is not this base" in sentence(check_base, model, tmp_path)
+        setattr(linear, name, before)
+    check_base(model, tmp_path)

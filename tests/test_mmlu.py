@@ -134,7 +134,7 @@ def test_equal_rows_have_two_ids_and_a_row_keeps_its_id_in_other_company(tmp_pat
     {"answer": 4}, {"answer": -1}, {"answer": "B"}, {"answer": True}, {"answer": 1.0},
     {"answer": None}])
 def test_an_ugly_row_is_one_sentence_with_its_number(tmp_path, wrong):
-    assert "mmlu test, row 2: " in sentence(load, tmp_path, [GOOD, {**GOOD, **wrong}])
+    assert f"{tmp_path}/test.jsonl, row 2: " in sentence(load, tmp_path, [GOOD, {**GOOD, **wrong}])
 
 
 def test_an_empty_object_or_a_missing_file_is_one_sentence(tmp_path):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from helpers import DATA, SPLITS, sentence, write_jsonl
 from tasks import nl_rx
 from tasks.common import Example, few_shot
-from tasks.files import cache_folder
+from tasks.files import cache_folder, read_jsonl
 
 REAL = DATA / "nl_rx_synth"
 needs_real_rows = pytest.mark.skipif(not REAL.is_dir(), reason=f"the NL-RX rows are not at {REAL}")
@@ -358,6 +358,58 @@ def is_refused(regex):
         return True
 
 
+def random_regex(rng, depth):
+    """A regex that Python and our dialect read alike: what is repeated stands in parentheses."""
+    if not depth:
+        return rng.choice(["a", "b", ".", "[ab]", "[^a]", "[a-b]", "ab"])
+    kind = rng.choice(["repeat", "repeat", "repeat", "join", "or"])
+    if kind == "repeat":
+        low = rng.randint(0, 3)
+        repeats = rng.choice(["?", "*", "+", f"{{{low}}}", f"{{{low},}}",
+                              f"{{{low},{low + rng.randint(0, 2)}}}"])
+        return f"({random_regex(rng, depth - 1)}){repeats}"
+    a, b = random_regex(rng, depth - 1), random_regex(rng, rng.randrange(depth))
+    return f"({a})|({b})" if kind == "or" else f"({a})({b})"
+
+
+SHORT = ["".join(text) for k in range(4) for text in product("ab\n", repeat=k)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_small_regexes_match_the_short_texts_that_pythons_re_matches(seed):
+    rng, n_matched = random.Random(seed), 0
+    for _ in range(25):
+        regex = random_regex(rng, rng.randint(1, 3))
+        dfa, theirs = nl_rx.automaton(regex, "ab\n"), re.compile(regex, re.S)
+        for text in SHORT:
+            matches = theirs.fullmatch(text) is not None
+            assert dfa.accepts_input(text) == matches, (regex, text)
+            n_matched += matches
+    assert 0.1 < n_matched / (25 * len(SHORT)) < 0.9            # or the test would say little
+
+
+@pytest.mark.parametrize("repeats, counts", [
+    ("?", {0, 1}), ("*", {0, 1, 2, 3}), ("+", {1, 2, 3}), ("{0}", {0}), ("{1}", {1}), ("{3}", {3}),
+    ("{0,}", {0, 1, 2, 3}), ("{2,}", {2, 3}), ("{0,0}", {0}), ("{0,1}", {0, 1}),
+    ("{0,2}", {0, 1, 2}),
+    ("{1,2}", {1, 2}), ("{2,2}", {2}), ("{2,3}", {2, 3}), ("{3,5}", {3})])
+def test_a_repetition_has_its_least_and_its_largest_number(repeats, counts):
+    for part, regex in (("a", f"a{repeats}"), ("ab", f"(ab){repeats}"), ("b", f"[^a]{repeats}")):
+        dfa = nl_rx.automaton(regex, "ab")
+        assert {n for n in range(4) if dfa.accepts_input(part * n)} == counts, regex
+
+
+PAIRS = DATA.parent / "cases" / "regex_pairs.jsonl"
+DECIDED = {"r20": False, "r21": True, "r23": False}     # a{,3} and (a|) are errors; `*?` is (.*)?
+
+
+@pytest.mark.skipif(not PAIRS.is_file(), reason=f"the pairs are not at {PAIRS}")
+def test_pairs_of_regexes_are_judged_as_a_person_judges_them():
+    for pair in read_jsonl(PAIRS):
+        right = DECIDED[pair["id"]] if pair["right"] is None else pair["right"]
+        assert nl_rx.score(pair["pred"], Example("", "", {"gold": pair["gold"]})) is right, pair
+
+
 # ---- the metric, row by row ----
 
 ROWS = [
@@ -648,6 +700,7 @@ BROKEN = {
     "an empty regex": ([{"text": "t", "regex": " "}], "row 261"),
     "messages without an answer": ([{"messages": [{"role": "user", "content": "t"}]}], "row 261"),
     "messages that are texts": ([{"messages": ["t", "a"]}], "row 261"),
+    "a role that is a list": ([{"messages": [{"role": ["user"], "content": "t"}]}], "row 261"),
     "messages that are a text": ([{"messages": "t"}], "row 261"),
 }
 
@@ -655,7 +708,8 @@ BROKEN = {
 @pytest.mark.parametrize("rows, named", BROKEN.values(), ids=BROKEN)
 def test_a_broken_row_is_one_sentence_that_names_it(rows, named, tmp_path):
     write_jsonl(tmp_path / "train.jsonl", some_rows(260) + rows)
-    assert named in sentence(nl_rx.load, "train", str(tmp_path), kind=ValueError)
+    said = sentence(nl_rx.load, "train", str(tmp_path), kind=ValueError)
+    assert f"{tmp_path}/train.jsonl, {named}" in said
 
 
 def test_too_few_rows_or_no_file_is_one_sentence_that_says_what_would_fit(tmp_path):
@@ -724,6 +778,19 @@ def test_several_processes_may_fetch_at_once(source, tmp_path):
     assert cached(tmp_path / "cache") == ["nl_rx/synth_test.jsonl"]
 
 
+@pytest.mark.parametrize("damage", [lambda data: data.split(b"\n", 1)[1], lambda data: data[:-9],
+                                    lambda data: b"", lambda data: b"\0" + data],
+                         ids=["a row less", "cut short", "empty", "garbled"])
+def test_a_file_that_was_damaged_after_it_was_fetched_is_named(damage, source, tmp_path):
+    nl_rx.load("test")
+    path = tmp_path / "cache" / "nl_rx" / "synth_test.jsonl"
+    path.write_bytes(damage(path.read_bytes()))
+    said = sentence(nl_rx.load, "test", kind=ValueError)
+    assert said.startswith(str(path)) and "remove it, and it is fetched again" in said
+    path.unlink()
+    assert len(nl_rx.load("test")) == 5
+
+
 @needs_real_rows
 def test_the_checksum_is_that_of_the_rows_we_hold():
     rows = map(json.loads, gzip.open(REAL / "train.jsonl.gz", "rt"))
@@ -774,3 +841,10 @@ def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
     assert cache_folder("x") == tmp_path / "xdg" / "dllm-jepa" / "x"
     monkeypatch.setenv("DLLM_JEPA_CACHE", str(tmp_path / "ours"))
     assert cache_folder("x") == tmp_path / "ours" / "x"
+
+
+def test_the_limits_are_where_they_are_written_down():
+    """200 characters; and a regex whose last 11 letters have to be remembered still has its way."""
+    assert len(nl_rx.parse("a" * 200)) == 399
+    assert "200" in sentence(nl_rx.parse, "a" * 201, kind=ValueError)
+    assert nl_rx.same_language("(a|b)*a(a|b){11}", "(a|b)*a(a|b){10}(b|a)")

@@ -337,3 +337,17 @@ def test_the_script_runs_from_the_command_line(cfg):
     assert "toy_base: n = 4 texts" in done.stdout
     done = subprocess.run([*command, "--n_rows=1"], cwd=ROOT, text=True, capture_output=True)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+
+
+def test_std_is_of_the_mean_states_and_forgetting_grows_with_the_loss(cfg, root):
+    scores = probe.probe(cfg)["models"]
+    rows = held_out_rows(cfg, byte_tokenizer(), 64)
+    for name, found in scores.items():
+        model = DLLM.from_checkpoint(name)
+        states_of = [model.encode(torch.tensor([ids]))[0] for ids, _ in rows]
+        means = torch.stack([h.mean(dim=0) for h in states_of])
+        assert found["std"][-1] == pytest.approx(means.std(dim=0).mean().item(), rel=1e-4)
+    base, tuned = scores.values()
+    for rate, (a, b) in enumerate(zip(base["loss_by_rate"], tuned["loss_by_rate"])):
+        assert tuned["forgetting_by_rate"][rate] == pytest.approx(b - a, rel=1e-6)
+    assert tuned["mean_drift"] == pytest.approx(sum(tuned["drift"][1:4]) / 3)

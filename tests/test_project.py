@@ -224,3 +224,33 @@ def test_the_papers_two_configurations_are_the_papers():
         assert (cfg.epochs, cfg.ema_decay, cfg.max_steps) == (2, 0.996, 0)
         assert (cfg.diffusion_t, cfg.loss_form) == ("context", "masked_mean")
         assert cfg.task == "gsm8k" and cfg.lambda_jepa in (0.5, 1, 2)
+
+
+BIG = {path.stem: configure(TrainConfig, [f"config/{path.name}"])
+       for path in sorted((ROOT / "config").glob("*[78]b_*.py"))}
+
+
+@pytest.mark.parametrize("name", BIG)
+def test_the_8b_configs_are_the_papers_but_for_what_they_are_named_after(name):
+    cfg, wide = BIG[name], name.endswith(("wide_t", "anchor"))
+    assert cfg.init_from == {"llada8b": "GSAI-ML/LLaDA-8B-Base",
+                             "dream7b": "Dream-org/Dream-v0-Base-7B"}[name.split("_")[0]]
+    assert (cfg.epochs, cfg.batch_size, cfg.ema_decay, cfg.seed) == (2, 64, 0.996, 42)
+    assert (cfg.diffusion_t, cfg.loss_form) == ("context", "masked_mean")
+    assert cfg.mask_scope == "response"
+    assert (cfg.t_ctx, cfg.t_tgt) == ((0.1, 0.9) if wide else (0.2, 0.7))
+    assert cfg.lr == (2e-4 if name.endswith("lora") else 1.4e-6 if wide else 1e-5)
+    assert (cfg.lambda_jepa, cfg.anchor) == ((0, 1e-4) if name.endswith("anchor") else (1, 0))
+    assert cfg.n_pred_layer == (1 if name.endswith("lora") else 2)
+    assert name.split("_", 1)[1].startswith(cfg.task) and cfg.out_dir == f"out/{name}"
+    assert cfg.shard == (not name.endswith(("lora", "1gpu")))
+    assert (cfg.lora_rank, cfg.optimizer) == (32 * name.endswith("lora"),
+                                              "lean" if name.endswith("1gpu") else "adamw")
+
+
+def test_models_from_scratch_have_one_optimizer():
+    kept = {tuple(getattr(configure(TrainConfig, [f"config/{name}.py"]), setting) for setting in (
+        "lr", "min_lr_ratio", "warmup_ratio", "beta2", "weight_decay"))
+        for name in ("tiny", "tiny_base", "tiny_tune", "tiny_paper", "tiny_study", "gsm8k_bytes",
+                     "nl_rx_words")}
+    assert kept == {(2e-3, 0.02, 0.1, 0.95, 0.01)}

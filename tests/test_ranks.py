@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from helpers import ROOT, fork, output_of, torchrun, wait_until, write_output_to
 from training import ranks
-from training.ranks import (agree, as_rank, gather_batch, gather_from_ranks, scatter_batch,
-                            start_ranks, sum_over_ranks, wait_for_all)
+from training.ranks import (agree, as_rank, first_reason, gather_batch, gather_from_ranks,
+                            on_all_ranks, scatter_batch, start_ranks, sum_over_ranks, wait_for_all)
 
 # ---- collectives ----
 
@@ -23,7 +24,7 @@ def test_with_one_process_each_collective_is_the_identity():
     x = torch.arange(6.0).view(3, 2)
     assert start_ranks("cpu") == (0, 1, torch.device("cpu"))
     assert agree([3, 1], "cpu") == [3, 1] and wait_for_all() is None
-    assert sum_over_ranks(x) is x
+    assert sum_over_ranks(x) is x and first_reason("why", "cpu") == "why"
     assert len(gather_from_ranks(x)) == 1 and gather_from_ranks(x)[0] is x
 
 
@@ -35,6 +36,16 @@ def test_a_batch_that_is_scattered_and_gathered_is_the_batch(n_micro):
     for i, part in enumerate(parts):                # row i is dealt to part i % n_micro
         assert torch.equal(part, whole[i::n_micro])
     assert torch.equal(gather_batch(parts), whole)
+
+
+@pytest.mark.parametrize("error", [OSError("full\nof trouble"), ValueError("full"),
+                                   SafetensorError("full"), FileNotFoundError(2, "full", "x")])
+def test_an_error_in_a_file_or_a_value_is_one_line(error):
+    with pytest.raises(OSError, match="full") as caught, on_all_ranks("cpu"):
+        raise error
+    assert "\n" not in str(caught.value)
+    with pytest.raises(KeyError), on_all_ranks("cpu"):  # a bug is none of them
+        raise KeyError("full")
 
 
 def on_two_ranks(_):
@@ -49,6 +60,17 @@ def on_two_ranks(_):
     for i, part in enumerate(parts):                # rank 1 has parts 2 and 3 of four
         assert torch.equal(part, whole[2 * rank + i::4])
     assert torch.equal(gather_batch(parts), whole)
+    for reasons, first in (("", ""), ""), (("", "b"), "b"), (("ä" * 600, "b"), "ä" * 500):
+        assert first_reason(reasons[rank], device) == first
+    for who in (0, 1):                              # one has an error, both raise it
+        try:
+            with on_all_ranks(device):
+                if rank == who:
+                    raise ValueError(f"of rank {who}")
+        except OSError as error:
+            assert str(error) == f"of rank {who}"
+        else:
+            raise AssertionError(f"rank {rank} has not heard of the error of rank {who}")
     if rank:
         time.sleep(0.5)                             # rank 0 must not leave before
     came = time.time()
@@ -148,6 +170,10 @@ def test_with_one_process_results_and_errors_pass_through(monkeypatch):
             as_rank(raise_after_a_word)(error)
         assert caught.value is error
     assert as_rank(raise_after_a_word).__name__ == "raise_after_a_word"
+
+
+def test_ctrl_c_on_a_rank_is_code_130(tmp_path):
+    assert end_of(tmp_path, 0, KeyboardInterrupt()) == (130, "a word\n", "")
 
 
 if __name__ == "__main__":

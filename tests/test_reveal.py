@@ -1,17 +1,19 @@
 """Laws of revealing: both published samplers token by token, infilling, caches, what is sure."""
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from helpers import answer, seeded, tiny_model
-from pretrained.tokenizer import byte_tokenizer
-from sample import SampleConfig, complete, complete_gaps, infill
+from helpers import answer, seeded, tiny_model, write_checkpoint
+from model import DLLM
+from pretrained.tokenizer import byte_tokenizer, load_tokenizer
+from sample import SampleConfig, complete, complete_gaps, infill, load_model
 from sampling.cost import Cost
-from sampling.prompts import never_of
+from sampling.prompts import ends_of, never_of
 from sampling.reader import DelayedFlag, Reader
-from sampling.reveal import Sampling, dream_schedule, keep_likeliest, propose
+from sampling.reveal import Sampling, Schedule, dream_schedule, keep_likeliest, propose
 
 VOCAB, EOT, EOS, MASK = 40, 37, 38, 39
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -675,3 +677,190 @@ def test_an_empty_prompt_is_answered_and_a_batch_of_one_is_too():
     model = tiny(vocab_size=tok.n_vocab, mask_id=tok.mask_id, eos_id=tok.eos_id)
     cfg = SampleConfig(gen_length=8, block_length=4, steps=4, cache="dual", device="cpu")
     assert len(complete(model, tok, ["", "a"], cfg)) == 2
+
+
+# ---- what the confidence is, exactly ----
+
+
+def test_top_p_met_exactly_keeps_one_token_more_as_dreams_code_does():
+    logits = torch.tensor([[[0.5, 0.25, 0.125, 0.125]]]).log()
+    for top_p, n in ((0.5, 2), (0.75, 3), (0.875, 4)):
+        kept = keep_likeliest(logits, Sampling(4, 4, 4, top_p=top_p))
+        assert kept.isfinite().sum() == n
+
+
+@pytest.mark.parametrize("more", [dict(), dict(top_k=5), dict(top_p=0.8)], ids=str)
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 3.0])
+def test_dreams_confidence_is_that_of_the_distribution_it_draws_from(temperature, more):
+    logits = 3 * torch.randn(1, 8, VOCAB, generator=seeded())
+    def noise(*shape, dtype=torch.float32):
+        return torch.rand(1, 8, *shape, generator=seeded(1), dtype=dtype)
+    for remasking in ("maskgit_plus", "topk_margin", "entropy"):
+        s = Sampling(8, 8, 8, temperature, remasking, **more)
+        token, found, logp = propose(logits, s, noise, torch.tensor([], dtype=torch.long))
+        p = (keep_likeliest(logits, s) / (temperature or 1)).double().softmax(dim=-1)
+        ranked = p.sort(dim=-1, descending=True).values
+        expected = {"maskgit_plus": p.gather(-1, token[..., None])[..., 0].log(),
+                    "topk_margin": ranked[..., 0] - ranked[..., 1],
+                    "entropy": torch.xlogy(p, p).sum(dim=-1)}[remasking]
+        torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+        by_model = logits.log_softmax(dim=-1).gather(-1, token[..., None])[..., 0]
+        torch.testing.assert_close(logp, by_model)
+
+
+@pytest.mark.parametrize("remasking", ["random", "origin"])
+def test_in_a_random_order_end_tokens_have_no_place_of_their_own(remasking):
+    logits, u = torch.zeros(1, 9, VOCAB), torch.rand(1, 9, generator=seeded())
+    logits[..., EOS] = 9.0
+    s = Sampling(9, 9, 9, remasking=remasking, end_tokens="last")
+    token, confidence, _ = propose(logits, s, lambda: u, torch.tensor([EOS]))
+    assert (token == EOS).all() and torch.equal(confidence, u)
+
+
+@pytest.mark.parametrize("kind", ["threshold", "factor"])
+def test_all_that_is_sure_enough_is_revealed_and_the_first_that_is_not_stays(kind):
+    p = torch.tensor([0.99, 0.97, 0.95, 0.9, 0.6, 0.3])
+    ranked = torch.stack([p, p.flip(0)[:1].expand(6)]).log()        # of the second row nothing is
+    for limit in (0.1, 0.18, 0.45, 0.62, 0.93, 0.96, 1.0):
+        if kind == "threshold":
+            expected = sum(one >= limit for one in p.tolist())
+        else:
+            sure = [(n + 1) * (1 - one) < limit for n, one in enumerate(p.tolist(), 1)]
+            expected = [*sure, False].index(False)
+        schedule = Schedule(Sampling(6, 6, 6, **{kind: limit}), [6, 6], torch.device("cpu"))
+        assert schedule.how_many(0, ranked)[0].item() == max(1, expected), limit
+    assert schedule.how_many(0, ranked)[1] == 1
+
+
+def test_doubts_that_are_just_the_factor_are_not_below_it():
+    schedule = Schedule(Sampling(2, 2, 2, factor=1.5), [2], torch.device("cpu"))
+    assert schedule.how_many(0, torch.tensor([[1.0, 0.5]]).log()).item() == 1      # 3 (1 - 0.5)
+
+
+@pytest.mark.parametrize("remasking", ["low_confidence", "random", "maskgit_plus", "topk_margin",
+                                       "entropy", "origin"])
+def test_the_p_that_is_shown_is_the_models_whatever_ranks_it_and_stays(remasking):
+    model, states, ps = tiny(peaked=5.0), [], []
+    generator = [seeded()]
+    answer(model, [PROMPT], 8, 4, 8, remasking=remasking, generator=generator, top_k=3,
+           on_step=lambda x, p: (states.append(x[0].clone()), ps.append(p[0].clone())))
+    assert not ps[0].any()
+    for before, after, p, q in zip(states, states[1:], ps, ps[1:]):
+        logits = model(torch.cat([torch.tensor(PROMPT), before])[None])[0, len(PROMPT):]
+        logits[:, MASK] = -math.inf
+        is_new = (before == MASK) & (after != MASK)
+        by_model = logits.softmax(dim=-1).gather(-1, after[:, None])[:, 0]
+        torch.testing.assert_close(q[is_new], by_model[is_new], atol=1e-5, rtol=1e-4)
+        assert torch.equal(q[~is_new], p[~is_new])
+
+
+def test_the_seconds_of_an_answer_are_without_those_of_showing_it(monkeypatch):
+    clock, cost = [0.0], Cost()
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    model, encode = tiny(), DLLM.encode
+
+    def slow_encode(*args):
+        clock[0] += 1.0
+        return encode(model, *args)
+    model.encode = slow_encode
+
+    def slow_show(x, p):
+        clock[0] += 100.0
+    answer(model, [PROMPT], 4, 4, 4, on_step=slow_show, cost=cost)
+    assert cost.seconds == 4.0 and cost.numbers()["tokens_per_second"] == 1.0
+
+
+# ---- an answer's end, and gaps in a text ----
+
+
+def byte_model(more=0, **settings):
+    tok = byte_tokenizer()
+    return tiny(vocab_size=tok.n_vocab + more, mask_id=tok.mask_id, eos_id=tok.eos_id,
+                **settings), tok
+
+
+def test_an_answer_ends_with_its_turn_and_nothing_is_computed_after_that():
+    model, tok = byte_model(bias={ord("!"): 90.0})
+    cfg = SampleConfig(gen_length=12, block_length=4, steps=12, device="cpu")
+    for eot_id, passes, tokens in ((None, 12, 12), (ord("!"), 4, 1)):
+        tok.eot_id, cost = eot_id, Cost()
+        assert ends_of(tok) == [tok.eos_id, eot_id][:1 + (eot_id is not None)]
+        text = complete(model, tok, ["a"], cfg, cost=cost)
+        assert (cost.passes, cost.tokens) == (passes, tokens)
+        assert text == ["" if eot_id else "!" * 12]
+
+
+def test_a_filled_text_depends_on_the_seed_and_has_no_id_without_a_token():
+    n = byte_tokenizer().n_vocab
+    model, tok = byte_model(50, bias={i: 30.0 for i in range(n, n + 50)})
+    cfg = SampleConfig(gen_length=8, block_length=8, steps=8, temperature=1.0, device="cpu")
+    ids, text = [], "ab" + "[MASK]" * 8
+    texts = {complete_gaps(model, tok, text, replace(cfg, seed=seed),
+                           lambda x, p: ids.extend(x.flatten().tolist())) for seed in (1, 2, 1)}
+    assert len(texts) == 2 and max(ids) < n
+    found = []
+    complete(model, tok, ["ab"], cfg, lambda x, p: found.extend(x.flatten().tolist()))
+    assert max(found) < n
+
+
+def test_a_filled_text_begins_as_the_vocabulary_wants_and_is_shown_without_that(folders):
+    tok, read, shown = load_tokenizer(str(folders / "dream")), [], []
+    model = tiny(vocab_size=tok.n_vocab, mask_id=tok.mask_id, eos_id=tok.eos_id, shift=True)
+    encode = model.encode
+    model.encode = lambda x, *rest: read.append(x[0].tolist()) or encode(x, *rest)
+    cfg = SampleConfig(gen_length=1, block_length=1, steps=1, device="cpu")
+    text = complete_gaps(model, tok, "ab[MASK]", cfg, lambda x, p: shown.append(x[0].tolist()))
+    assert len(tok.bos) == 1 and read[0] == [*tok.bos, *tok.encode("ab"), tok.mask_id]
+    assert shown[0] == read[0][1:] and text.startswith("ab")
+
+
+def test_no_text_at_all_is_one_sentence():
+    with pytest.raises(ValueError, match="no prompt"):
+        infill(tiny(), [], Sampling(4, 4, 4))
+
+
+def test_a_model_samples_in_the_dtype_of_its_device(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path, byte_tokenizer())
+    for dtype in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr("sample.pick_dtype", lambda name, device: dtype)
+        model, _ = load_model(str(tmp_path), "cpu")
+        assert model.compute_dtype == model.embed.weight.dtype == dtype and not model.training
+
+
+def test_rows_revealed_at_random_times_come_out_as_they_would_alone():
+    """One that happens to be done early draws on, or its next block would depend on its batch."""
+    model = tiny(peaked=5.0)
+    def answers(prompts, first=0):
+        generator = [seeded(first + b) for b in range(len(prompts))]
+        return answer(model, prompts, 12, 4, 12, 1.0, "origin", generator)
+    together = answers(PROMPTS)
+    for b, prompt in enumerate(PROMPTS):
+        assert torch.equal(answers([prompt], first=b)[0], together[b])
+
+
+@pytest.mark.parametrize("more", [dict(), dict(threshold=0.3), dict(cache="dual")], ids=str)
+def test_when_other_rows_have_ended_a_row_goes_on_as_it_would_alone(more):
+    """With its own numbers, padding and slots, though it has another place in the batch."""
+    n_moved = 0
+    for seed in range(8):
+        model = tiny(seed=seed, peaked=2.0, bias={EOS: 1.0})
+        def answers(prompts, first, model=model):
+            generator = [seeded(first + b) for b in range(len(prompts))]
+            return answer(model, prompts, 24, 4, 24, 1.0, generator=generator, stop=True,
+                          ends=(EOS,), **more)
+        together = answers(PROMPTS, first=10 * seed)
+        for b, prompt in enumerate(PROMPTS):
+            assert torch.equal(answers([prompt], 10 * seed + b)[0], together[b]), (seed, b)
+        blocks = [row.index(EOS) // 4 if EOS in row else 6 for row in together.tolist()]
+        n_moved += blocks[0] < max(blocks)
+    assert n_moved > 2
+
+
+def test_a_marker_is_never_sampled_though_the_model_loves_it(folders):
+    tok, seen = load_tokenizer(str(folders / "dream")), []
+    [marker] = tok.bos
+    model = tiny(vocab_size=tok.n_vocab + 3, mask_id=tok.mask_id, eos_id=tok.eos_id, shift=True,
+                 bias={marker: 90.0})
+    cfg = SampleConfig(gen_length=4, block_length=4, steps=4, device="cpu")
+    complete(model, tok, ["ab"], cfg, lambda x, p: seen.extend(x.flatten().tolist()))
+    assert marker not in seen and {*range(tok.n_vocab, tok.n_vocab + 3)} <= {*never_of(model, tok)}

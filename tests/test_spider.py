@@ -8,6 +8,7 @@ import re
 import resource
 import signal
 import sqlite3
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from helpers import DATA, PATIENCE, python, sentence, wait_until, write_jsonl
 from tasks import spider, sql
 from tasks.common import few_shot
+from tasks.files import read_jsonl
 
 REAL = DATA / "spider"
 needs_real_rows = pytest.mark.skipif(not REAL.is_dir(), reason=f"Spider's files are not at {REAL}")
@@ -46,6 +48,12 @@ OFFICIAL = {"table_names_original": ["item", "edit"], "primary_keys": [1],
             "column_names_original": [[-1, "*"], [0, "id"], [0, "name"], [0, "price"], [0, "stock"],
                                       [0, "maker"], [1, "edit"], [1, "odd name"]]}
 HELD_OUT, KEPT = "bike_1", "shop"       # crc32 says so
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """The machine may be busy: only where a test is about the clock does it end a query."""
+    monkeypatch.setattr(sql, "SECONDS", PATIENCE)
 
 
 def row(db_id: str, query: str = "SELECT count(*) FROM item", question: str = "How many?") -> dict:
@@ -219,6 +227,32 @@ def test_twenty_columns_are_compared_without_trying_every_order():
     assert time.process_time() - began < 2
 
 
+PAIRS = DATA.parent / "cases" / "sql_pairs.jsonl"
+STOPS = """
+CREATE TABLE stop (id INTEGER PRIMARY KEY, name TEXT, opened TEXT, lines INTEGER, fare REAL);
+INSERT INTO stop VALUES (1, 'Elm', '2014', 3, 1.0), (2, 'Oak', '2016', 2, 9.5),
+                        (3, 'Cob', '2014', 5, NULL), (4, 'Ash', '2018', 3, 2.0);
+CREATE TABLE ride (id INTEGER PRIMARY KEY, who TEXT, stop_id INTEGER);
+INSERT INTO ride VALUES (1, 'Ann', 1), (2, 'Ann', 1), (3, 'Bob', 2);
+CREATE TABLE "year book" ("order" INTEGER);
+INSERT INTO "year book" VALUES (1), (2);"""
+# What is not clear is judged by what runs as SQL. Right: no-break spaces, and the number of tables.
+DECIDED = {"s38", "s44"}
+
+
+@pytest.mark.skipif(not PAIRS.is_file(), reason=f"the pairs are not at {PAIRS}")
+def test_pairs_of_queries_are_judged_as_a_person_judges_them(tmp_path):
+    file = tmp_path / "databases" / "stops.sqlite"
+    file.parent.mkdir()
+    connection = sqlite3.connect(file)
+    connection.executescript(STOPS)
+    connection.close()
+    for pair in read_jsonl(PAIRS):
+        right = pair["id"] in DECIDED if pair["right"] is None else pair["right"]
+        example = one(tmp_path, pair["gold"], db_id="stops")
+        assert spider.score(pair["pred"], example) is right, pair["id"]
+
+
 # ---- cleaning ----
 
 CLEANED = [
@@ -248,6 +282,13 @@ CLEANED = [
      "SELECT a WHERE a >= 1 AND b <= 2 AND c != '> ='"),
     ("SELECT\u00a01", "SELECT 1"),
     ("SELECT 'never closed; \n\n", "SELECT 'never closed;"),
+    # left as they are, and so not SQL
+    ("The query is: SELECT 1", "The query is: SELECT 1"),
+    ("SELECT 1\nThis counts.", "SELECT 1 This counts."),
+    ("`SELECT 1`", "`SELECT 1`"), ("(SELECT 1)", "(SELECT 1)"),
+    ("SELECT 1 # all", "SELECT 1 # all"),
+    ("~~~sql\nSELECT 1\n~~~", "~~~sql SELECT 1 ~~~"), ("SELECT 1<|im_end", "SELECT 1<|im_end"),
+    ("SELECT \u2018a\u2019", "SELECT \u2018a\u2019"),
     ("", ""), (" \n\n ", ""), (";", ""), ("```", ""), ("SQL:", ""), ("<|im_end|>SELECT 1", ""),
 ]
 
@@ -417,8 +458,7 @@ def ends(database: str, query: str) -> str:
 
 
 @pytest.mark.parametrize("query", QUICK_BOMBS, ids=range(len(QUICK_BOMBS)))
-def test_what_is_too_large_ends_by_its_size_and_not_by_the_clock(shop, query, monkeypatch):
-    monkeypatch.setattr(sql, "SECONDS", PATIENCE)
+def test_what_is_too_large_ends_by_its_size_and_not_by_the_clock(shop, query):
     assert "no result within" not in ends(shop, query)
 
 
@@ -433,20 +473,50 @@ def test_a_result_has_a_largest_size(shop):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("query", BOMBS, ids=range(len(BOMBS)))
-def test_what_takes_for_ever_ends(shop, query):
+def test_what_takes_for_ever_ends(shop, query, monkeypatch):
+    monkeypatch.setattr(sql, "SECONDS", 10)
     ends(shop, query)
+
+
+def test_a_query_has_a_largest_number_of_steps(shop, monkeypatch):
+    """Whatever the clock says: the same on every machine, and no process has to be killed."""
+    query = CTE.replace("FROM c)", "FROM c WHERE x < 200000)") + "SELECT count(*) FROM c"
+    assert sql.run_query(shop, query) == [(200_000,)]           # about 3 million steps
+    monkeypatch.setattr(sql, "MAX_STEPS", 1_000_000)
+    for _ in range(2):                                          # each query has its own count
+        with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+            sql.run_query(shop, query)
+        assert sql.run_query(shop, "SELECT count(*) FROM item") == [(4,)]
+
+
+def test_a_query_without_an_end_is_stopped_by_its_steps(shop):
+    verdict = sql.judge(shop, CTE + "SELECT count(*) FROM c /* steps */", EMPTY)
+    assert verdict.error == "OperationalError: interrupted"
+
+
+ONE_STEP = f"SELECT instr({HUGE}, printf('%.{{}}c', 'a') || 'b')"       # hours, in a single step
 
 
 def test_a_step_that_takes_for_ever_is_killed_and_the_next_query_does_not_notice(shop, monkeypatch):
     for n in range(2):
         began = time.perf_counter()
-        query = f"SELECT instr({HUGE}, printf('%.{499990 + n}c', 'a') || 'b')"
+        query, process = ONE_STEP.format(499990 + n), sql.worker()
         with monkeypatch.context() as patch:
             patch.setattr(sql, "SECONDS", 1)
             verdict = sql.judge(shop, query, EMPTY)
         assert time.perf_counter() - began > 0.9
+        assert process.returncode == -signal.SIGKILL            # by us, not by its own alarm
         assert verdict == ("", "no result within 1 s and 1,000,000,000 bytes", False)
         assert sql.judge(shop, f"SELECT {n}", f"SELECT {n}") == ("", "", True)
+
+
+@pytest.mark.skipif(not hasattr(signal, "alarm"), reason="this system has no such timer")
+def test_a_step_that_takes_for_ever_ends_also_if_nobody_waits_for_it(shop):
+    """The process that asked may have been killed."""
+    request = json.dumps([1, shop, ONE_STEP.format(499_000), EMPTY]) + "\n"
+    done = subprocess.run([sys.executable, "-I", sql.__file__], input=request, text=True,
+                          capture_output=True, timeout=PATIENCE)
+    assert (done.returncode, done.stdout) == (-signal.SIGALRM, "ready\n")
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no such timer")
@@ -601,10 +671,15 @@ ACCIDENTS = {   # what the folder has, the split, the kind of error, what its se
                     "[")},
     "no rows": (TABLES, "test", FileNotFoundError,
                 ["dev.jsonl", "dev.json", "yale-lily.github.io/spider"]),
-    **{f"a row {bad}": ({**TABLES, "dev.jsonl": [bad]}, "test", ValueError, ["dev/1: 'db_id'"])
+    **{f"a row {bad}": ({**TABLES, "dev.jsonl": [bad]}, "test", ValueError,
+                        ["/dev.jsonl: spider dev/1: 'db_id'"])
        for bad in ({"db_id": "shop"}, {**row("shop"), "query": 3}, {**row("shop"), "db_id": None})},
     "a row of train": ({**TABLES, "train.jsonl": [{"question": "?"}]}, "train", ValueError,
                        ["train/1"]),
+    **{f"rows that are {text[:20]!r}": ({**TABLES, "dev.json": text}, "test", ValueError,
+                                        ["dev.json is not"])
+       for text in ("{}", "[1]", "[" * 100_000, '[{"db_id": "\\ud800"}]', "[" + "9" * 5_000 + "]",
+                    "\xef\xbb\xbf{}", "", "\0")},
     "a path as name": ({**TABLES, "dev.jsonl": [row("../shop")]}, "test", ValueError,
                        ["'../shop' is not the name of a database"]),
     "a row without its schema": ({**TABLES, "dev.jsonl": [row("shop"), row("other")]}, "test",
@@ -634,6 +709,20 @@ def test_what_the_hub_lacks_is_one_sentence_that_says_where_it_is(args, what):
     said = sentence(spider.load, *args, kind=ValueError)
     assert f"spider's {what} are not on the hub" in said
     assert "--data_dir" in said and "https://yale-lily.github.io/spider" in said
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path)],
+                         ids=["folder", "pipe", "loop"])
+@pytest.mark.parametrize("name", ["tables.json", "dev.json", "databases/shop.sqlite",
+                                  "database/shop/shop.sqlite"])
+def test_what_is_there_and_is_no_file_is_named(make, name, tmp_path):
+    if name != "tables.json":
+        write_jsonl(tmp_path / "tables.jsonl", [{"db_id": "shop", **SCHEMA}])
+    write_jsonl(tmp_path / "dev.jsonl", [row("shop")])
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    make(tmp_path / name)
+    said = sentence(spider.load, "test", str(tmp_path), kind=OSError)
+    assert f"{tmp_path / name} is not a file" in said
 
 
 def test_training_needs_no_database(tmp_path):
@@ -788,3 +877,11 @@ def test_scoring_leaves_the_real_databases_as_they_are():
                  hashlib.sha256(gzip.decompress(content)).hexdigest()}
         known = sums.get(path.name) or sums.get(path.name.removesuffix(".gz"))
         assert known in found, path.name
+
+
+def test_a_forbidden_function_is_forbidden_in_capitals_too():
+    for name in ("load_extension", "LOAD_EXTENSION", "ReadFile"):
+        assert sql.allow(sqlite3.SQLITE_FUNCTION, None, name) == sqlite3.SQLITE_DENY
+    for name in ("count", "COUNT", "abs"):
+        assert sql.allow(sqlite3.SQLITE_FUNCTION, None, name) == sqlite3.SQLITE_OK
+    assert sql.allow(sqlite3.SQLITE_READ, None, "edit") == sqlite3.SQLITE_OK        # a column

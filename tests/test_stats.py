@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import stats
+from tasks import answers, stats
 from tasks.answers import read_answers, read_common
 
 # ---- one accuracy ----
@@ -144,6 +144,36 @@ def test_one_run_has_no_spread(accuracies):
         stats.over_seeds(accuracies)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_a_number_is_refused_or_stays_nan(bad):
+    for call in (stats.bootstrap, stats.over_seeds):
+        with pytest.raises(ValueError, match=f"^{bad} is not a number to average$"):
+            call([0.5, bad, 0.5])
+    for p in ({"a": bad}, {"a": 0.1, "b": bad}, {"a": -0.1}, {"a": 1.1}):
+        with pytest.raises(ValueError, match="are not all between 0 and 1"):
+            stats.holm(p)
+    assert math.isnan(stats.half_95([1.0, 2.0, bad])) and math.isnan(stats.half_95([bad] * 9))
+    assert math.isnan(stats.t_test(math.nan, 1.0, 3)) and math.isnan(stats.t_test(1.0, math.nan, 3))
+
+
+def test_what_cannot_be_counted_is_refused():
+    with pytest.raises(ValueError, match="there are no values"):
+        stats.bootstrap([])
+    for right, n in ((0, 0), (1, 0), (-1, 3), (4, 3), (0, -1)):
+        with pytest.raises(ValueError, match=f"^{right} of {n} is not a share$"):
+            stats.wilson(right, n)
+    for df in (0, -1):
+        with pytest.raises(ValueError, match="degree of freedom"):
+            stats.t_test(1.0, 1.0, df)
+
+
+def test_extreme_differences_have_p_values_too():
+    assert stats.mcnemar(0, 0) == 1.0 and stats.t_test(0.0, 1.0, 3) == 1.0
+    assert stats.t_test(math.inf, 1.0, 3) == stats.t_test(1e300, 1e-300, 5) == pytest.approx(0)
+    one = stats.paired_difference({"q": False}, {"q": True})
+    assert (one["mean"], one["stderr"], one["interval"], one["p"]) == (1, 0, (1, 1), 1)
+
+
 # ---- files ----
 
 
@@ -165,8 +195,9 @@ def test_files_that_cannot_be_compared_end_in_one_sentence(tmp_path):
     other = write(tmp_path / "c", ["p"], gold="2")
     for paths, words in [([a, b], "no question is in all"), ([a, a], "named twice"),
                          ([a, other], "not the same question"), ([a, a + "x"], "there is no file"),
-                         ([a, str(tmp_path)], "there is no file")]:
-        with pytest.raises((ValueError, FileNotFoundError), match=words) as error:
+                         ([a, str(tmp_path)], "is not a file"), ([a, ""], "has no name"),
+                         ([a, " "], "has no name")]:
+        with pytest.raises((ValueError, OSError), match=words) as error:
             read_common(paths)
         assert "\n" not in str(error.value)
 
@@ -183,6 +214,9 @@ def test_a_line_cut_anywhere_is_left_out_and_a_whole_one_without_its_end_counts(
 
 @pytest.mark.parametrize("bad", [b"{}", b"[]", b"null", b"7", b"x", b"\xff", b"[" * 100_000,
                                  b'{"id": [], "verdict": true}', b'{"id": 1, "verdict": 1}',
+                                 b'{"id": 1, "verdict": true}', b'{"id": null, "verdict": true}',
+                                 b'{"id": "q2", "verdict": NaN}', b'{"id": "q2", "verdict": null}',
+                                 b'{"id": "q2", "verdict": %s}' % (b"9" * 5_000),
                                  b'{"id": "p", "verdict": true}', b'{"verdict": true}'])
 def test_a_line_that_is_no_answer_or_no_new_one_is_named(tmp_path, bad):
     path = tmp_path / "x"
@@ -191,6 +225,23 @@ def test_a_line_that_is_no_answer_or_no_new_one_is_named(tmp_path, bad):
     with pytest.raises(ValueError, match="line 2,") as error:
         read_answers(path)
     assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+def test_settings_in_which_two_files_differ_are_printed(tmp_path, capsys):
+    a, b, c = (write(tmp_path / f"{name}.jsonl", ["p", "q"]) for name in "abc")
+    same = dict(task="toy", steps=8, weights_hash="1", init_from="x", file="x", device="cpu")
+    for name, n_shot in (("a", 0), ("b", 4)):
+        other = dict(weights_hash=name, init_from=name, file=name, n_shot=n_shot, device=name)
+        (tmp_path / f"{name}.json").write_text(json.dumps({"settings": same | other}))
+    answers.print_comparison(a, b)
+    printed = capsys.readouterr().out
+    assert "made with n_shot = 0, 4\n" in printed and printed.count("made with") == 1
+    for content in (None, "{", "[" * 100_000, '{"settings": 5}', '{"settings": null}', "[]", "\0"):
+        if content is not None:
+            (tmp_path / "c.json").write_text(content)
+        answers.print_seeds([a, c])
+        printed = capsys.readouterr().out
+        assert "how 1 of 2 files were made is not known" in printed and "made with" not in printed
 
 
 def test_an_empty_file_has_no_answers(tmp_path):
@@ -247,3 +298,10 @@ def test_holms_p_values_keep_the_order_and_are_between_one_and_n_times_the_own(v
     order = sorted(p, key=p.get)
     assert all(adjusted[a] <= adjusted[b] for a, b in zip(order, order[1:]))
     assert all(p[i] <= adjusted[i] <= min(1.0, len(p) * p[i]) for i in p)
+
+
+def test_in_words_a_p_is_a_number_down_to_one_in_ten_thousand():
+    difference = {"mean": 0.5, "stderr": 0.1, "interval": (0.3, 0.7), "n": 9, "both": 1,
+                  "only_first": 2, "only_second": 3, "neither": 3}
+    for p, said in ((0.0412, "p = 0.041"), (1e-4, "p = 0.0001"), (9e-5, "p < 0.0001")):
+        assert f"exact {said}\n" in stats.in_words({**difference, "p": p}, "A", "B")

@@ -312,3 +312,18 @@ def test_the_script_prints_the_tables_of_the_file_of_grid_py(tmp_path, capsys, m
     Path("out/grid/results.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match="grid.py"):
         tables.main(TablesConfig())
+
+
+def test_the_losses_of_a_result_are_those_after_training_at_the_least_and_the_greatest_rate():
+    """As numbers: written out, 9e-02 comes after 1 and 0.5."""
+    held_out = {"toy": {"0.5": [9.0, 2.0], "9e-02": [8.0, 1.0], "1": [7.0, 3.0]},
+                "toy_base": {"0.5": [1.0, 1.5], "1": [2.0, 3.5]}}
+    [found] = frame_of([line("jepa", 1, 0.5, (1.0, 2), held_out=held_out)]).to_dict("records")
+    assert (found["low_t"], found["high_t"], found["other"], found["forgetting"]) == (
+        1.0, 3.0, 2.5, 1.0)
+    assert found["accuracy"] == 50.0
+
+
+def test_a_score_on_validation_is_in_no_table_of_test_scores():
+    text = render([line("plain", 1, 0.25), line("plain", 2, 0.75, split="validation")])
+    assert row(text, "0-shot", "words")[3] == "25.00 (n = 1)"

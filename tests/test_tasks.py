@@ -1,9 +1,12 @@
 """Laws of the tasks: text survives its tokens, problems are right, the metric reads any answer."""
 import gzip
+import hashlib
 import json
 import os
 import random
 import re
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -13,11 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import DATA, SPLITS, python, sentence, write_jsonl
+from model import row_generators, uniform
 from pretrained.tokenizer import FILE_NAME, byte_tokenizer, load_tokenizer, toy_tokenizer
 from tasks import common, gsm8k, toy, toy_base
-from tasks.common import (Example, Row, batch_at, collate, few_shot, ids_of, load_task,
-                          question_prompt, tokenize)
+from tasks.common import (Example, Row, batch_at, collate, few_shot, ids_of, load_examples,
+                          load_task, question_prompt, tokenize)
 from tasks.files import read_json, read_jsonl, write_json
+from train import TrainConfig
+from training.setup import load_rows
 
 REAL = DATA / "gsm8k"
 needs_real_rows = pytest.mark.skipif(not REAL.is_dir(), reason=f"the GSM8K rows are not at {REAL}")
@@ -317,10 +323,10 @@ UGLY = [  # completion, flexible, strict
     ("####7", "7", "7"),
     ("####\n7", "7", "7"),
     ("#### 7\nand 8 more", "7", "7"),
-    ("#### 1\n#### 2", "2", "2"),
+    ("#### 1\n#### 2", "1", "1"),
     ("#### abc 7", "7", None),
     ("6 is it #### none", "6", None),
-    ("#### 3\n#### none", "3", None),
+    ("#### 3\n#### none", "3", "3"),
     ("10-3", "3", None),
     ("10 - 3", "3", None),
     ("(10)-3", "3", None),
@@ -341,7 +347,79 @@ UGLY = [  # completion, flexible, strict
     ("\u0663", None, None),
     ("#### 5\n\nQuestion: has 9\nAnswer: 8\n#### 8", "5", "5"),
     ("5\n\nQuestion: has 9\nAnswer: 8\n#### 8", "5", None),
-    ("Question: 5\n#### 5", None, None),
+    ("Question: 5\n#### 5", "5", "5"),
+    # the first #### counts, whatever follows
+    *[(f"3*6=18\n#### 18{run_on}5+2=7\n#### 7", "18", "18") for run_on in (
+        "\n\nQuestion: has 5\nAnswer: ", "\nQ: has 5\nA: ", "\n\nProblem 2: has 5\n",
+        "\n\nHas 5?\n",
+        "\n### Problem\nHas 5?\n", "\n---\n", " ", "\n<|im_end|>\n", "\n\n**Question 2:** ")],
+    ("3*6=18\n#### 18\n####", "18", "18"),
+    ("3*6=18\n####\n\nHas 5?\n5+2=7\n#### 7", "18", None),
+    ("####\n#### 7", "7", "7"),
+    ("##### 7", "7", "7"),
+    # without one, the text ends where another problem begins
+    *[(f"it is 18.{heading} has 5\n5+2=7\n#### 7", "18", None) for heading in (
+        "\n\nQuestion:", "\nQ:", "\n\nQ 2:", "\nProblem:", "\n**Problem 3:**", "\n### Exercise\n",
+        "\n## Instruction\n", " Question:")],
+    ("Question: Tom has 3 bags of 6.\nAnswer: 3*6=18\n#### 18", "18", "18"),     # an echo
+    ("Let me see.\nProblem: 3 bags of 6.\n#### 18", "18", "18"),
+    ("Q is 3, so it is 18: a question of\nquality", "18", None),
+    # thousands
+    *[(f"#### 12{blank}600", "12600", "12600") for blank in (
+        ",", " ", "\u00a0", "\u2009", "\u202f", "{,}", "\\,", "\\ ", "{\\,}", "\uff0c")],
+    *[(f"is $1{blank}234{blank}567.50 in all", "1234567.5", None) for blank in (
+        ",", " ", "\u00a0", "\u2009", "\u202f", "{,}", "\\,")],
+    ("\\boxed{9{,}500}", "9500", None),
+    ("\\(12\\,600\\) dollars", "12600", None),
+    ("#### 1,80,000", "180000", "180000"),
+    ("#### 1 2345", "1", "1"),
+    ("in 2024 365 days", "365", None),
+    ("3.5 100", "100", None),
+    ("3,4", "4", None),
+    ("#### 3,4", "3", "3"),
+    ("100, 200", "200", None),
+    # sums, fractions, times
+    ("#### 3*6=18", "18", "18"),
+    ("#### 3 * 6 = 9 * 2 = 18 nuts", "18", "18"),
+    ("#### ($20 - $2) = $18", "18", "18"),
+    ("#### -3*6 = -18", "-18", "-18"),
+    ("#### 18 = 3*6", "18", "18"),
+    ("#### 18 (3*6=18)", "18", "18"),
+    ("#### the sum is 3*6=18 nuts", "18", None),
+    ("#### x = 18", "18", None),
+    ("#### 10-3", "10", "10"),
+    ("#### 3/4", "0.75", "0.75"),
+    ("#### 8/2 apples", "4", "4"),
+    ("#### 3/0", "3", "3"),
+    ("it is 3/4", "4", None),
+    ("#### 6:30", "6", "6"),
+    # powers of ten
+    ("#### 1.8e3", "1800", "1800"),
+    ("#### 5E-1", "0.5", "0.5"),
+    ("it is 1.8e+3.", "1800", None),
+    ("#### 2eggs", "2", "2"),
+    ("#### 1e999999999", "1", "1"),
+    # signs
+    ("#### \u20133", "-3", "-3"),
+    ("10\u20133", "3", None),
+    ("#### \uff11\uff18", "18", "18"),
+    ("#### $-18", "-18", "-18"),
+    ("#### -$18", "-18", "-18"),
+    ("#### \\$18", "18", "18"),
+    ("#### \u20ac18", "18", "18"),
+    ("#### +18", "18", None),
+    ("#### ~18", "18", None),
+    ("#### **18**", "18", None),
+    ("#### , 72", "72", None),
+    ("#### about 18 nuts in 3 bags", "18", None),
+    ("#### 18 nuts in 3 bags", "18", "18"),
+    ("#### 18%", "18", "18"),
+    ("#### 18...", "18", "18"),
+    ("#### \\boxed{18} of 20", "18", None),
+    ("so $\\boxed{18}$ nuts after 3 days", "18", None),
+    ("so $\\boxed{3*6=18}$ nuts after 3 days", "18", None),
+    ("so $\\boxed{x}$ nuts after 3 days", "3", None),
+    ("7=<<3+4=7>>7\n#### <<7>>", "7", None),
     ("#### " + "1234567890" * 4, "1234567890" * 4, "1234567890" * 4),
     ("#### " + "9" * 40, "9" * 40, "9" * 40),
     ("#### 0." + "0" * 40 + "1", "0." + "0" * 40 + "1", "0." + "0" * 40 + "1"),
@@ -355,16 +433,39 @@ def test_the_final_number_of_an_ugly_answer(completion, flexible, strict):
     assert gsm8k.has_format(completion) == (strict is not None)
 
 
+CASES = DATA.parent / "cases" / "gsm8k_outputs.jsonl"
+DECIDED = {" #### 6:30": "6", " #### 3/4": "0.75", " The two numbers are 3,4": "4"}     # by us
+
+
+@pytest.mark.skipif(not CASES.is_file(), reason=f"the outputs are not at {CASES}")
+def test_outputs_of_models_are_read_as_a_person_reads_them():
+    for line in read_jsonl(CASES):
+        right = DECIDED[line["completion"]] if line["right"] is None else line["right"]
+        assert gsm8k.extract(line["completion"]) == right, line["id"]
+
+
+@pytest.mark.parametrize("start", ["", "1 ", "#### ", "1\nQ", "1 #### "])
+@pytest.mark.parametrize("piece", [
+    "<<", "1", "1,", "1,11", "1 000 ", "{,}000", "(", "-", "$", "Q:\n", "\nQ ", "####", "Question:",
+    "\\boxed{", "=", "1+", "1+1=", " ", "\n", "1/", "1e", "1.", "*", "\n#\n", "\n> "])
+def test_reading_takes_no_longer_for_hostile_text(start, piece):
+    text = start + piece * (40_000 // len(piece))
+    began = time.process_time()
+    gsm8k.extract(text), gsm8k.has_format(text)
+    assert time.process_time() - began < 2
+
+
 @settings(deadline=None)
 @given(number=st.integers())
 def test_an_integer_comes_back_exactly_however_it_is_written(number):
-    for written in (f"{number}", f"{number:,}", f"{number}.0", f"{number}."):
+    blanks = [f"{number:,}".replace(",", blank) for blank in (" ", "\u00a0", "{,}", "\\,")]
+    for written in (f"{number}", f"{number:,}", f"{number}.0", f"{number}.", *blanks):
         assert gsm8k.extract(f"so\n#### {written}", strict=True) == str(number)
         assert gsm8k.extract(f"it is {written}") == str(number)
 
 
 @settings(deadline=None)
-@given(text=st.text(alphabet="0123456789.,-$#<>=x \n\u2212") | st.text())
+@given(text=st.text(alphabet="0123456789.,-$#<>=x/*+e{}:Q \n\u2212\\") | st.text())
 def test_no_text_breaks_the_metric_and_a_strict_number_is_the_flexible_one(text):
     strict, flexible = gsm8k.extract(text, strict=True), gsm8k.extract(text)
     assert strict is None or strict == flexible
@@ -417,7 +518,10 @@ def test_every_gold_answer_scores_as_right_with_and_without_marks(split):
 def test_a_wrong_number_scores_as_wrong_on_every_gold_row():
     for example in gsm8k.load("test", str(REAL)):
         wrong = int(example.meta["gold"]) + 1
-        assert not gsm8k.score(example.answer + f"\n#### {wrong}", example)
+        head, hashes, _ = example.answer.partition("####")
+        assert not gsm8k.score(f"{head}{hashes} {wrong}", example)
+        assert not gsm8k.score(f"{head}{wrong}", example)
+        assert gsm8k.score(example.answer + f"\n#### {wrong}", example)      # the first counts
 
 
 def some_rows(n):
@@ -481,10 +585,58 @@ def test_a_broken_file_is_one_sentence_that_says_where(name, content, named, tmp
     assert named in sentence(gsm8k.load, "train", str(tmp_path), kind=ValueError)
 
 
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("answer", ["", " ", "18", "The answer is: 18", "####", "#### ", "18 ####",
+                                    "#### eighteen", "#### <<18>>", "#### ?18"])
+def test_a_row_without_a_number_behind_hashes_is_an_error_that_names_it(split, answer, tmp_path):
+    """For test it would be a question that no answer gets right."""
+    source = "test" if split == "test" else "train"
+    rows = some_rows(300)
+    rows[16]["answer"] = rows[216]["answer"] = rows[290]["answer"] = answer
+    write_jsonl(tmp_path / f"{source}.jsonl", rows)
+    said = sentence(gsm8k.load, split, str(tmp_path), kind=ValueError)
+    assert said == (f"{tmp_path / source}.jsonl, row 17: the answer must end in `#### ` and a "
+                    f"number; in 3 of 300 rows it does not")
+
+
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_a_broken_row_is_a_sentence_with_its_file(end, tmp_path):
+    rows = some_rows(300)
+    for key in ("question", "answer"):
+        for value in (None, 5, ["?"], {}, True):
+            write_jsonl(tmp_path / f"train.jsonl{end}", [*rows, {**rows[0], key: value}])
+            said = sentence(gsm8k.load, "train", str(tmp_path), kind=ValueError)
+            assert f"{tmp_path / 'train.jsonl'}{end}, row 301" in said
+
+
 def test_a_missing_file_is_one_sentence_that_names_it(tmp_path):
-    for folder in (tmp_path, tmp_path / "nowhere"):
+    for folder in (tmp_path, tmp_path / "nowhere", tmp_path / ("x" * 300)):
         said = sentence(gsm8k.load, "test", str(folder), kind=FileNotFoundError)
-        assert str(folder / "test.jsonl") in said
+        assert str(folder / "test.jsonl") in said and f"data_dir={str(folder)!r}" in said
+
+
+NO_FILES = {
+    "a folder": lambda path: path.mkdir(),
+    "a pipe": os.mkfifo,
+    "a loop": lambda path: path.symlink_to(path),
+    "a broken link": lambda path: path.symlink_to("gone"),
+}
+
+
+@pytest.mark.parametrize("make", NO_FILES.values(), ids=NO_FILES)
+@pytest.mark.parametrize("name, rows", [
+    ("gsm8k", "train.jsonl"), ("gsm8k", "train.jsonl.gz"), ("nl_rx", "train.jsonl"),
+    ("nl_rx", "synth_train.jsonl"), ("django", "train.jsonl"), ("spider", "train.jsonl"),
+    ("spider", "train_spider.json")])
+def test_rows_that_are_no_file_are_a_sentence_about_them(make, name, rows, tmp_path):
+    """Also beside a good file with the other end."""
+    write_jsonl(tmp_path / "tables.jsonl", [])
+    (tmp_path / "tables.jsonl").write_text('{"db_id": "x", "tables": [], "foreign_keys": []}')
+    if rows == "train.jsonl":
+        write_jsonl(tmp_path / "train.jsonl.gz", some_rows(300))
+    make(tmp_path / rows)
+    said = sentence(load_task(name).load, "train", str(tmp_path), kind=OSError)
+    assert f"{tmp_path / rows} is not a file" in said
 
 
 @pytest.mark.slow
@@ -509,10 +661,10 @@ def test_a_task_has_the_three_functions_and_its_examples_an_id_and_a_gold_answer
     task = load_task(name)
     assert task.__name__ == f"tasks.{name}"
     assert callable(task.extract)
-    folder = DATA / FOLDERS.get(name, name)
-    if not name.startswith("toy") and not folder.is_dir():
+    folder = "" if name.startswith("toy") else DATA / FOLDERS.get(name, name)
+    if folder and not folder.is_dir():
         pytest.skip(f"the rows are not at {folder}")
-    examples = task.load("test", str(folder))
+    examples = load_examples(name, "test", str(folder))
     assert len({example.meta["id"] for example in examples}) == len(examples)
     assert all(example.meta["gold"] for example in examples)
     assert all(task.score(example.answer, example) for example in examples[:20])
@@ -543,6 +695,108 @@ def test_a_split_or_variant_that_a_task_lacks_is_one_sentence_that_names_those_i
                        "does both"}
     said = sentence(load, "test", str(tmp_path), "x", kind=ValueError)
     assert said == f"{name} has no variant 'x'; {known.get(name, 'leave it empty')}"
+
+
+def test_a_folder_and_a_variant_are_the_tasks_and_not_those_of_the_task_beside_it(tmp_path):
+    """So the toy's base corpus can be watched while rows from a folder are trained on."""
+    write_jsonl(tmp_path / "train.jsonl", some_rows(300))
+    cfg = TrainConfig(task="gsm8k", forget_task="toy_base", data_dir=str(tmp_path), variant="marks")
+    rows = [load_rows(task, "validation", cfg, TOKENIZERS["bytes"], 256, rank=1)
+            for task in (cfg.task, cfg.forget_task)]
+    assert [len(some) for some in rows] == [256, 1000]
+    assert "<<" in TOKENIZERS["bytes"].decode(rows[0][0].answer)
+
+
+@pytest.mark.parametrize("name", ["toy", "toy_base"])
+def test_a_task_that_makes_its_rows_refuses_a_folder(name, tmp_path):
+    said = sentence(load_task(name).load, "test", str(tmp_path), kind=ValueError)
+    assert said == (f"{name} makes its own rows and does not read data_dir={str(tmp_path)!r}; "
+                    f"leave it empty")
+
+
+TASK = """
+from tasks.common import Example
+PROTOCOL = dict(n_shot=0, gen_length=8, block_length=8, steps=8)
+
+
+def load(split, data_dir="", variant=""):
+    return [Example("1+1=", " 2", {"id": "a", "gold": "2"})]
+
+
+def extract(completion):
+    return completion.strip()
+
+
+def score(completion, example):
+    return extract(completion) == example.meta["gold"]
+"""
+NO_TASKS = {    # what is changed into what, and what the sentence says
+    "no gold": (', "gold": "2"', "", 'its meta["gold"]'),
+    "gold None": ('"gold": "2"', '"gold": None', 'its meta["gold"]'),
+    "gold a set": ('"gold": "2"', '"gold": {2}', 'its meta["gold"]'),
+    "no id": ('"id": "a", ', "", 'a meta["id"] that is a text'),
+    "id a number": ('"id": "a"', '"id": 1', 'a meta["id"] that is a text'),
+    "answer None": ('" 2"', "None", "an answer that is a text"),
+    "prompt a list": ('"1+1="', "[1]", "a prompt that is a text"),
+    "meta None": ('{"id": "a", "gold": "2"}', "None", "an Example(prompt, answer, meta)"),
+    "rows": ('Example("1+1=", " 2", {"id": "a", "gold": "2"})', '{"question": "?"}',
+             "example 1 of test must be an Example"),
+    "no rows": ("return [Ex", "return [] and [Ex", "at least one"),
+    "None": ("return [Ex", "return None and [Ex", "a list of Examples"),
+    "load of one": ('split, data_dir="", variant=""', "split", "load must take 3 arguments"),
+    "load of four": ('data_dir="", variant=""', "n, data_dir, variant", "load must take 3"),
+    "extract of none": ("extract(completion):", "extract():", "extract must take 1 argument,"),
+    "score of one": ("score(completion, example)", "score(completion)", "score must take 2"),
+    "extra": ("def score", "extra_scores = len\n\n\ndef score", "extra_scores must take 2"),
+    "score a number": ('return extract(completion) == example.meta["gold"]', "return 1",
+                       "True or False"),
+    "extract bytes": ("return completion.strip()", "return completion.encode()", "extract a text"),
+    "protocol": ("n_shot=0", "shots=0", "whole numbers for n_shot, gen_length"),
+    "protocol 0": ("gen_length=8", "gen_length=0", "whole numbers"),
+    "protocol text": ("steps=8", "steps='8'", "whole numbers"),
+    "protocol list": ("dict(n_shot=0, gen_length=8, block_length=8, steps=8)", "[0, 8]", "a dict"),
+    "syntax": ("def load(", "def load((", "cannot be imported"),
+    "import": ("from tasks.common", "import no_such_library\nfrom tasks.common", "no_such_library"),
+}
+
+
+@pytest.fixture
+def own_task(tmp_path, monkeypatch):
+    """Return a function that makes tasks/own.py of a text."""
+    def make(text):
+        (tmp_path / "own.py").write_text(text)
+    for path in Path(common.__file__).parent.glob("*.py"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(common, "__file__", str(tmp_path / "common.py"))
+    monkeypatch.setattr("tasks.__path__", [str(tmp_path)])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.delitem(sys.modules, "tasks.own", raising=False)
+    yield make
+    sys.modules.pop("tasks.own", None)
+
+
+@pytest.mark.parametrize("old, new, words", NO_TASKS.values(), ids=NO_TASKS)
+def test_a_task_that_breaks_the_contract_is_told_when_it_is_loaded(old, new, words, own_task):
+    assert old in TASK
+    own_task(TASK.replace(old, new))
+    said = sentence(load_examples, "own", "test", kind=ValueError)
+    assert "tasks/own.py" in said and words in said, said
+
+
+def test_a_task_that_keeps_the_contract_is_loaded(own_task):
+    own_task(TASK)
+    assert load_examples("own", "test") == [Example("1+1=", " 2", {"id": "a", "gold": "2"})]
+
+
+def test_a_file_of_the_finder_beside_the_tasks_is_not_one(own_task, tmp_path):
+    (tmp_path / "._toy.py").write_bytes(b"\x00\xff\ndef load(")
+    said = sentence(load_task, "toys", kind=ValueError)
+    assert "choose from django, gsm8k" in said and "._toy" not in said
+
+
+@pytest.mark.parametrize("text", ["", "\ud800", "\0", "\U0010ffff", "e\u0301"])
+def test_any_text_has_an_id(text):
+    assert re.fullmatch("[0-9a-f]{12}", ids_of([text])[0])
 
 
 def test_a_text_that_occurs_again_has_an_id_of_its_own_and_the_others_keep_theirs():
@@ -685,3 +939,65 @@ def test_a_row_of_a_part_is_laid_out_as_in_the_whole_batch():
             i = whole.index(row)
             assert y0[b][y_real[b]].tolist() == x0[i][is_real[i]].tolist()
             assert y_maskable[b].sum() == maskable[i].sum()
+
+
+# ---- what must not change, because numbers on file were made with it ----
+
+
+@pytest.mark.parametrize("task, hashes", [
+    (toy, ("d338e27d2f3098d0", "9944e9be65576714", "20ed1323dff92b1b")),
+    (toy_base, ("dd09cca694432f79", "eb84366b36fe1455", "6bd7b24c98999bfc"))])
+def test_the_first_200_rows_of_each_toy_split_are_those_of_all_results_so_far(task, hashes):
+    for split, expected in zip(SPLITS, hashes):
+        text = "\n".join(row.prompt + row.answer for row in task.load(split, n=200))
+        assert hashlib.sha256(text.encode()).hexdigest()[:16] == expected, split
+
+
+@pytest.mark.parametrize("task, n_train", [(toy, 40_000), (toy_base, 20_000)])
+def test_the_toys_have_as_many_rows_as_their_docstrings_say(task, n_train):
+    assert len(task.load("train")) == n_train and len(task.load("test")) == 1_000
+
+
+def test_the_order_of_an_epoch_is_that_of_all_runs_so_far():
+    rows = [Row(i, [1], [2]) for i in range(10)]
+    found = [[row.example_id for row in batch_at(step, rows, 10, seed=42)[0]] for step in (0, 1)]
+    assert found == [[3, 2, 1, 8, 4, 6, 5, 7, 0, 9], [2, 9, 5, 6, 1, 8, 3, 4, 0, 7]]
+
+
+def test_the_masks_of_a_row_are_those_of_all_runs_so_far():
+    [generator] = row_generators(42, 3, [7])
+    assert generator.initial_seed() == 5563417557621859242
+    found = uniform((1, 3), [generator], "cpu")
+    torch.testing.assert_close(found, torch.tensor([[0.8800, 0.5370, 0.7388]]), atol=1e-4, rtol=0)
+
+
+# ---- edges of a local folder ----
+
+
+def test_256_rows_are_all_held_out_and_one_more_is_a_row_to_train_on(tmp_path):
+    write_jsonl(tmp_path / "train.jsonl", some_rows(256))
+    assert "256 rows" in sentence(gsm8k.load, "train", str(tmp_path), kind=ValueError)
+    write_jsonl(tmp_path / "train.jsonl", some_rows(257))
+    assert len(gsm8k.load("train", str(tmp_path))) == 1
+    assert len(gsm8k.load("validation", str(tmp_path))) == 256
+
+
+def test_of_a_plain_and_a_gzipped_file_the_plain_one_is_read(tmp_path):
+    write_jsonl(tmp_path / "test.jsonl.gz", some_rows(5))
+    assert len(gsm8k.load("test", str(tmp_path))) == 5
+    write_jsonl(tmp_path / "test.jsonl", some_rows(3))
+    assert len(gsm8k.load("test", str(tmp_path))) == 3
+
+
+def test_questions_that_differ_in_a_capital_have_two_ids():
+    assert len({*map(common.hash_of, ["a B", "a b", "A b"])}) == 3
+    assert common.hash_of("a\u00e9") == "f093160356ec"         # as in the files of answers so far
+
+
+def test_the_rows_of_a_batch_are_dealt_to_its_parts_in_turn():
+    """As gather_batch takes it, which puts the parts together again."""
+    rows = rows_of(40)
+    whole, _ = batch_at(1, rows, 24, seed=3)
+    for part in range(4):
+        dealt = [whole[i] for i in range(24) if i % 4 == part]
+        assert batch_at(1, rows, 24, 3, part, 4)[0] == dealt

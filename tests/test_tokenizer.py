@@ -3,10 +3,12 @@
 The vocabularies are learnt here, in the pipelines of LLaDA and Dream; the published files are
 compared too where the environment says where they are.
 """
+import base64
 import json
 import os
 import random
 import shutil
+import sys
 import time
 import unicodedata
 from collections import Counter
@@ -22,7 +24,8 @@ import sample
 from helpers import sentence
 from pretrained import bpe
 from pretrained.chat_format import chat_ids
-from pretrained.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, word_tokenizer
+from pretrained.tokenizer import (Tokenizer, byte_tokenizer, load_tokenizer, toy_tokenizer,
+                                  word_tokenizer)
 from published import ADDED, HEADERS, LLADA_PATTERN, TEACHING, UGLY, learn
 from tasks.common import Example, tokenize
 
@@ -236,6 +239,40 @@ def test_merges_that_nobody_learnt_are_the_librarys_or_are_refused(folders, tmp_
     assert outcomes["equal"] > 280, outcomes
 
 
+def merged_slowly(word, ranks):
+    """BPE as it is defined: look at all pairs, merge the first of lowest rank, and again."""
+    parts = [word[i:i + 1] for i in range(len(word))]
+    while True:
+        pairs = [(ranks[a + b], i) for i, (a, b) in enumerate(zip(parts, parts[1:]))
+                 if a + b in ranks]
+        if not pairs:
+            return parts
+        i = min(pairs)[1]
+        parts[i:i + 2] = [parts[i] + parts[i + 1]]
+
+
+def test_words_are_merged_as_bpe_is_defined():
+    rng = random.Random(0)
+    for _ in range(5000):
+        ranks = {bytes(rng.choices(b"abc", k=rng.randrange(1, 6))): rng.randrange(12)
+                 for _ in range(rng.randrange(20))}
+        word = bytes(rng.choices(b"abc", k=rng.randrange(14)))
+        assert bpe.merged(word, ranks) == merged_slowly(word, ranks), (word, ranks)
+
+
+@pytest.mark.parametrize("unit, lengths", [(b"a", range(2, 17)), (b"ab", (2,)),
+                                           (b"ab", range(2, 9))])
+def test_merging_takes_nearly_linear_time(unit, lengths):
+    ranks = {(unit * (2 ** k))[:2 ** k]: k for k in range(1, 16)} | {
+        (unit * k)[:k]: 20 + k for k in lengths}
+    seconds = []
+    for n in (1 << 13, 1 << 15):
+        began = time.process_time()
+        assert b"".join(bpe.merged((unit * n)[:n], ranks)) == (unit * n)[:n]
+        seconds.append(time.process_time() - began)
+    assert seconds[1] < 10 * max(seconds[0], 0.02)      # 4 times as long: 16 if it were quadratic
+
+
 # ---- what a tokenizer knows ----
 
 
@@ -371,6 +408,12 @@ BAD = [
     ("'added_tokens'", lambda spec: spec.pop("added_tokens")),
     ("list", asks("model", vocab=[1, 2])),
     ("Invalid character class", split(pattern={"Regex": "["})),
+    ("not a regex", split(pattern={"Regex": None})), ("not a regex", split(pattern={"Regex": 7})),
+    *[("empty words", split(pattern={"Regex": regex}))
+      for regex in ("", "x*", "a)|(b", "(?=a)", r"\b", "(?:a|b)*?", "$")],
+    ("too deeply", split(pattern={"Regex": "(" * 100_000})),
+    ("of 8192 bytes; at most 4096", lambda spec: [(vocab_with("q" * 2 ** k, 5000 + k)(spec),
+                                   merge(*["q" * 2 ** (k - 1)] * 2)(spec)) for k in range(1, 18)]),
 ]
 
 
@@ -418,6 +461,113 @@ def test_a_file_cut_anywhere_is_one_sentence(folders, tmp_path):
     for k in range(0, len(content), len(content) // 20):
         (tmp_path / "tokenizer.json").write_bytes(content[:k])
         assert str(tmp_path) in sentence(load_tokenizer, str(tmp_path), kind=ValueError)
+
+
+# ---- our own file ----
+
+
+def write_ours(folder, **changes):
+    """Write the toy's tokenizer with these entries -> its folder."""
+    toy_tokenizer().save(folder)
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    return str(write(folder / "tokenizer.json", {**spec, **changes}))
+
+
+def encoded(change=None):
+    """Return the toy's pieces in base64, after change(pieces)."""
+    pieces = [base64.b64encode(piece).decode() for piece in toy_tokenizer().pieces]
+    return (change(pieces) or pieces) if change else pieces
+
+
+OURS = {
+    "a byte missing": dict(pieces=encoded(lambda p: p.pop(97))),
+    "the last byte missing": dict(pieces=encoded(lambda p: p[:255])),
+    "no piece": dict(pieces=[]),
+    "a byte doubled": dict(pieces=encoded(lambda p: p.insert(97, p[97]))),
+    "a byte in place of another": dict(pieces=encoded(lambda p: p.__setitem__(97, p[98]))),
+    "two bytes swapped": dict(pieces=encoded(lambda p: p[:97] + [p[98], p[97]] + p[99:])),
+    "an empty byte": dict(pieces=encoded(lambda p: p.__setitem__(97, ""))),
+    "an empty word": dict(pieces=encoded(lambda p: p.__setitem__(300, ""))),
+    "two equal words": dict(pieces=encoded(lambda p: p.__setitem__(300, p[301]))),
+    "a word that is a byte": dict(pieces=encoded(lambda p: p.append(p[97]))),
+    "no base64": dict(pieces=encoded(lambda p: p.__setitem__(97, "!!!"))),
+    "base64 with dirt": dict(pieces=encoded(lambda p: p.__setitem__(300, f"*{p[300]}"))),
+    "base64 cut": dict(pieces=encoded(lambda p: p.__setitem__(300, "QUI"))),
+    "no ASCII": dict(pieces=encoded(lambda p: p.__setitem__(300, "\u00e9"))),
+    "a number": dict(pieces=encoded(lambda p: p.__setitem__(300, 7))),
+    "no list": dict(pieces="abcd"), "null": dict(pieces=None), "an object": dict(pieces={"a": 1}),
+    "a pattern of digits": dict(pattern="[0-9]+"), "a foreign pattern": dict(pattern="xxxx"),
+    "a pattern of ASCII": dict(pattern=r"[\x00-\x7f]"), "without z": dict(pattern="[^z]"),
+    "without Chinese": dict(pattern=r"[^\p{Han}]"), "without blanks": dict(pattern=r"\S"),
+    "without newlines": dict(pattern="."), "without astral": dict(pattern=r"[\x{0}-\x{ffff}]"),
+    "an empty pattern": dict(pattern=""), "empty words": dict(pattern=r"a*|[\s\S]"),
+    "a broken pattern": dict(pattern="("), "a pattern that is none": dict(pattern=None),
+    "a pattern of numbers": dict(pattern=[1]), "a name that is none": dict(name=[1]),
+}
+
+
+@pytest.mark.parametrize("change", OURS.values(), ids=OURS)
+def test_our_own_file_is_not_trusted(change, tmp_path, capfd):
+    said = sentence(load_tokenizer, write_ours(tmp_path, **change), kind=ValueError)
+    assert str(tmp_path / "tokenizer.json") in said and len(said) < 1500
+    assert capfd.readouterr().err == ""         # no stack of tiktoken's
+
+
+def test_our_own_file_as_it_was_written_is_read(tmp_path):
+    assert load_tokenizer(write_ours(tmp_path)) == toy_tokenizer()
+    assert load_tokenizer(write_ours(tmp_path, pattern=r"[\s\S]")).encode("ab") == [97, 98]
+
+
+@pytest.mark.parametrize("name", ["llada", "dream", "qwen", "toy", "bytes"])
+def test_a_vocabulary_whose_text_does_not_come_back_is_refused(name, folders):
+    one = load_tokenizer(name if name in ("toy", "bytes") else str(folders / name))
+    pieces = list(one.pieces)
+    a, b = one.encode("a") + one.encode("b")
+    pieces[a], pieces[b] = pieces[b], pieces[a]
+    Tokenizer("swapped", one.vocabulary._replace(pieces=pieces))        # consistent, so it is read
+    for change in (dict(ranked=[i for i in one.ranked if i != a]), dict(pattern="[a-z]+")):
+        with pytest.raises((ValueError, KeyError)):
+            Tokenizer("damaged", one.vocabulary._replace(**change))
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a":' * 100_000, b"[1]", b"7", b'"pieces"',
+                                     b"null", b"\xff\xfe\x00", b'{"a": %s}' % (b"9" * 5000), b""])
+def test_a_file_that_is_no_object_or_too_deep_is_named(content, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    assert str(tmp_path / "tokenizer.json") in sentence(load_tokenizer, str(tmp_path),
+                                                        kind=ValueError)
+
+
+def test_a_file_or_a_pointer_in_place_of_a_tokenizer_is_told(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid x")
+    assert "git lfs pull" in sentence(load_tokenizer, str(tmp_path), kind=ValueError)
+    said = sentence(load_tokenizer, str(tmp_path / "tokenizer.json"), kind=FileNotFoundError)
+    assert "is a file" in said and "folder" in said
+    said = sentence(load_tokenizer, str(tmp_path / "none"), kind=FileNotFoundError)
+    assert str(tmp_path / "none") in said and "tokenizer.json" in said and "merges.txt" in said
+
+
+# ---- where tiktoken panics ----
+
+
+@pytest.mark.parametrize("family, text", [
+    ("llada", " " * 1_300_000), ("dream", "\t" * 1_300_000), ("qwen", "a" + "\u3000" * 1_300_000),
+    ("toy", "a" * 1_300_000)])
+def test_a_word_of_a_million_characters_is_one_sentence(family, text, folders, capfd):
+    one = load_tokenizer("toy" if family == "toy" else str(folders / family))
+    for _ in range(2):
+        said = sentence(one.encode, text, kind=ValueError)
+        assert f"{len(text):,} characters" in said
+    assert one.decode(one.encode("all is well")) == "all is well"
+    print("after", file=sys.stderr)
+    assert capfd.readouterr().err == "after\n"          # no stack, and stderr is what it was
+
+
+@pytest.mark.parametrize("family", ["llada", "dream", "toy", "bytes"])
+def test_long_texts_of_shorter_words_are_encoded(family, folders):
+    one = load_tokenizer(family if family in ("toy", "bytes") else str(folders / family))
+    text = " " * 300_000 + "7 apples \n" * 50_000
+    assert one.decode(one.encode(text)) == text
 
 
 def test_half_of_the_slow_kind_is_no_tokenizer(folders, tmp_path):
@@ -657,3 +807,15 @@ def test_a_checkpoint_keeps_its_words(tmp_path):
     tok = word_tokenizer([Example("Description: dog\nRegex:", " (dog).*", {})])
     tok.save(tmp_path)
     assert load_tokenizer(str(tmp_path)) == tok
+
+
+def test_the_2000_commonest_words_are_tokens_and_a_model_may_have_just_as_many():
+    names = ["".join(chr(97 + int(digit)) for digit in f"{n:04}") for n in range(2100)]
+    rows = [Example(" " + name, " " + name, {}) for name in names]      # twice each
+    rows += [Example(" zz yy", " zz", {})] * 9                          # 18 and 9 times
+    tok = word_tokenizer(rows)
+    assert tok.n_vocab == 256 + 2000 + 2
+    assert tok.pieces[256:259] == [b" zz", b" yy", b" aaaa"]            # of equals by name
+    assert word_tokenizer(rows, n_words=1).pieces[256:] == [b" zz"]
+    config = SimpleNamespace(mask_id=tok.mask_id, eos_id=tok.eos_id, vocab_size=tok.n_vocab)
+    tok.check_fits(config)

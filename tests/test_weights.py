@@ -5,20 +5,22 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file, save_model
 
 from helpers import ROOT, python, seeded, sentence
 from model import DLLM, PRESETS, ModelConfig
 from pretrained import weights
-from pretrained.tokenizer import toy_tokenizer
-from pretrained.weights import (MODEL_TYPE, RENAME, ConvertConfig, catalogue, config_fields,
-                                find_weights, newest_checkpoint, published_name, read_tensors,
-                                rename)
+from pretrained.config import MODEL_TYPE, config_fields
+from pretrained.tokenizer import load_tokenizer, toy_tokenizer
+from pretrained.weights import (RENAME, ConvertConfig, catalogue, find_weights, newest_checkpoint,
+                                published_name, read_tensors, rename)
 from pretrained.weights import main as convert
 from published import (CONFIG, INDEX, PUBLISHED, QWEN_TOKENS, TINY, WEIGHTS, generate, shapes,
                        write_weights)
@@ -245,12 +247,99 @@ def test_a_tied_heads_copy_is_accepted_if_it_is_one(tmp_path):
     assert "lm_head.weight" in said and "tied" in said
 
 
-def test_the_rotation_that_old_versions_stored_is_ignored(tmp_path):
+TIE = {"llada": "weight_tying", "Dream": "tie_word_embeddings", "a2d-qwen3": "tie_word_embeddings"}
+
+
+@every_family
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_tied_model_may_be_stored_under_the_heads_name_alone(family, parts, tmp_path):
+    """safetensors' save_model keeps one of two equal tensors, and which one is its affair."""
+    tensors = generate(tmp_path, family, **{TIE[family]: True})
+    tensors.pop(published_name("head.weight", family), None)
+    expected = {rename(name, RENAME[family]): p.float() for name, p in tensors.items()}
+    head, embed = published_name("head.weight", family), published_name("embed.weight", family)
+    renamed = {head if name == embed else name: p for name, p in tensors.items()}
+    write_weights(tmp_path, renamed, parts)
+    model = DLLM.from_pretrained(tmp_path)
+    assert model.head.weight is model.embed.weight
+    assert same(dict(model.named_parameters()), expected)
+    some = {name: slice(0, 2) for name in expected}             # as a rank of FSDP reads
+    sliced = dict(weights.read_model(tmp_path, DLLM.on_meta(tmp_path), None, "cpu", some))
+    assert same(sliced, {name: p[:2].bfloat16() for name, p in expected.items()})
+    convert(ConvertConfig(init_from=str(tmp_path), out_dir=str(tmp_path / "b")))
+    assert same(dict(DLLM.from_pretrained(tmp_path / "b").named_parameters()), expected)
+    config = {**json.loads((tmp_path / CONFIG).read_text()), TIE[family]: False}
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    said = sentence(DLLM.from_pretrained, tmp_path, kind=ValueError)
+    assert f"lacks the tensor {embed}" in said                  # untied, they are two
+
+
+def test_a_head_that_takes_the_embeddings_name_keeps_its_place_among_the_files():
+    """Tensors are read file by file, so a file is opened once only if its tensors stay together."""
+    found = {"a": weights.Stored("1", (2,)), "head": weights.Stored("1", (3,)),
+             "b": weights.Stored("2", (4,))}
+    weights.drop_copy(found, "head", "embed")
+    assert list(found.items()) == [("a", ("1", (2,), "")), ("embed", ("1", (3,), "head")),
+                                   ("b", ("2", (4,), ""))]
+
+
+def test_what_save_model_of_safetensors_writes_is_read(tmp_path):
+    model = random_model(tied_head=True)
+    model.save(tmp_path)
+    for first, second in (("embed", "head"), ("head", "embed")):
+        both = torch.nn.Module()
+        both.blocks, both.norm = model.blocks, model.norm
+        setattr(both, first, getattr(model, first))
+        setattr(both, second, getattr(model, second))
+        save_model(both, str(tmp_path / WEIGHTS))
+        assert same(DLLM.from_pretrained(tmp_path).state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int32, torch.bool])
+def test_the_rotation_that_old_versions_stored_is_ignored(dtype, tmp_path):
     tensors = generate(tmp_path, "Dream")
-    extra = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(3)}
+    extra = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4).to(dtype)
+             for i in range(3)}
     write_weights(tmp_path, {**tensors, **extra}, parts=2)
     DLLM.from_pretrained(tmp_path).save(tmp_path, torch.bfloat16)
     assert set(load_file(tmp_path / WEIGHTS)) == set(tensors)
+
+
+# ---- what editors and file systems add ----
+
+
+@every_family
+def test_a_byte_order_mark_in_any_json_changes_nothing(family, folders, tmp_path):
+    tensors = generate(tmp_path, family, parts=3)
+    kinds = {"llada": "llada", "Dream": "dream", "a2d-qwen3": "qwen"}
+    tok = load_tokenizer(str(folders / kinds[family]))
+    tok.save(tmp_path)
+    ids = dict(mask_token_id=30, pad_token_id=31)               # whatever the tokenizer says
+    (tmp_path / CONFIG).write_text(json.dumps({**TINY[family], **ids, "vocab_size": 40}))
+    for path in tmp_path.iterdir():
+        if path.suffix in (".json", ".txt"):
+            path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_tokenizer(str(tmp_path)) == tok
+    (tmp_path / "tokenizer_config.json").unlink(missing_ok=True)
+    (tmp_path / "tokenizer.json").unlink(missing_ok=True)
+    (tmp_path / "added_tokens.json").write_bytes(b"\xef\xbb\xbf" + b'{"<|endoftext|>": 31}')
+    params = dict(DLLM.from_pretrained(tmp_path).named_parameters())
+    assert all(torch.equal(params[rename(name, RENAME[family])], p.float())
+               for name, p in tensors.items())
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_what_macos_writes_beside_files_is_neither_read_nor_copied(parts, tmp_path):
+    tensors = generate(tmp_path / "a", "Dream", parts)
+    for name in ("README.md", "merges.txt", "modeling_dream.py"):
+        (tmp_path / "a" / name).write_text("x")
+    for path in list((tmp_path / "a").iterdir()):
+        (tmp_path / "a" / f"._{path.name}").write_bytes(b"\x00\x05\x16\x07 Mac OS X")
+    (tmp_path / "a" / ".DS_Store").write_bytes(b"\x00")
+    (tmp_path / "b").mkdir()
+    DLLM.from_pretrained(tmp_path / "a").save(tmp_path / "b", torch.bfloat16)
+    assert same(stored(tmp_path / "b"), tensors)
+    assert not [path.name for path in (tmp_path / "b").iterdir() if path.name.startswith(".")]
 
 
 # ---- what may be wrong with the files ----
@@ -335,6 +424,101 @@ def test_a_tensor_that_is_nowhere_is_named_as_published(family, tmp_path):
         assert f"lacks the tensor {name}" in said
 
 
+ADAPTER = json.dumps({"base_model_name_or_path": "GSAI-ML/LLaDA-8B-Base"})
+INSTEAD = [     # what a folder holds instead of weights, and the words that the message has to hold
+    (["adapter_config.json", "adapter_model.safetensors"], ["GSAI-ML/LLaDA-8B-Base", "merge"]),
+    (["adapter_config.json", "adapter_model.bin"], ["adapter of", "merge"]),
+    (["pytorch_model.bin"], ["pytorch_model.bin is a pickle", "convert"]),
+    (["pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"],
+     ["pytorch_model-00001-of-00002.bin is a pickle"]),
+    (["consolidated.00.pth", "a.txt"], ["consolidated.00.pth is a pickle"]),
+    (["model.pt", "optimizer.pt"], ["model.pt is a pickle"]),
+    (["last.ckpt"], ["last.ckpt is a pickle"]),
+    (["llada-Q4_K_M.gguf"], ["llada-Q4_K_M.gguf is made for llama.cpp"]),
+    (["model-00001-of-00004.safetensors"], [INDEX, "model-00001-of-00004.safetensors"]),
+    (["diffusion.safetensors"], ["holds diffusion.safetensors, but no "]),
+    (["training_args.bin", "optimizer.pt", "._pytorch_model.bin"], []),
+]
+
+
+@pytest.mark.parametrize("has_config", [True, False])
+@pytest.mark.parametrize("names, words", INSTEAD, ids=[names[0] for names, _ in INSTEAD])
+def test_a_folder_without_readable_weights_is_named_for_what_it_holds(names, words, has_config,
+                                                                      tmp_path):
+    for name in names:
+        (tmp_path / name).write_text(ADAPTER)
+    if has_config:
+        (tmp_path / CONFIG).write_text(json.dumps(TINY["Dream"]))
+    said = sentence(DLLM.from_pretrained, tmp_path, kind=FileNotFoundError)
+    assert all(word in said for word in [str(tmp_path), *words]), said
+    assert words or "pickle" not in said
+
+
+@pytest.mark.parametrize("parts, name", [(1, CONFIG), (1, WEIGHTS), (3, INDEX),
+                                         (3, "model-00002-of-00003.safetensors")])
+def test_a_link_a_pipe_or_a_pointer_in_place_of_a_file_is_told(parts, name, tmp_path):
+    generate(tmp_path, "Dream", parts)
+    place = {"link": lambda path: path.symlink_to("gone"), "pipe": os.mkfifo, "folder": os.mkdir,
+             "git lfs pull": lambda path: path.write_text("version https://git-lfs.github.com/sp")}
+    for word, put in place.items():
+        (tmp_path / name).unlink()
+        put(tmp_path / name)
+        said = sentence(DLLM.from_pretrained, tmp_path, kind=(ValueError, OSError))
+        assert name in said and str(tmp_path) in said
+        assert word in said or "of the 3 files" in said
+        if word == "folder":
+            (tmp_path / name).rmdir()
+            (tmp_path / name).touch()
+
+
+def test_weights_without_a_config_are_told_apart_from_no_weights(tmp_path):
+    said = sentence(DLLM.from_pretrained, tmp_path, kind=FileNotFoundError)
+    assert said == f"there is no checkpoint in {tmp_path}"
+    random_model().save(tmp_path)
+    (tmp_path / CONFIG).unlink()
+    said = sentence(DLLM.from_pretrained, tmp_path, kind=FileNotFoundError)
+    assert WEIGHTS in said and f"no {CONFIG}" in said
+
+
+def test_a_file_in_place_of_its_folder_is_told(tmp_path):
+    random_model().save(tmp_path)
+    for name in (WEIGHTS, CONFIG):
+        said = sentence(find_weights, str(tmp_path / name), kind=FileNotFoundError)
+        assert f"{tmp_path / name} is a file" in said and "folder" in said
+    cfg = ConvertConfig(init_from=str(tmp_path), out_dir=str(tmp_path / CONFIG))
+    assert "is a file" in sentence(convert, cfg, kind=ValueError)
+
+
+def test_every_part_that_is_missing_is_named(tmp_path):
+    generate(tmp_path, "llada", parts=5)
+    gone = [f"model-0000{k}-of-00005.safetensors" for k in (2, 4)]
+    for name in gone:
+        (tmp_path / name).unlink()
+    said = sentence(DLLM.from_pretrained, tmp_path, kind=FileNotFoundError)
+    assert "2 of the 5" in said and all(name in said for name in gone)
+    assert "model-00001-of-00005.safetensors" not in said
+
+
+def test_a_long_index_is_read_in_linear_time(tmp_path):
+    generate(tmp_path, "llada", parts=2)
+    weight_map = {f"tensor.{i}": f"part-{i}.safetensors" for i in range(50_000)}
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    began = time.process_time()
+    said = sentence(DLLM.from_pretrained, tmp_path, kind=FileNotFoundError)
+    assert time.process_time() - began < 10 and len(said) < 1000
+
+
+def test_a_damaged_tokenizer_is_not_converted(tmp_path):
+    (tmp_path / "a").mkdir()
+    random_model().save(tmp_path / "a")
+    toy_tokenizer().save(tmp_path / "a")
+    spec = json.loads((tmp_path / "a" / "tokenizer.json").read_text())
+    (tmp_path / "a" / "tokenizer.json").write_text(json.dumps({**spec, "pattern": "xxxx"}))
+    cfg = ConvertConfig(init_from=str(tmp_path / "a"), out_dir=str(tmp_path / "b"))
+    assert "tokenizer.json" in sentence(convert, cfg, kind=ValueError)
+    assert not (tmp_path / "b").exists()
+
+
 def test_what_fp16_cannot_hold_is_named(tmp_path):
     tensors = generate(tmp_path, "llada", dtype=torch.float32)
     write_weights(tmp_path, {**tensors, "model.transformer.ln_f.weight": torch.full((32,), 1e6)})
@@ -410,6 +594,76 @@ def test_a_tied_head_is_stored_once(tmp_path):
     loaded = DLLM.from_pretrained(tmp_path)
     assert loaded.head.weight is loaded.embed.weight
     assert same(loaded.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077, 0o002])
+def test_all_files_have_the_mode_that_the_umask_asks_for(umask, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "PART_BYTES", 20_000)
+    before = os.umask(umask)
+    try:
+        random_model().save(tmp_path)
+        toy_tokenizer().save(tmp_path)
+        weights.save_tensors({"x": torch.zeros(2)}, tmp_path / "state.safetensors")
+        assert os.umask(umask) == umask                 # and the umask is what it was
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert set(modes.values()) == {0o666 & ~umask} and len(modes) > 4, modes
+
+
+def test_save_tensors_writes_any_tensors_with_their_metadata(tmp_path):
+    given = {"a": torch.arange(12.0).view(3, 4).T, "b": torch.zeros(()), "c": torch.ones(2).int()}
+    weights.save_tensors(given, tmp_path / "x.safetensors", {"format": "pt"})
+    assert same(weights.read_safetensors(tmp_path / "x.safetensors"), given)
+    with weights.open_safetensors(tmp_path / "x.safetensors") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+LIMITED = """
+import resource, sys
+sys.path.insert(0, "tests")
+from test_weights import random_model
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+try:
+    random_model().save(sys.argv[1])
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_takes_no_more_is_one_sentence_with_the_file(tmp_path):
+    """A limit on the size of files stands for the full disk: the same calls fail."""
+    done = python("-c", LIMITED, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1 and str(tmp_path / WEIGHTS) in done.stdout
+    assert not (tmp_path / CONFIG).exists()
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "model-00002-of-00003.safetensors", INDEX, CONFIG,
+                                  "README.md", "tokenizer.json"])
+def test_whichever_file_meets_the_full_disk_is_named(name, tmp_path, monkeypatch):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "a" / "README.md").write_text("x")
+    random_model().save(tmp_path / "a")
+    model = DLLM.from_pretrained(tmp_path / "a")
+    if name != WEIGHTS:
+        monkeypatch.setattr(weights, "PART_BYTES", 33_000)
+
+    def let_fail(holder, function, where, error):
+        write = getattr(holder, function)
+
+        def write_or_fail(*args):
+            if name in Path(args[where]).name:
+                raise error
+            return write(*args)
+        monkeypatch.setattr(holder, function, write_or_fail)
+    let_fail(weights, "save_file", 1, SafetensorError("I/O error: No space left on device"))
+    let_fail(Path, "write_bytes", 0, OSError(28, "No space left on device"))
+    let_fail(Path, "write_text", 0, OSError(28, "No space left on device"))
+    said = sentence(lambda: (model.save(tmp_path / "b"), toy_tokenizer().save(tmp_path / "b")),
+                    kind=OSError)
+    assert "No space left" in said and str(tmp_path / "b" / name) in said
 
 
 def test_transformers_reads_what_is_written(tmp_path):
@@ -562,6 +816,30 @@ def test_offline_without_a_cache_is_one_sentence_and_no_network(tmp_path):
     assert len(done.stdout.splitlines()) == 1 and "'GSAI-ML/LLaDA-8B-Base'" in done.stdout
 
 
+def test_a_cache_that_holds_only_some_parts_is_named_part_by_part_when_offline(tmp_path):
+    """As an interrupted download leaves it: links to blobs, of which some are not there."""
+    cache = tmp_path / "hub" / "models--GSAI-ML--LLaDA-8B-Base"
+    snapshot = cache / "snapshots" / ("0" * 40)
+    (cache / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0" * 40)
+    generate(snapshot, "llada", parts=4)
+    for path in list(snapshot.iterdir()):
+        path.rename(cache / "blobs" / path.name)
+        path.symlink_to(f"../../blobs/{path.name}")
+    gone = [f"model-0000{k}-of-00004.safetensors" for k in (2, 3)]
+    (snapshot / gone[0]).unlink()
+    (cache / "blobs" / gone[1]).unlink()
+    script = ("from configurator import run\n"
+              "from pretrained.weights import ConvertConfig, main\n"
+              f"run(lambda cfg: main(ConvertConfig('GSAI-ML/LLaDA-8B-Base', '', '{tmp_path}/b')),"
+              " ConvertConfig)")
+    done = python("-c", script, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "lacks 2 of the 4 files" in done.stderr and all(name in done.stderr for name in gone)
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     for load in (DLLM.from_checkpoint, DLLM.from_pretrained):
         said = sentence(load, str(tmp_path / "nowhere"), kind=FileNotFoundError)
@@ -650,6 +928,8 @@ SPOILT = {   # what happened to the folder, and the words that the message has t
     "a foreign model": (lambda f: change_config(f, model_type="gpt2"), ["'gpt2'", "llada"]),
     "a nameless model": (lambda f: change_config(f, model_type=None), []),
     "a size missing": (lambda f: change_config(f, vocab_size=None), [CONFIG, "vocab_size"]),
+    "a base of rope missing": (lambda f: change_config(f, rope_theta=None), [CONFIG, "rope_theta"]),
+    "the shift missing": (lambda f: change_config(f, shift=None), [CONFIG, "shift"]),
     "a size that is text": (lambda f: change_config(f, n_embd="32"), [CONFIG, "n_embd='32'"]),
     "sizes that do not fit": (lambda f: change_config(f, n_head=5), [CONFIG, "n_head=5"]),
     "a setting unknown here": (lambda f: change_config(f, n_expert=8), [CONFIG, "n_expert"]),
@@ -716,3 +996,60 @@ def test_reading_yields_one_tensor_at_a_time_in_the_files_order(tmp_path):
     reader = read_tensors(found, torch.float32)
     name, tensor = next(reader)
     assert torch.equal(tensor, tensors[name].float()) and math.prod(tensor.shape) > 0
+
+
+OTHER_NETWORKS = {
+    "llada": dict(activation_type="gelu", block_type="sequential", block_group_size=2,
+                  layer_norm_type="default", layer_norm_with_affine=False,
+                  bias_for_layer_norm=True, attention_layer_norm=True, input_emb_norm=True,
+                  include_bias=True, include_qkv_bias=True, alibi=True, rope=False,
+                  rope_full_precision=False, multi_query_attention=True, scale_logits=True,
+                  quantization_config={"bits": 4}),
+    "Dream": dict(hidden_act="gelu", use_sliding_window=True, use_mrope=True, block_size=32,
+                  quantization_config={"bits": 4}),
+    "a2d-qwen3": dict(hidden_act="gelu", use_sliding_window=True, attention_bias=True,
+                      quantization_config={"bits": 4})}
+
+
+@every_family
+def test_every_entry_that_asks_for_another_network_is_refused(family, tmp_path):
+    generate(tmp_path, family)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    config_fields(tmp_path, config)
+    for key, value in OTHER_NETWORKS[family].items():
+        said = sentence(config_fields, tmp_path, {**config, key: value}, kind=ValueError)
+        assert f"has {key} = {json.dumps(value)}" in said
+
+
+def test_a_part_may_be_filled_to_its_last_byte_and_the_index_has_the_size_of_all(tmp_path,
+                                                                                monkeypatch):
+    monkeypatch.setattr(weights, "PART_BYTES", 64)
+    tensors = {name: torch.full((n,), float(n)) for name, n in (("a", 8), ("b", 8), ("c", 1))}
+    sizes = {name: 4 * len(p) for name, p in tensors.items()}
+    weights.write_weights(tmp_path, {"model_type": "x"}, {}, sizes, tensors.items(), torch.float32)
+    index = json.loads((tmp_path / INDEX).read_text())
+    assert index["metadata"]["total_size"] == 68
+    assert [index["weight_map"][name][:11] for name in "abc"] == ["model-00001"] * 2 + [
+        "model-00002"]
+    for file in {*index["weight_map"].values()}:
+        with weights.open_safetensors(tmp_path / file) as parts:
+            assert parts.metadata() == {"format": "pt"}
+
+
+@every_family
+def test_the_end_of_text_is_what_pads_whatever_ends_a_turn(family, tmp_path):
+    config = {**TINY[family], "pad_token_id": 5, "eos_token_id": 6}
+    if family != "a2d-qwen3":                           # which names its tokens in other files
+        assert config_fields(tmp_path, config)["eos_id"] == 5
+    added = [{"content": "<|endoftext|>", "id": 7}, {"content": "<|mask|>", "id": 8}]
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    assert config_fields(tmp_path, config)["eos_id"] == 7
+
+
+def test_what_lies_in_folders_beside_the_weights_is_not_copied(tmp_path):
+    generate(tmp_path, "Dream")
+    (tmp_path / "README.md").write_text("read me")
+    (tmp_path / "more.md").mkdir()
+    (tmp_path / "more.md" / "LICENSE").write_text("not this one")
+    found = weights.small_files(tmp_path)
+    assert found["README.md"] == b"read me" and not {"LICENSE", "more.md"} & found.keys()

@@ -33,7 +33,7 @@ def test_an_empty_row_is_a_blank_line_and_others_stay_as_they_are(tmp_path):
 def test_an_ugly_row_is_one_sentence_with_its_number(tmp_path, wrong):
     folder = write_jsonl(tmp_path / "test.jsonl", [{"text": "a"}, wrong])
     said = sentence(wikitext.load_text, "test", folder, kind=ValueError)
-    assert said == "wikitext test, row 2: 'text' must be a text"
+    assert said == f"{folder}/test.jsonl, row 2: 'text' must be a text"
 
 
 def test_a_missing_file_is_one_sentence(tmp_path):

@@ -11,94 +11,65 @@ functions of (seed, step). Nothing is pickled.
 """
 import json
 import os
-import re
 import shutil
 from contextlib import contextmanager
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from pretrained.weights import (Stored, catalogue, check_names_and_shapes, find_weights,
-                                newest_checkpoint, open_safetensors, read_model, read_safetensors,
-                                read_tensors)
-from tasks.files import read_json
+                                open_safetensors, read_model, read_safetensors, read_tensors)
+from training.folder import STATE, changes, read_state, remove_checkpoints
 from training.lora import add_lora, check_base, merge
-from training.ranks import agree, rank_and_world
-from training.sharding import is_sharded, read_shards, write_shards
-
-STATE = "train_state"
-
-
-def find_checkpoint(out_dir: str, resume: bool, overwrite: bool):
-    """Return the folder to resume from, or None for a new run.
-
-    Raises ValueError where a new run would write over another by accident, FileNotFoundError where
-    there is nothing to resume.
-    """
-    try:
-        found = newest_checkpoint(out_dir)
-    except FileNotFoundError:
-        if resume:
-            raise
-        return None
-    if not resume and not overwrite:
-        raise ValueError(f"{out_dir} holds a run already; add --resume to go on with it, "
-                         f"--overwrite to start anew, or choose another --out_dir")
-    return found if resume else None
-
-
-def start_out_dir(out_dir: str, is_new: bool):
-    """Make the folder of a run; a new run removes the checkpoints and answers of an older one."""
-    rank, _ = rank_and_world()
-    if rank == 0:
-        os.makedirs(out_dir, exist_ok=True)
-        if is_new:
-            remove_checkpoints(out_dir, keep=0)
-            for name in os.listdir(out_dir):
-                if re.fullmatch(r"test\.jsonl?(\.part\d+)?|summary\.json", name):
-                    os.remove(os.path.join(out_dir, name))
+from training.ranks import first_reason, local_part, on_all_ranks, rank_and_world
+from training.sharding import files_of, is_sharded, read_shards, write_shards
 
 
 def save_checkpoint(out_dir: str, step: int, objective, optimizer, tok, settings: dict, keep: int):
     """Write out_dir/step_*, then remove all but the `keep` newest. Every rank calls it.
 
     It is written aside and renamed when complete: a process killed at any moment leaves a
-    checkpoint that works. Raises OSError, one sentence, on all ranks if one cannot write.
+    checkpoint that works. Raises OSError, one sentence, on all ranks if one cannot write, or if
+    what would be written is not finite: older checkpoints are removed last.
     """
     rank, _ = rank_and_world()
     aside, sharded = os.path.join(out_dir, "saving"), is_sharded(objective)
+    device = objective.model.embed.weight.device
     state = training_state(objective, optimizer)
 
     @contextmanager
     def all_or_none():      # ends on every rank at once, so that none waits for one that failed
-        reason = ""
         try:
-            yield
-        except (OSError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
-        if agree([int(bool(reason))], objective.model.embed.weight.device) != [0]:
+            with on_all_ranks(device):
+                yield
+        except OSError as error:
             if rank == 0:
                 shutil.rmtree(aside, ignore_errors=True)        # makes room on a full disk
             raise OSError(f"the checkpoint of step {step} cannot be written to {out_dir}, "
-                          f"older ones are kept: {reason or 'another process failed'}")
+                          f"older ones are kept: {error}") from None
 
+    with on_all_ranks(device):
+        if rank == 0 and not os.path.isdir(out_dir):
+            raise OSError(f"{out_dir} was removed while the run was writing to it")
     with all_or_none():
+        model = merge(objective.model) if rank == 0 or sharded else objective.model
+        check_finite(dict(model.named_parameters()) | state)
         if rank == 0:
             shutil.rmtree(aside, ignore_errors=True)
-            os.makedirs(aside)
+            os.mkdir(aside)
             tok.save(aside)
             with open(os.path.join(aside, f"{STATE}.json"), "w") as file:
                 json.dump({"step": step, "settings": settings}, file, indent=1)
     with all_or_none():
         if rank == 0 or sharded:
-            merge(objective.model).save(aside if rank == 0 else None)
+            model.save(aside if rank == 0 else None)
     with all_or_none():
         if sharded:
             write_shards(state, os.path.join(aside, STATE))
         elif rank == 0:
-            save_file({name: value.contiguous() for name, value in state.items()},
-                      os.path.join(aside, f"{STATE}.safetensors"))
+            path = os.path.join(aside, f"{STATE}.safetensors")
+            save_file({name: value.contiguous() for name, value in state.items()}, path)
+            shutil.copymode(os.path.join(aside, f"{STATE}.json"), path)     # it was 0600
     with all_or_none():
         if rank == 0:
             flush(aside)
@@ -107,6 +78,17 @@ def save_checkpoint(out_dir: str, step: int, objective, optimizer, tok, settings
             os.replace(aside, new)
             flush(out_dir, deep=False)
             remove_checkpoints(out_dir, keep)
+
+
+def check_finite(tensors: dict, dtype=None):
+    """Raise ValueError that names the first tensor, or the part that this rank has of it, with NaN
+    or infinite values. dtype: the one in which they will be stored, None: their own."""
+    for name, tensor in tensors.items():
+        part = local_part(tensor.detach())
+        if part.is_floating_point() and part.numel():
+            ends = torch.stack(part.aminmax()).to(dtype)        # NaN passes through aminmax
+            if not ends.isfinite().all():
+                raise ValueError(f"{name} has NaN or infinite values; a lower lr may help")
 
 
 def trainable(objective) -> dict:
@@ -141,23 +123,17 @@ def flush(folder: str, deep: bool = True):
             os.close(file)
 
 
-def remove_checkpoints(out_dir: str, keep: int):
-    """Remove all but the newest `keep`. Each is renamed first: half of one must not look whole."""
-    names = sorted((name for name in os.listdir(out_dir) if re.fullmatch(r"step_\d+", name)
-                    and os.path.isfile(os.path.join(out_dir, name, "config.json"))),
-                   key=lambda name: int(name[5:]))
-    removing = os.path.join(out_dir, "removing")
-    shutil.rmtree(removing, ignore_errors=True)
-    for name in names[:max(0, len(names) - keep)]:
-        os.replace(os.path.join(out_dir, name), removing)
-        shutil.rmtree(removing)
-
-
-def load_train_state(folder: str, objective, optimizer) -> int:
+def load_train_state(folder: str, objective, optimizer, settings: dict) -> int:
     """Fill predictor, target and optimizer -> the step to go on from.
 
-    Raises ValueError naming a tensor that does not fit.
+    settings: of this run; what they change is added to the list settings["resumed"]. Raises
+    ValueError naming a tensor or setting that does not fit, or a run that has ended already.
     """
+    changed, (step, before) = changes(folder, settings), read_state(folder)
+    if step > settings["n_steps"]:
+        raise ValueError(f"{folder} has trained {step} steps, and this run ends after "
+                         f"{settings['n_steps']}; a larger max_steps would fit")
+    settings["resumed"] = [*before.get("resumed", []), {"step": step, "changed": changed}]
     state = training_state(objective, optimizer)
     shards, whole = os.path.join(folder, STATE), os.path.join(folder, f"{STATE}.safetensors")
     if os.path.isdir(shards):
@@ -169,10 +145,6 @@ def load_train_state(folder: str, objective, optimizer) -> int:
         check_names_and_shapes(given, state, whole)
         for name, value in state.items():
             value.copy_(given[name])
-    where = os.path.join(folder, f"{STATE}.json")
-    step = read_json(where).get("step")
-    if type(step) is not int:
-        raise ValueError(f"{where} does not say after which step it was written")
     if any("lora_" in name for name in state):
         check_base(objective.model, folder)
     return step
@@ -186,14 +158,12 @@ def load_ema(folder: str, model):
     adapters. Raises ValueError or FileNotFoundError, one sentence, if there is no EMA or it does
     not fit.
     """
-    shards, stored = os.path.join(folder, STATE), {}
-    where = shards if os.path.isdir(shards) else folder
-    for file in sorted(os.listdir(where)):
-        if file.endswith(".safetensors"):
-            path = os.path.join(where, file)
-            with open_safetensors(path) as tensors:
-                stored |= {name: Stored(path, tuple(tensors.get_slice(name).get_shape()))
-                           for name in tensors.keys()}
+    shards, whole = os.path.join(folder, STATE), os.path.join(folder, f"{STATE}.safetensors")
+    paths, stored = files_of(shards) if os.path.isdir(shards) else [whole], {}
+    for path in filter(os.path.isfile, paths):
+        with open_safetensors(path) as tensors:
+            stored |= {name: Stored(path, tuple(tensors.get_slice(name).get_shape()))
+                       for name in tensors.keys()}
     if not any(name.startswith("target.") for name in stored):
         raise ValueError(f"{folder} holds no EMA weights: only a checkpoint of training with "
                          f"lambda_jepa > 0 does; --weights=online would fit")
@@ -201,25 +171,28 @@ def load_ema(folder: str, model):
     def read(encoder, kind=""):
         state = {f"{encoder}.{name}": p.detach() for name, p in model.named_parameters()
                  if kind in name and not name.startswith("head.")}
-        if where == shards:
+        if paths != [whole]:
             return read_shards(state, shards, besides=stored.keys() - state.keys())
         ours = {name: stored[name] for name in state if name in stored}
-        check_names_and_shapes(ours, state, f"{shards}.safetensors")
+        check_names_and_shapes(ours, state, whole)
         for name, tensor in read_tensors(ours):
             state[name].copy_(tensor)
     if not any("lora_" in name for name in stored):
         return read("target")
-    settings = read_json(os.path.join(folder, f"{STATE}.json")).get("settings", {})
+    _, settings = read_state(folder)
     try:
-        base, lora = find_weights(settings["init_from"], settings["revision"]), [
-            settings[key] for key in ("lora_rank", "lora_alpha", "lora_targets", "seed")]
-    except (KeyError, TypeError):
+        rank, alpha, seed = (kind(settings[key]) for kind, key in (
+            (int, "lora_rank"), (float, "lora_alpha"), (int, "seed")))
+        targets, base = list(settings["lora_targets"]), str(settings["init_from"])
+        revision = str(settings["revision"])
+    except (KeyError, TypeError, ValueError):
         raise ValueError(f"{folder}/{STATE}.json does not say on which base its adapters were "
                          f"trained") from None
+    base = find_weights(base, revision)
     named = dict(model.named_parameters())
     for name, tensor in read_model(base, model, None, model.embed.weight.device):
         named[name].copy_(tensor)
-    add_lora(model, *lora)
+    add_lora(model, rank, alpha, targets, seed)
     read("model", "lora_")
     check_base(model, folder)
     read("target", "lora_")

@@ -13,15 +13,20 @@ import time
 import torch
 from tqdm import tqdm
 
+from configurator import printable
+from tasks.files import check_is_file, naming, write_text
 from training.diagnostics import collapsed
+from training.folder import resumed_line
 from training.ranks import rank_and_world, sum_over_ranks
 
 
 class Log:
     """Writes a line every log_every steps. Rank 0 prints; the others take part in the sums.
 
-    settings: a dict, for settings.json. warns: whether a collapse of the embeddings is worth a
-    warning, which it is only if the first embeddings are those of a trained base.
+    settings: a dict, for settings.json; its "resumed" says what each resumed part of the run has
+    changed. warns: whether a collapse of the embeddings is worth a warning, which it is only if the
+    first embeddings are those of a trained base. Raises OSError where a file cannot be written, or
+    was removed.
     """
 
     def __init__(self, out_dir: str, settings: dict, step: int, n_steps: int, warns: bool):
@@ -31,18 +36,19 @@ class Log:
         self.sums, self.seconds, self.steps, self.started = {}, 0.0, 0, time.perf_counter()
         if self.rank > 0:
             return
-        path = os.path.join(out_dir, "log.jsonl")
-        kept = lines_before(path, step) if step else []
-        with open(path + ".new", "w") as file:
-            file.writelines(kept)
-        os.replace(path + ".new", path)
-        self.file = open(path, "a", buffering=1)
+        self.path = os.path.join(out_dir, "log.jsonl")
+        kept, n_broken = lines_before(self.path, step) if step else ([], 0)
+        write_text(self.path, "".join(kept))
+        self.file = open(self.path, "a", buffering=1)
         # the first embeddings are the base's: a collapse is measured against them
         self.first = next((json.loads(line) for line in kept if '"rank"' in line), None)
-        with open(os.path.join(out_dir, "settings.json"), "w") as file:
-            json.dump({**settings, "commit": git_commit(), "torch": torch.__version__,
-                       "python": sys.version.split()[0]}, file, indent=1)
-        self.bar = tqdm(total=n_steps, initial=step, desc=out_dir, unit="step",
+        settings = {**settings, "commit": git_commit(), "torch": torch.__version__,
+                    "python": sys.version.split()[0]}
+        write_text(os.path.join(out_dir, "settings.json"), json.dumps(settings, indent=1))
+        if n_broken:
+            self.say(f"{self.path}: {n_broken} broken line{'s' * (n_broken > 1)} left out")
+        self.say(resumed_line(settings))
+        self.bar = tqdm(total=n_steps, initial=step, desc=printable(out_dir), unit="step",
                         mininterval=0.5 if sys.stderr.isatty() else 15)
 
     def is_due(self, step: int) -> bool:
@@ -97,12 +103,19 @@ class Log:
             self.write({"step": step, "held_out": losses})
 
     def write(self, line: dict):
-        self.file.write(json.dumps(line) + "\n")
+        with naming(self.path):
+            self.file.write(json.dumps(line) + "\n")
+        try:
+            is_there = os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno()))
+        except FileNotFoundError:
+            is_there = False
+        if not is_there:
+            raise OSError(f"{self.path} was removed or replaced while the run was writing to it")
 
     def say(self, text: str):
         """Print a line above the progress bar, unless it is empty."""
         if text and self.rank == 0:
-            tqdm.write(text)
+            tqdm.write(printable(text))
 
     def close(self):
         if self.rank == 0:
@@ -110,13 +123,24 @@ class Log:
             self.file.close()
 
 
-def lines_before(path: str, step: int) -> list[str]:
-    """The lines of a log up to a checkpoint; the held-out losses of its step will come again."""
-    if not os.path.exists(path):
-        return []
-    with open(path) as file:
-        return [line for line in file if line.endswith("\n")
-                and json.loads(line)["step"] < step + ('"ms":' in line)]
+def lines_before(path: str, step: int) -> tuple[list[str], int]:
+    """Return the lines of a log up to a checkpoint, and how many of the log are broken: half, not
+    JSON, without a step. The held-out losses of the checkpoint's step will come again."""
+    if not os.path.lexists(path):
+        return [], 0
+    check_is_file(path)
+    kept, n_broken = [], 0
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                at = json.loads(line)["step"]
+                if type(at) is not int or not line.endswith("\n"):
+                    raise ValueError
+                if at < step + ('"ms":' in line):
+                    kept.append(line)
+            except (ValueError, TypeError, KeyError, RecursionError):
+                n_broken += 1
+    return kept, n_broken
 
 
 def git_commit() -> str:

@@ -9,10 +9,12 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 
 from configurator import sentence
 from pretrained.device import pick_device
@@ -61,13 +63,11 @@ def as_rank(main):
         except KeyboardInterrupt:
             code = 128 + signal.SIGINT
         except BaseException as error:
-            code = sentence(error) or 1
-            if code == 1:
-                traceback.print_exc()
+            code = sentence(error) or traceback.format_exc().rstrip()
         if isinstance(code, str):
-            if rank:                # all ranks may have the same to say: when rank 0 has said it
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)   # and left, torchrun ends the others
-                time.sleep(10)
+            if rank:                # all ranks may have the same to say, or miss one that has left:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)   # when rank 0 has said its sentence
+                time.sleep(10)                                  # torchrun ends the others
             print(code, file=sys.stderr)
             code = 1
         sys.stdout.flush()
@@ -93,6 +93,30 @@ def agree(numbers: list[int], device) -> list[int]:
     largest = torch.tensor(numbers, device=device)
     dist.all_reduce(largest, dist.ReduceOp.MAX)
     return largest.tolist()
+
+
+def first_reason(reason: str, device) -> str:
+    """The first rank's reason that is not empty, up to 1000 bytes of it; empty if all are."""
+    if not dist.is_initialized():
+        return reason
+    text = torch.tensor(list(reason.encode("utf-8", "replace")[:1000].ljust(1000)), device=device)
+    texts = [bytes(x.tolist()).decode("utf-8", "ignore").strip() for x in gather_from_ranks(text)]
+    return next(filter(None, texts), "")
+
+
+@contextmanager
+def on_all_ranks(device):
+    """End a block on all ranks at once, so that none waits for one that failed.
+
+    An error in files or values on any rank becomes an OSError of one line on all of them.
+    """
+    reason = ""
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if reason := first_reason(reason, device):
+        raise OSError(reason)
 
 
 def sum_over_ranks(x):

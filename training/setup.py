@@ -7,6 +7,7 @@
     export            the model as its family publishes it
 """
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,11 +20,12 @@ from model import DLLM, PRESETS, ModelConfig
 from pretrained.device import pick_dtype
 from pretrained.tokenizer import load_tokenizer
 from pretrained.weights import find_weights
-from tasks.common import load_task, tokenize
-from training.checkpoint import trainable
+from tasks.common import load_examples, tokenize
+from training.checkpoint import check_finite, trainable
 from training.controls import ControlConfig, check_controls, has_control, make_control
 from training.lean import Lean
 from training.lora import add_lora, merge
+from training.ranks import on_all_ranks
 from training.sharding import is_sharded, shard
 
 
@@ -45,13 +47,17 @@ class ScaleConfig(ControlConfig):
 
     def check_scale(self):
         """Raise ValueError, one sentence, where settings exclude each other."""
-        if self.lora_rank < 0:
-            raise ValueError(f"lora_rank={self.lora_rank} must not be negative")
+        if self.lora_rank and not self.lora_alpha:
+            raise ValueError("lora_alpha=0 switches the adapters off; the paper's public "
+                             "reproduction has 64")
         if self.lora_rank and not self.lora_targets:
             raise ValueError("lora_targets is empty; name what gets an adapter, such as q_proj")
         if self.lora_rank and not self.init_from:
             raise ValueError(f"lora_rank={self.lora_rank} adapts weights that exist; name them "
                              f"with init_from, or leave it at 0 to train all")
+        known = ScaleConfig.lora_targets
+        if unknown := [name for name in self.lora_targets if name not in known]:
+            raise ValueError(f"lora_targets has {unknown[0]!r}; there are {', '.join(known)}")
         if self.lora_rank and self.optimizer == "lean":
             raise ValueError("optimizer='lean' splits what is fine-tuned in full; LoRA's few "
                              "weights need optimizer='adamw'")
@@ -61,12 +67,44 @@ class ScaleConfig(ControlConfig):
         check_controls(self)
 
 
-def check_values(cfg, table):
-    """Raise ValueError for the first setting that does not fit. table: (names, fits, words)."""
-    for names, fits, words in table:
+def check_settings(cfg):
+    """Raise ValueError, one sentence, for the first setting of TrainConfig that does not fit."""
+    for name, value in vars(cfg).items():
+        if type(value) is float and not math.isfinite(value):
+            raise ValueError(f"{name}={value} must be finite")
+        if type(value) is int and value > 2 ** 31 and name != "seed":
+            raise ValueError(f"{name}={value} is too large; at most 2**31 would fit")
+    for names, fits, words in [
+        ("out_dir", lambda text: text.strip() and "\0" not in text, "is no name of a folder"),
+        ("t_ctx t_tgt", is_rate, "is not a masking rate: those lie in (0, 1]"),
+        ("eval_t", lambda rates: rates and all(map(is_rate, rates)),
+         "must be masking rates, such as 0.2,0.5; those lie in (0, 1]"),
+        ("ema_decay", lambda x: 0 <= x <= 1, "must lie in [0, 1]; the paper has 0.996"),
+        ("beta2", lambda x: 0 <= x < 1, "must lie in [0, 1); AdamW's own is 0.999"),
+        ("min_lr_ratio warmup_ratio", lambda x: 0 <= x <= 1, "must lie in [0, 1]"),
+        ("batch_size max_length log_every eval_every eval_rows save_every keep",
+         lambda n: n >= 1, "must be at least 1"),
+        ("lambda_jepa n_pred_layer micro_batch_size max_steps epochs lr weight_decay grad_clip "
+         "seed test_questions pool_layer pred_width pred_lr anchor lora_rank lora_alpha",
+         lambda x: x >= 0, "must not be negative"),                     # NaN is refused as well
+        ("seed", lambda n: n < 2 ** 63, "must lie below 2**63"),
+        # generous bounds, so that a slip is answered at once and not by a full memory
+        ("batch_size micro_batch_size lora_rank pred_width", lambda n: n <= 1 << 16,
+         "is too large; at most 65536 would fit"),
+        ("n_pred_layer", lambda n: n <= 64, "is too large; the paper has up to 5"),
+        ("epochs", lambda x: x <= 1e6, "is too large; at most a million would fit"),
+    ]:
         for name in names.split():
             if not fits(getattr(cfg, name)):
                 raise ValueError(f"{name}={getattr(cfg, name)} {words}")
+    if cfg.resume and cfg.overwrite:
+        raise ValueError("resume goes on with the run in out_dir, and overwrite removes it; leave "
+                         "out one of the two")
+    cfg.check_scale()
+
+
+def is_rate(t) -> bool:
+    return 0 < t <= 1
 
 
 def count_micro_batches(cfg, world: int) -> int:
@@ -95,7 +133,8 @@ def load(cfg, resume_dir, device):
         folder = resume_dir
         if cfg.lora_rank or not resume_dir:
             folder = find_weights(cfg.init_from, cfg.revision)
-        if not resume_dir and Path(cfg.out_dir).resolve() in Path(folder).resolve().parents:
+        if not resume_dir and Path(os.path.realpath(cfg.out_dir)) in Path(
+                os.path.realpath(folder)).parents:
             raise ValueError(f"init_from={cfg.init_from!r} lies in out_dir, which a new run "
                              f"clears; choose another --out_dir")
         tok = load_tokenizer(folder, cfg.chat)
@@ -127,13 +166,17 @@ def named_tokenizer(cfg):
         raise ValueError("a model from scratch needs a vocabulary: add --tokenizer=bytes, toy or "
                          "words, or name weights with --init_from")
     is_words = cfg.tokenizer == "words"
-    rows = load_task(cfg.task).load("train", cfg.data_dir, cfg.variant) if is_words else ()
+    rows = load_examples(cfg.task, "train", cfg.data_dir, cfg.variant) if is_words else ()
     return load_tokenizer(cfg.tokenizer, cfg.chat, rows)
 
 
 def load_rows(task: str, split: str, cfg, tok, max_length: int, rank: int) -> list:
-    """Tokenize a split of a task -> [Row]; rows that are too long are left out. Rank 0 counts."""
-    examples = load_task(task).load(split, cfg.data_dir, cfg.variant)
+    """Tokenize a split of a task -> [Row]; rows that are too long are left out. Rank 0 counts.
+
+    data_dir and variant are those of cfg.task; another task has its own rows.
+    """
+    where = (cfg.data_dir, cfg.variant) if task == cfg.task else ()
+    examples = load_examples(task, split, *where)
     rows = tokenize(examples, tok, max_length, f"{task} {split}")
     if rank == 0:
         lengths = sorted(len(row.prompt) + len(row.answer) + 1 for row in rows)
@@ -211,8 +254,14 @@ def opening_line(cfg, objective, n_steps: int, n_rows: int, world: int) -> str:
 
 
 def export(model, tok, folder: str, rank: int):
-    """Write the model in bf16, adapters merged, as its family publishes it. All ranks call it."""
+    """Write the model in bf16, adapters merged, as its family publishes it. All ranks call it.
+
+    Raises OSError on all ranks if one has values that bf16 cannot hold.
+    """
+    with on_all_ranks(model.embed.weight.device):
+        merged = merge(model) if rank == 0 or is_sharded(model) else model
+        check_finite(dict(merged.named_parameters()), torch.bfloat16)
     if rank == 0 or is_sharded(model):
-        merge(model).save(folder if rank == 0 else None, torch.bfloat16)
+        merged.save(folder if rank == 0 else None, torch.bfloat16)
     if rank == 0:
         tok.save(folder)

@@ -5,6 +5,8 @@ gradients and moments, all in fp32. A block's weights are gathered, in the dtype
 just before it runs, and dropped afterwards. So a parameter costs 20 bytes over n GPUs; each also
 holds embedding and head (2 GB at 8 B, in bf16) and the block that is running.
 """
+import os
+
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
@@ -83,6 +85,7 @@ def read_shards(state: dict, folder, besides=()):
     files hold exactly these, apart from the names in `besides`."""
     import torch.distributed.checkpoint as dcp
     reader = dcp.HuggingFaceStorageReader(str(folder))
+    reader.fs.ls = files_of
     try:
         stored = reader.read_metadata().state_dict_metadata
         check_names_and_shapes({name: Stored(folder, tuple(tensor.size))
@@ -94,6 +97,12 @@ def read_shards(state: dict, folder, besides=()):
                          f"{error}") from None
     except dcp.api.CheckpointException as failed:
         raise ValueError(f"{folder} cannot be read: {first_line(failed)}") from None
+
+
+def files_of(folder) -> list[str]:
+    """Return the paths of the files of tensors, without the `._*` that macOS puts beside them."""
+    return sorted(os.path.join(folder, name) for name in os.listdir(folder)
+                  if name.endswith(".safetensors") and not name.startswith("."))
 
 
 def first_line(failed) -> str:

@@ -615,6 +615,8 @@ def test_a_float_is_finite(config, text):
     (MemoryError(), "out of memory: lower batch_size"),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9"),
      "out of memory: lower batch_size"),
+    (RuntimeError("std::bad_alloc"), "out of memory: lower batch_size"),
+    (RuntimeError("Symlink loop from 'a'"), "Symlink loop from 'a'"),
     (torch.OutOfMemoryError("CUDA out of memory."), "out of memory: lower batch_size"),
     (KeyboardInterrupt(), 130),
 ])

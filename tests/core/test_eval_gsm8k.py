@@ -1,4 +1,5 @@
 """Laws of evaluation: each question is answered once, whatever kills it; shots come from train."""
+import errno
 import json
 import math
 import os
@@ -223,6 +224,14 @@ def test_right_and_in_format_is_gsm8ks_strict_reading(completion, gold):
             "prediction": gsm8k.extract(completion)}
     strict = eval_gsm8k.score(gsm8k, [line], 16)["strict"]
     assert strict == (gsm8k.extract(completion, strict=True) == gold)
+
+
+def test_strict_counts_what_is_right_and_in_format_among_all():
+    lines = [{"completion": text, "verdict": right, "tokens": 1, "prediction": "1"}
+             for text, right in [("#### 1", True), ("it is 1", True), ("#### 2", False),
+                                 ("2", False), ("#### 1", True)]]
+    scores = eval_gsm8k.score(gsm8k, lines, 16)
+    assert (scores["accuracy"], scores["format"], scores["strict"]) == (3 / 5, 3 / 5, 2 / 5)
 
 
 def test_tokens_are_counted_up_to_the_end_and_answers_without_one_are_cut(cfg, monkeypatch):
@@ -562,6 +571,106 @@ def test_a_setting_that_no_longer_exists_refuses_in_one_sentence(cfg):
     assert cfg.out in refusal(cfg)
 
 
+def test_a_mistake_in_the_settings_is_told_before_the_model_is_read(cfg, tmp_path, monkeypatch):
+    scored(replace(cfg, limit=2))
+    (tmp_path / "file").write_text("")
+
+    def load_model(*args):
+        raise AssertionError("minutes, for a large model")
+    monkeypatch.setattr(eval_gsm8k, "load_model", load_model)
+    assert "steps" in refusal(replace(cfg, steps=8))
+    assert "n_shot=10000000000" in refusal(replace(cfg, n_shot=10 ** 10))
+    assert "data_dir='nowhere'" in refusal(replace(cfg, data_dir="nowhere"))
+    for out in ("file/x.jsonl", "file/new/x.jsonl"):
+        with pytest.raises(OSError, match="choose another --out") as error:
+            scored(replace(cfg, out=str(tmp_path / out)))
+        assert str(tmp_path / out) in str(error.value)
+
+
+def test_a_limit_beyond_the_questions_asks_all(cfg, monkeypatch):
+    answer_with(monkeypatch, lambda prompt: "")
+    assert scored(replace(cfg, limit=10 ** 12, batch_tokens=10 ** 12))["n"] == 1000
+
+
+# ---- accidents ----
+
+
+def test_two_runs_do_not_answer_into_one_file(cfg, monkeypatch):
+    """The second is refused, at whatever moment, and the first loses nothing."""
+    asked, others = [], []
+
+    def complete(model, tok, prompts, cfg, on_step, cost):
+        asked.extend(prompts)
+        assert len(asked) <= 10, "the second run was not refused"
+        others.append(refusal(cfg))
+        with pytest.raises(ValueError, match="another process is answering"):
+            answers.open_part(cfg.out, 0)
+        on_step(torch.zeros(len(prompts), cfg.gen_length))
+        return [""] * len(prompts)
+    monkeypatch.setattr(eval_gsm8k, "complete", complete)
+    assert scored(cfg)["n"] == len(asked) == 10
+    assert others and all(f"another process is answering into {cfg.out}" in said for said in others)
+    assert files_beside(cfg) == ["answers.json", "answers.jsonl"]
+
+
+@pytest.mark.parametrize("n", [0, 1, 7])
+def test_a_full_disk_is_named_and_costs_no_answer(cfg, monkeypatch, n):
+    """n answers find room, and half of the next one does."""
+    answer_with(monkeypatch, lambda prompt: "#### 5")
+    open_part = answers.open_part
+
+    class Full:
+        """A file on a disk with room for n lines."""
+        def __init__(self, *args):
+            self.file, self.left = open_part(*args), n
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def write(self, text):
+            if not self.left:
+                self.file.write(text[:20])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.left -= 1
+            self.file.write(text)
+    with monkeypatch.context() as patch:
+        patch.setattr(answers, "open_part", Full)
+        with pytest.raises(OSError, match="No space left") as error:
+            scored(cfg)
+    assert f"{cfg.out}.part0" in str(error.value)
+    assert len(answers.collect(cfg.out, [])) == n
+    asked = answer_with(monkeypatch, lambda prompt: "#### 5")
+    assert scored(cfg)["n"] == 10 and len(asked) == 10 - n
+
+
+def test_a_full_disk_within_the_folding_is_named_and_costs_no_answer(cfg, monkeypatch):
+    scored(cfg)
+    whole = Path(cfg.out).read_text().splitlines(keepends=True)
+    leave_parts(cfg, "".join(whole[:4]), "".join(whole[4:]))
+
+    def full(number):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left") as error:
+            scored(cfg)
+    assert cfg.out in str(error.value)
+    asked = answer_with(monkeypatch, lambda prompt: "")
+    assert scored(cfg)["n"] == 10 and asked == []
+
+
+def test_a_task_without_a_gold_answer_is_told_before_it_is_asked(cfg, monkeypatch):
+    load = toy.load
+    monkeypatch.setattr(toy, "load", lambda *args: [
+        example._replace(meta={"id": example.meta["id"]}) for example in load(args[0], n=3)])
+    asked = answer_with(monkeypatch, lambda prompt: "")
+    assert 'example 1 of test must have the right answer as its meta["gold"]' in refusal(cfg)
+    assert asked == []
+
+
 # ---- shots ----
 
 
@@ -844,3 +953,101 @@ def test_a_line_that_no_run_wrote_is_named(missing, cfg):
     with pytest.raises(ValueError, match=lines[3]["id"]) as error:
         eval_gsm8k.main(cfg)
     assert cfg.out in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+def test_an_answer_in_a_chat_ends_with_its_turn(cfg, monkeypatch):
+    def complete(model, tok, prompts, cfg, on_step, cost):
+        tok.eot_id = 9
+        on_step(torch.tensor([[5, 9, 6, tok.eos_id], [5, 6, tok.eos_id, 9], [9, 9, 9, 9],
+                              [5, 6, 7, 8]]))
+        return [""] * 4
+    monkeypatch.setattr(eval_gsm8k, "complete", complete)
+    scored(replace(cfg, limit=4, gen_length=4, block_length=4, batch_tokens=9999))
+    assert sorted(line["tokens"] for line in lines_of(cfg)) == [0, 1, 2, 4]
+
+
+def test_a_base_has_online_weights_and_no_revision_whatever_the_model_has(cfg, monkeypatch):
+    asked = []
+    monkeypatch.setattr(eval_gsm8k, "find_weights", lambda *args: asked.append(args))
+    monkeypatch.setattr(eval_gsm8k, "evaluate", lambda arm, *_: asked.append(arm) or ({}, []))
+    monkeypatch.setattr(eval_gsm8k, "report", lambda *_: None)
+    monkeypatch.setattr(stats, "paired_difference", lambda *_: None)
+    monkeypatch.setattr(stats, "in_words", lambda *_: "")
+    cfg = replace(cfg, weights="ema", revision="v1", base="some/base")
+    eval_gsm8k.main(cfg)
+    assert asked[:2] == [("some/base", ""), (cfg.init_from, "v1")]
+    base, model = asked[2:]
+    assert (base.init_from, base.weights, base.revision) == ("some/base", "online", "")
+    assert model == cfg and base.out == cfg.out.replace(".jsonl", "_base.jsonl")
+
+
+def test_each_column_of_the_table_has_its_own_number(cfg, capsys):
+    scores = {"accuracy": 0.9, "stderr": 0.02, "interval": [0.88, 0.93], "n": 50, "strict": 0.4,
+              "format": 0.5, "no_answer": 0.06, "cut": 0.07, "tokens": 8.25, "seconds": 1234.4,
+              "out": "x.jsonl", "extra": {"exact_match": 0.25},
+              "sampler": {"tokens_per_pass": 1.5, "tokens_per_second": 99.5}}
+    eval_gsm8k.report(cfg, [scores])
+    printed = capsys.readouterr().out
+    [header] = [line.split() for line in printed.splitlines() if "strict" in line]
+    [row] = [line.split() for line in printed.splitlines() if line.startswith("model ")]
+    assert header == "right interval strict in format no answer cut tokens seconds".split()
+    assert " ".join(row) == "model 90.0 +- 2.0 88.0 .. 93.0 40.0 50.0 6.0 7.0 8.2 1,234"
+    assert "model: exact match 0.25\n" in printed
+    assert "model: x.jsonl   1.5 tokens per pass, 99.5 tokens/s\n" in printed
+
+
+def test_data_dir_and_variant_reach_questions_and_shots(cfg, monkeypatch):
+    asked, load = [], toy.load
+    monkeypatch.setattr(toy, "load", lambda *args: asked.append(args) or load(args[0]))
+    eval_gsm8k.questions(replace(cfg, data_dir="here", variant="such", n_shot=2,
+                                 split="validation"))
+    assert asked == [("validation", "here", "such"), ("train", "here", "such")]
+
+
+def test_extra_scores_get_each_completion_with_its_question(cfg, monkeypatch):
+    gold = {example.prompt: example.meta["gold"] for example in toy.load("test")}
+    answer_with(monkeypatch, lambda prompt: f"said {gold[prompt]}")
+    monkeypatch.setattr(toy, "extra_scores", lambda examples, completions: {"own": sum(
+        text == f"said {example.meta['gold']}" for example, text in zip(
+            examples, completions, strict=True))}, raising=False)
+    assert scored(cfg)["extra"] == {"own": 10}
+    assert EvalConfig(task="toy").split == "test"
+
+
+def test_of_two_lines_for_one_question_the_first_file_counts(tmp_path):
+    """The merged file, then the parts in the order of their names: what was known is kept."""
+    def line(id, text):
+        return json.dumps({"id": id, "completion": text, "verdict": True}) + "\n"
+    out = tmp_path / "x.jsonl"
+    out.write_text(line("a", "merged"))
+    (tmp_path / "x.jsonl.part0").write_text(line("a", "part 0") + line("b", "part 0"))
+    (tmp_path / "x.jsonl.part1").write_text(line("b", "part 1") + line("c", "part 1"))
+    done = answers.collect(str(out), ["c", "b", "a"])
+    assert {id: done[id]["completion"] for id in done} == {
+        "a": "merged", "b": "part 0", "c": "part 1"}
+    assert [json.loads(text)["id"] for text in out.read_text().splitlines()] == ["c", "b", "a"]
+
+
+def test_a_smaller_limit_leaves_the_other_answers_on_file(cfg, monkeypatch):
+    answer_with(monkeypatch, lambda prompt: prompt[-30:])
+    scored(cfg)
+    before = Path(cfg.out).read_bytes()
+    scored(replace(cfg, limit=4))
+    assert Path(cfg.out).read_bytes() == before and len(lines_of(cfg)) == 10
+
+
+def test_another_task_refuses_to_go_on_with_the_same_file(cfg, monkeypatch):
+    answer_with(monkeypatch, lambda prompt: "")
+    scored(replace(cfg, limit=2))
+    assert "task='toy', not 'toy_base'" in refusal(replace(cfg, task="toy_base"))
+
+
+def test_a_fingerprint_changes_with_the_names_of_the_same_numbers(tmp_path):
+    found = set()
+    for n, names in enumerate((("a", "b"), ("a", "c"), ("b", "c"))):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        save_file({name: torch.arange(4.0) + i for i, name in enumerate(names)},
+                  folder / "model.safetensors")
+        found.add(fingerprint(folder))
+    assert len(found) == 3

@@ -520,3 +520,30 @@ def test_bf16_activations_give_the_loss_of_fp32_within_2_percent():
         assert all(grad.isfinite().all() and grad.dtype == torch.float32 for grad in grads.values())
         parts.append(loss)
     torch.testing.assert_close(parts[1], parts[0], atol=0, rtol=0.02)
+
+
+def test_the_predictor_starts_with_unit_gain_matrices_no_biases_and_ends_in_a_layer_norm():
+    predictor = Predictor(64, 3, seed=1)
+    for block in predictor.blocks:
+        for name, linear in block.items():
+            if not name.endswith("_norm"):
+                n, fan_in = linear.weight.numel(), linear.weight.shape[1]
+                assert abs(linear.weight.std().item() * fan_in ** 0.5 - 1) < 4 / (2 * n) ** 0.5
+                assert not linear.bias.any()
+    z_hat = predictor(10 + 5 * torch.randn(7, 64, generator=seeded()))
+    torch.testing.assert_close(z_hat.mean(dim=1), torch.zeros(7), atol=1e-5, rtol=0)
+    torch.testing.assert_close(z_hat.var(dim=1, correction=0), torch.ones(7), atol=1e-4, rtol=0)
+
+
+def test_where_chance_masks_nothing_the_context_view_masks_one_token_and_the_target_view_none():
+    batch, generators = as_batch(eight_rows()), row_generators(0, 0, IDS)
+    for loss_form, n in (("masked_mean", 1), ("llada_sft", 0)):
+        objective = DLLMJEPA(make_model(), t_ctx=1e-7, t_tgt=1e-7, loss_form=loss_form)
+        context, heavy = views(objective, batch, generators)
+        assert (context.sum(dim=1) == n).all() and not heavy.any()
+
+
+def test_a_context_rate_of_0_to_1_never_comes_near_0():
+    objective = DLLMJEPA(make_model(), diffusion_t="uniform")
+    t = objective.context_rate(torch.zeros(20_000, 1), seeded())
+    assert 1e-3 <= t.min() < 2e-3 and 0.999 < t.max() < 1

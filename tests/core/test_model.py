@@ -9,7 +9,7 @@ from helpers import seeded
 from jepa import ema_update, make_target
 from model import (DLLM, Linear, ModelConfig, RMSNorm, diffusion_loss, forward_process, rope_table,
                    rotate, row_generators, uniform)
-from pretrained.device import pick_device
+from pretrained.device import pick_device, pick_dtype
 
 LLADA = ModelConfig(vocab_size=40, mask_id=39, eos_id=38, block_size=16, n_layer=2, n_head=4,
                     n_kv_head=4, n_embd=32, n_hidden=48)
@@ -222,6 +222,40 @@ def test_the_shift_scores_token_i_by_the_state_at_i_minus_1():
 
 
 @every
+@pytest.mark.parametrize("chunk", [1024, 4])
+def test_nll_is_minus_log_p_of_the_clean_token_by_the_logits_there(config, chunk, monkeypatch):
+    """Against unembed and, for what shifts, against the raw logits of the position before."""
+    monkeypatch.setattr("model.NLL_CHUNK", chunk)
+    model, x0 = random_model(config), random_ids(3, 6)
+    h = torch.randn(3, 6, 32, generator=seeded())
+    where = torch.rand(3, 6, generator=seeded()) < 0.7
+    where[0, 0] = True
+    assert where[:, 1:].sum() > 4
+    log_p = (h @ model.head.weight.T).log_softmax(dim=-1)
+    if config.shift:
+        log_p = torch.cat([log_p[:, :1], log_p[:, :-1]], dim=1)
+    by_hand = -log_p.gather(-1, x0[..., None])[..., 0][where]
+    torch.testing.assert_close(model.nll(h, x0, where), by_hand)
+    by_logits = F.cross_entropy(model.unembed(h, where), x0[where], reduction="none")
+    torch.testing.assert_close(model.nll(h, x0, where), by_logits)
+
+
+def test_a_token_of_a_shifted_model_is_scored_by_what_stands_before_it():
+    """Without attention the state at i depends on xt_i alone: changing xt_i moves the loss of token
+    i + 1 for Dream, and of token i for the others."""
+    for config, moved in ((LLADA, 3), (DREAM, 4)):
+        model = random_model(replace(config, n_layer=1))
+        for block in model.blocks:
+            block.o_proj.weight.zero_()                         # no attention
+        text, x0 = random_ids(1, 7), random_ids(1, 7, seed=2)
+        changed = text.clone()
+        changed[0, 3] = (text[0, 3] + 1) % 38
+        everywhere = torch.ones(1, 7, dtype=torch.bool)
+        one, other = (model.nll(model.encode(xt), x0, everywhere) for xt in (text, changed))
+        assert (one != other).nonzero().flatten().tolist() == [moved]
+
+
+@every
 def test_where_picks_rows_of_the_full_logits(config):
     model = random_model(config)
     h = torch.randn(3, 6, 32, generator=seeded())
@@ -342,6 +376,48 @@ def test_exactly_the_maskable_positions_are_ever_masked(at_least_one):
         ever |= is_masked
         assert torch.equal(xt, torch.where(is_masked, 39, x0))
     assert torch.equal(ever, maskable)
+
+
+def test_rows_positions_and_calls_have_noise_of_their_own():
+    """Half of the pairs of places agree by chance, whichever way the pairs are made."""
+    B, T, generator = 64, 128, seeded()
+    maskable, t = torch.ones(B, T, dtype=torch.bool), torch.full((B,), 0.5)
+    _, one = forward_process(random_ids(B, T), t, maskable, 39, generator)
+    _, other = forward_process(random_ids(B, T), t, maskable, 39, generator)
+    for a, b in ((one, other), (one[1:], one[:-1]), (one[:, 1:], one[:, :-1]),
+                 (one[B // 2:], one[:B // 2]), (one[:, T // 2:], one[:, :T // 2])):
+        n = a.numel()
+        assert abs((a == b).float().mean() - 0.5) < 4 * 0.5 / n ** 0.5
+
+
+def test_the_noise_is_the_generators_and_no_other():
+    x0, maskable = a_batch(B=8, T=40)
+    t = torch.full((8,), 0.5)
+
+    def drawn(seed, global_seed):
+        torch.manual_seed(global_seed)
+        state = torch.get_rng_state()
+        _, is_masked = forward_process(x0, t, maskable, 39, seeded(seed), at_least_one=True)
+        assert torch.equal(torch.get_rng_state(), state)        # the global one is not touched
+        return is_masked
+    assert torch.equal(drawn(1, 5), drawn(1, 6)) and not torch.equal(drawn(1, 5), drawn(2, 5))
+
+
+def test_a_higher_rate_masks_what_a_lower_one_masks_and_more():
+    x0, maskable = a_batch(B=50, T=40)
+    before = torch.zeros_like(maskable)
+    for rate in (0.1, 0.3, 0.6, 0.9):
+        _, is_masked = forward_process(x0, torch.full((50,), rate), maskable, 39, seeded(3))
+        assert (is_masked | ~before).all() and is_masked.sum() > before.sum()
+        before = is_masked
+
+
+def test_what_is_masked_does_not_depend_on_the_ids():
+    x0, maskable = a_batch(B=8, T=40)
+    t = torch.full((8,), 0.5)
+    _, one = forward_process(x0, t, maskable, 39, seeded(), at_least_one=True)
+    _, other = forward_process(x0.flip(0), t, maskable, 39, seeded(), at_least_one=True)
+    assert torch.equal(one, other)
 
 
 def test_t_0_masks_nothing_and_t_1_everything_maskable():
@@ -465,7 +541,7 @@ def test_masked_mean_is_the_default_and_an_unknown_form_is_refused_in_one_line()
 # ---- the machine ----
 
 
-@pytest.mark.parametrize("name", ["cuda:99", "gpu", "cpus", "", "xla"])
+@pytest.mark.parametrize("name", ["cuda:99", "gpu", "cpus", "", "xla", "meta", "hpu"])
 def test_a_device_that_is_not_there_is_refused_in_one_line(name):
     with pytest.raises(ValueError) as caught:
         pick_device(name)
@@ -494,3 +570,27 @@ def test_initial_weights_have_the_widths_that_the_docstring_states():
         assert abs(weight.std().item() / std - 1) < 4 / (2 * n) ** 0.5
         assert abs(weight.mean().item()) < 4 * std / n ** 0.5
     assert not block.q_proj.bias.any() and (block.attn_norm.weight == 1).all()
+
+
+def test_a_row_without_a_mask_counts_among_the_rows():
+    is_masked = torch.tensor([[False, False, False], [True, True, False]])
+    maskable, t = torch.ones(2, 3, dtype=torch.bool), torch.tensor([0.1, 0.5])
+    loss = diffusion_loss(torch.tensor([3.0, 6.0]), is_masked, maskable, t, "llada_sft")
+    assert loss.item() == pytest.approx((0 + 9 / (0.5 * 3)) / 2)
+
+
+def test_rms_norm_of_bf16_rounds_before_it_weighs():
+    """As in the families' own code: their weights were trained with it."""
+    norm = RMSNorm(64, 1e-5)
+    norm.weight.data = 1 + torch.randn(64, generator=seeded())
+    x = torch.randn(50, 64, generator=seeded(1)).bfloat16()
+    x32 = x.float()
+    x32 = x32 / (x32.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt()
+    assert torch.equal(norm(x), x32.bfloat16() * norm.weight.bfloat16())
+    assert not torch.equal(norm(x), (x32 * norm.weight).bfloat16())
+
+
+def test_a_cpu_computes_in_fp32_unless_it_is_told_otherwise():
+    for name, dtype in (("auto", torch.float32), ("float32", torch.float32),
+                        ("bfloat16", torch.bfloat16)):
+        assert pick_dtype(name, torch.device("cpu")) == dtype
