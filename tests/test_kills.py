@@ -16,10 +16,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", kills.RUNS)
-def test_a_run_that_is_killed_and_resumed_equals_one_left_in_peace(folder, name):
-    met, wrong = kills.check(name, n=2, seed=0, folder=folder)
-    assert len(met) == 2 and wrong == ""
+def test_a_run_that_is_killed_and_resumed_equals_one_left_in_peace(folder):
+    """The others are for `python tests/kills.py`: test_checkpoint and test_eval_gsm8k have some."""
+    met, wrong = kills.check("lora", n=1, seed=0, folder=folder)
+    assert len(met) == 1 and wrong == ""
 
 
 def test_runs_that_differ_in_a_bit_or_in_a_line_are_told_apart(cfg, tmp_path):
