@@ -240,7 +240,7 @@ def test_a_prompt_is_never_masked_and_the_number_of_masks_is_exact():
 
 
 def test_rows_of_a_task_are_its_validation_rows_the_longest_first(cfg):
-    cfg.text, cfg.n_rows, cfg.window = "toy_base", 5, 64
+    cfg.text, cfg.data_dir, cfg.n_rows, cfg.window = "toy_base", "", 5, 64
     rows = held_out_rows(cfg, toy_tokenizer(), 64)
     lengths = [len(ids) for ids, _ in rows]
     assert len(rows) == 5 and lengths == sorted(lengths, reverse=True)
