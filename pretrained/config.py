@@ -4,6 +4,7 @@ A value that a file states twice, in two places or in two ways, counts if both a
 not, one of them is not what the weights were trained with, and nobody can tell which: an error.
 """
 import json
+import math
 import os
 from dataclasses import fields
 
@@ -69,7 +70,12 @@ def config_fields(folder, published: dict) -> dict:
     if family == MODEL_TYPE:
         for key in sorted({*QWEN_KEYS, "qkv_bias", "shift"} - OPTIONAL - published.keys()):
             raise ValueError(f"{where} lacks {key}")
-        return {key: value for key, value in published.items() if key != "model_type"}
+        found = {key: value for key, value in published.items() if key != "model_type"}
+        for key, value in found.items():
+            if type(value) not in (int, float, bool) or not 0 <= value < math.inf:
+                raise ValueError(f"{where} has {key} = {json.dumps(value)}; a number from 0 up, "
+                                 f"true or false would fit")
+        return found
     for key, value in IMPLEMENTED[family].items():
         if published.get(key) not in (None, value):
             raise ValueError(f"{where} has {key} = {json.dumps(published[key])}; only "
