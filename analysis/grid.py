@@ -68,6 +68,8 @@ class GridConfig:
         if max(len(self.lambdas), len(self.depths)) > 1 and "jepa" not in self.arms:
             raise ValueError("several lambdas or depths are chosen from by the arm jepa, which "
                              "arms lacks; add it, or give one of each")
+        if min(self.n_shots) < 0:
+            raise ValueError(f"n_shots={','.join(map(str, self.n_shots))} must not be negative")
         if not 1 <= self.processes <= MOST_PROCESSES or not min(self.lambdas, default=1) > 0:
             raise ValueError(f"processes={self.processes} must lie in 1..{MOST_PROCESSES}, and "
                              f"lambdas={self.lambdas} above 0, which is plain's")

@@ -54,7 +54,7 @@ ALLOWED = {
     r"=1e-320$": "a tiny number is a number",
     r"--(?!length|batch|max_l|keep|\w+_every|eval_|t_|rates|top_p|window$|blocks|runs|prompt_|proc)"
     r"\w+=-?0(\.0)?$": "0 turns it off, or stands for the default",
-    r"--(keep|\w+_every|eval_rows|max_length|limit|top_k|n_rows|n_windows|n_questions)=\d{10,19}$":
+    r"--(keep|\w+_every|eval_rows|max_length|limit|top_k|n_rows|n_windows|n_questions)=\d{5,19}$":
         "more than there are is all, or never",
     r"--(factor|lr|epochs|lora_alpha)=1e308$": "a large number is a number",
     r"--seeds?=2147483648$|(sample|eval_gsm8k).py: --seed=-": "generators take any number",
@@ -66,6 +66,8 @@ ALLOWED = {
     r"--scales=0,0|--models=model2,model2": "what is named twice is measured twice",
     r"data/\S+ (without )?/(question|text|choices)": "any text is a question",
     r" [AB]\.jsonl (without )?/(?!verdict)": "ids, golds and verdicts are compared",
+    r" A\.jsonl empty": "no answer is given yet",
+    r"results\.jsonl half": "a last line without its end is one that grid.py is writing",
     r" A\.json (without )?/(?!settings)": "scores are computed and written anew",
     r"run/log\.jsonl": "what cannot be read of a log is dropped, with a word",
     r"study/\S+ (is missing|empty|blank)": "there are others to draw",
