@@ -48,6 +48,7 @@ class CompareConfig:
     tune: str = "config/tiny_tune.py"   # config file of both arms
     train: str = ""                     # more settings of both arms: "--max_steps=600 --lr=1e-3"
     seed: int = 42                      # of the batches, the masks and every initial weight
+    limit: int = 0                      # ask the first test questions only; 0: all
     device: str = "auto"                # cpu, cuda, mps; auto takes a GPU if there is one
     out_dir: str = "out/compare"        # base/, plain/, jepa/ and summary.json go here
 
@@ -103,7 +104,7 @@ def run_arms(cfg: CompareConfig, out: Path, tune: TrainConfig, options: list[str
     def score(name):
         return name, ["eval_gsm8k.py", f"--init_from={out / name}", f"--task={tune.task}",
                       f"--data_dir={tune.data_dir}", f"--chat={tune.chat}",
-                      f"--device={cfg.device}", "--n_shot=0"]
+                      f"--device={cfg.device}", f"--limit={cfg.limit}", "--n_shot=0"]
 
     arm = [cfg.tune, *options, f"--init_from={out / 'base'}"]
     run_all([train("base", cfg.base)], 1)

@@ -24,7 +24,8 @@ ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 def command(tmp_path, *options):
     """A comparison of a few steps, in tmp_path/out."""
     base = tmp_path / "base.py"
-    base.write_text((ROOT / "config/tiny_base.py").read_text() + "\nmax_steps = 20\n")
+    base.write_text((ROOT / "config/tiny_base.py").read_text()
+                    + "\nmax_steps = 20\neval_rows = 64\n")
     return [sys.executable, "analysis/compare.py", f"--base={base}", f"--out_dir={tmp_path}/out",
             "--seed=7", "--device=cpu", *options]
 
@@ -46,7 +47,7 @@ def test_a_base_two_arms_and_a_table(tmp_path):
         path.parent.mkdir(parents=True)
         path.write_text("precious")
     (old.parent / compare.MARKER).touch()
-    done = run(tmp_path, "--train=--max_steps=30")
+    done = run(tmp_path, "--train=--max_steps=30 --eval_rows=64", "--limit=100")
     assert done.returncode == 0, done.stderr
     assert other.read_text() == "precious" and not old.exists()
 
@@ -57,7 +58,7 @@ def test_a_base_two_arms_and_a_table(tmp_path):
     for arm in summary["arms"].values():
         assert list(arm) == ["accuracy", "stderr", "n", "held_out_loss", "base_corpus_loss",
                              "seconds", "ms_per_step"]
-        assert 0 <= arm["accuracy"] <= 1 and arm["n"] == 1000
+        assert 0 <= arm["accuracy"] <= 1 and arm["n"] == 100
         assert arm["stderr"] == pytest.approx((arm["accuracy"] * (1 - arm["accuracy"])
                                                / arm["n"]) ** 0.5)
         assert len(arm["held_out_loss"]) == 4 and len(arm["base_corpus_loss"]) == 4

@@ -259,7 +259,7 @@ def test_online_is_the_models_own_embedding_without_gradient_and_the_ema_with_de
 def test_a_frozen_target_never_moves(cfg):
     main(replace(cfg, target="frozen"))
     found = tensors(cfg.out_dir)
-    model = DLLM(ModelConfig(found["embed.weight"].shape[0], 0, 0, **PRESETS["tiny"]))
+    model = DLLM(ModelConfig(found["embed.weight"].shape[0], 0, 1, **PRESETS["tiny"]))
     model.init_weights(seeded(42))
     for name, p in model.named_parameters():
         if not name.startswith("head."):
@@ -415,7 +415,7 @@ def test_a_frozen_predictor_keeps_its_weights_and_a_rate_scales_its_steps_alone(
         main(replace(cfg, pred_lr=rate, out_dir=str(tmp_path / str(rate))))
         found[rate] = tensors(tmp_path / str(rate))
     name = "predictor.blocks.0.up_proj.weight"
-    start = DLLMJEPA(DLLM(ModelConfig(found[1.0]["embed.weight"].shape[0], 0, 0,
+    start = DLLMJEPA(DLLM(ModelConfig(found[1.0]["embed.weight"].shape[0], 0, 1,
                                       **PRESETS["tiny"])), seed=42).predictor
     for key, p in start.named_parameters():
         assert torch.equal(found[0.0][f"predictor.{key}"], p)

@@ -1,14 +1,14 @@
 """Laws of plot.py: known numbers, pairs by seed, a picture of everything, no name breaks one."""
 import json
 import math
-import os
-import subprocess
 import sys
 import xml.etree.ElementTree
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from helpers import script
 
 from analysis import plot
 from analysis.arms import ARMS
@@ -373,10 +373,8 @@ def test_without_matplotlib_it_says_how_to_get_it(study, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_every_figure_of_real_runs_is_written(tmp_path):
     """A base, three arms with three seeds, their probe and scores: no loss is made up."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
     def call(*command):
-        done = subprocess.run([sys.executable, *command], cwd=ROOT, env=env, text=True,
-                              capture_output=True)
+        done = script(*command)
         assert done.returncode == 0, done.stderr
     small = ["--device=cpu", "--eval_rows=8", "--eval_every=4", "--log_every=2", "--batch_size=4"]
     call("train.py", "config/tiny_base.py", f"--out_dir={tmp_path}/base", "--max_steps=3", *small)
