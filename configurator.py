@@ -28,7 +28,18 @@ BASES = Path(), Path(__file__).resolve().parent  # where a path may start: here,
 FIELD = re.compile(r"^ +(\w+):(?:.|\n {9,})*?  # (.*)", re.M)  # a value may take several lines
 COMMAND_LINE = "on the command line"
 WORDS = {bool: "a bool", int: "an int", float: "a finite float", str: "a string"}
+OUT_OF_MEMORY = (r"^\w*OutOfMemory|^MemoryError|out of memory|can(no|')t allocate memory|bad_alloc"
+                 r"|ALLOC_FAILED")
 HOW_TO_RUN = {"resume", "overwrite", "device"}  # these leave a bare command its default config
+
+
+def leave_quietly(kind, error, trace):
+    """Ctrl-C while torch is imported, for seconds, has no traceback; the exit code says it."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = leave_quietly
 
 
 def configure(cls, argv=None, default=None):
@@ -74,9 +85,9 @@ def run(main, cls, default=None):
 def sentence(error) -> str:
     """Return what to tell the user of a mistake, or of a machine's limit; empty: it is a bug."""
     text = f"{type(error).__name__}: {error}"
-    if re.search(r"^\w*OutOfMemory|^MemoryError|can't allocate memory|bad_alloc", text):
-        return ("out of memory: lower batch_size, micro_batch_size, batch_tokens or max_length, or "
-                "take a smaller model")
+    if re.search(OUT_OF_MEMORY, text, re.I):
+        return ("out of memory: set a micro_batch_size (0 is the whole batch), or lower "
+                "batch_tokens, max_length or the size of the model")
     if isinstance(error, RecursionError):
         return "something in the input is nested too deeply"
     if isinstance(error, OverflowError):
@@ -113,7 +124,7 @@ def read_file(path, cls):
         try:
             [name], value = [target.id for target in node.targets], ast.literal_eval(node.value)
         except (AttributeError, ValueError, TypeError, RecursionError, MemoryError):
-            line = file.read_text("utf-8", "replace").splitlines()[node.lineno - 1].strip()[:80]
+            line = file.read_text("utf-8", "replace").split("\n")[node.lineno - 1].strip()[:80]
             raise ValueError(f"`{line}` {where} is not `name = literal`") from None
         settings[name] = check(name, value, cls, where)
     return settings

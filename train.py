@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 from configurator import printable, run     # first: it sets how idle threads wait
@@ -25,7 +25,7 @@ from model import diffusion_loss, forward_process, row_generators
 from tasks.common import batch_at, collate, load_examples
 from tasks.files import write_json
 from training.checkpoint import load_train_state, save_checkpoint
-from training.folder import claim, fingerprint, start_out_dir
+from training.folder import claim, settings_of, start_out_dir
 from training.guard import Guard
 from training.log import Log
 from training.ranks import as_rank, start_ranks, sum_over_ranks
@@ -117,7 +117,7 @@ def train(cfg: TrainConfig, resume_dir, rank: int, world: int, device):
     if cfg.test_questions:
         load_examples(cfg.task, "test", cfg.data_dir, cfg.variant)      # if missing, said now
     n_steps = cfg.max_steps or max(1, round(cfg.epochs * len(rows) / cfg.batch_size))
-    settings = asdict(cfg) | {"n_steps": n_steps, "rows": fingerprint(rows)}
+    settings = settings_of(cfg, rows, n_steps)
 
     def micro_batches(step):
         """This rank's: [(rows, the length that end-of-text fills answers to; 0: no fill)]."""
@@ -189,7 +189,7 @@ def train(cfg: TrainConfig, resume_dir, rank: int, world: int, device):
                 f"{n_steps}, which is saved; --resume goes on")
         sys.exit(128 + guard.stop_signal)
     if cfg.export_dir:
-        export(model, tok, cfg.export_dir, rank)
+        log.say(export(model, tok, cfg.export_dir, rank))
 
 
 @torch.no_grad()

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 LARGEST = 1e300         # what is beyond is no measurement
 # may differ between runs of one arm: whose run it is, on what machine, how it is watched
 OF_A_RUN = {"seed", "out_dir", "export_dir", "resume", "resumed", "overwrite", "device", "commit",
-            "torch", "python", "step", "shard", "compile", "pack", "micro_batch_size", "revision",
-            "checkpoint_activations", "log_every", "eval_every", "save_every", "keep",
-            "test_questions"}
+            "torch", "python", "step", "init_weights", "shard", "compile", "pack",
+            "micro_batch_size", "revision", "checkpoint_activations", "log_every", "eval_every",
+            "save_every", "keep", "test_questions"}
 OF_A_SCORE = {"init_from", "revision", "device", "out", "split", "n_shot", "batch_tokens"}
 IN_THE_KEY = {"lambda_jepa", "n_pred_layer"}    # of a result: a pair is chosen, see frames.choose
 

@@ -89,7 +89,7 @@ def settings_of(path: str, options: list[str]) -> TrainConfig:
     try:
         return configure(TrainConfig, [path, *options])
     except ValueError as error:
-        raise ValueError(f"{error} ({path})") from None
+        raise ValueError(f"{error} ({' '.join([path, *options])})") from None
 
 
 def run_arms(cfg: CompareConfig, out: Path, tune: TrainConfig, options: list[str], n_at_once: int):
@@ -103,7 +103,8 @@ def run_arms(cfg: CompareConfig, out: Path, tune: TrainConfig, options: list[str
 
     def score(name):
         return name, ["eval_gsm8k.py", f"--init_from={out / name}", f"--task={tune.task}",
-                      f"--data_dir={tune.data_dir}", f"--chat={tune.chat}",
+                      f"--data_dir={tune.data_dir}", f"--variant={tune.variant}",
+                      f"--chat={tune.chat}",
                       f"--device={cfg.device}", f"--limit={cfg.limit}", "--n_shot=0"]
 
     arm = [cfg.tune, *options, f"--init_from={out / 'base'}"]
@@ -116,6 +117,9 @@ def run_arms(cfg: CompareConfig, out: Path, tune: TrainConfig, options: list[str
 def check_folders(out: Path):
     """Raise ValueError unless each arm's folder is new, empty, or this script made it here: a copy
     or a link may be all that is left of another comparison."""
+    summary = out / "summary.json"
+    if summary.exists() and "jepa_minus_plain" not in read_json(summary):
+        raise ValueError(f"{summary} was not made by compare.py; choose another --out_dir")
     for folder in (out / name for name in ARMS):
         if not os.path.lexists(folder):
             continue

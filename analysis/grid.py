@@ -161,6 +161,20 @@ def cell_of(cfg: GridConfig, path: str, arm: str, pair: tuple, seed=None) -> Cel
                 configure(TrainConfig, options))
 
 
+def end_last_line(path: Path):
+    """Drop half a line, which a kill may have left; end a whole one, which an editor may have."""
+    data = path.read_bytes()
+    half = data[data.rfind(b"\n") + 1:]
+    if not half:
+        return
+    try:
+        json.loads(half)
+        with open(path, "ab") as file:
+            file.write(b"\n")
+    except ValueError:
+        os.truncate(path, len(data) - len(half))
+
+
 class Grid:
     """Hold the results in out_dir, and add to them by running what is missing."""
 
@@ -170,8 +184,6 @@ class Grid:
         self.lines = {}                 # {key: line} of results.jsonl
         if self.path.exists():
             self.lines = {key_of(line): line for line in read_results([self.path])}
-            # drop half a line, which a kill may have left
-            os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
 
     def check(self, cells: list[Cell]):
         """Raise ValueError if results of a cell were made in another way, or those of its arm with
@@ -196,6 +208,8 @@ class Grid:
                     raise ValueError(f"{cell.folder} was scored by `{line.get('command')}`, not by "
                                      f"`{command}`; {other}")
         check_alike(records)
+        if self.path.exists():
+            end_last_line(self.path)
 
     def known(self, cell: Cell) -> list[dict]:
         return [line for line in self.lines.values() if cell.key.items() <= line.items()]

@@ -125,7 +125,12 @@ def lock(folder):
 
     A child that inherits the file holds the lock as well. Raises ValueError if it is taken.
     """
-    file = open(Path(folder) / "lock", "w")
+    path = Path(folder) / "lock"        # never emptied, followed or waited for: it may be another's
+    file = open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666), "rb+",
+                buffering=0)
+    if not os.path.isfile(path):
+        file.close()
+        raise OSError(f"{path} is not a file, and cannot be locked; choose another folder")
     if not lock_file(file):
         file.close()
         raise ValueError(f"another process is at work in {folder}; wait for it, end it, or choose "

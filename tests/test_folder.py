@@ -119,19 +119,82 @@ def test_all_ranks_end_when_the_folder_is_taken(cfg):
     assert err.count("another process is at work") == 1 and "Traceback" not in err
 
 
-@pytest.mark.parametrize("gone", ["", "log.jsonl"])
 @pytest.mark.parametrize("log_every", [1, 99], ids=["log", "save"])
-def test_a_folder_that_is_removed_under_a_run_ends_it_in_a_sentence(cfg, monkeypatch, gone,
-                                                                    log_every):
+def test_a_folder_that_is_removed_under_a_run_ends_it_in_a_sentence(cfg, monkeypatch, log_every):
     held_out = train.Log.held_out
 
     def remove(self, step, losses):
         held_out(self, step, losses)
-        path = Path(cfg.out_dir, gone)
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(cfg.out_dir)
     monkeypatch.setattr(train.Log, "held_out", remove)
     said = sentence_of(monkeypatch, cfg, f"--log_every={log_every}", "--max_steps=2")
     assert "was removed" in said and cfg.out_dir in said
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_log_that_an_editor_replaces_is_followed_and_the_run_goes_on(cfg, monkeypatch, capsys,
+                                                                       is_replaced):
+    held_out, path = train.Log.held_out, Path(cfg.out_dir, "log.jsonl")
+
+    def replace_it(self, step, losses):
+        held_out(self, step, losses)
+        if step == 0:
+            text = path.read_text()
+            path.unlink()
+            if is_replaced:
+                path.write_text(text)
+    monkeypatch.setattr(train.Log, "held_out", replace_it)
+    main(replace(cfg, max_steps=2))
+    steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    assert steps == [0] * is_replaced + [1, 2, 2]
+    assert "was removed or replaced" in capsys.readouterr().out
+
+
+def test_files_that_no_run_has_made_are_left_alone(cfg):
+    for name in ("saving", "removing", "step_0000004"):
+        path = Path(cfg.out_dir, name)
+        path.mkdir(parents=True)
+        (path / "mine").write_text("precious")
+        with pytest.raises(ValueError, match=f"{name} was not made by a run"):
+            main(replace(cfg, max_steps=1))
+        assert (path / "mine").read_text() == "precious"
+        shutil.rmtree(path)
+    Path(cfg.out_dir, "lock").write_text("mine")
+    main(replace(cfg, max_steps=1))
+    assert Path(cfg.out_dir, "lock").read_text() == "mine"
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("precious", path)],
+                         ids=["folder", "pipe", "link"])
+def test_a_lock_that_is_not_a_file_is_refused_at_once(tmp_path, make):
+    (tmp_path / "precious").write_text("x")
+    make(tmp_path / "lock")
+    with pytest.raises(OSError, match="lock"):
+        lock(tmp_path)
+    assert (tmp_path / "precious").read_text() == "x"
+
+
+def test_a_base_that_has_moved_on_is_another_base(cfg, tmp_path):
+    base = replace(cfg, out_dir=str(tmp_path / "base"), max_steps=1)
+    main(base)
+    tuned = replace(cfg, init_from=base.out_dir, tokenizer="", max_steps=1)
+    main(tuned)
+    spelled = replace(tuned, resume=True, max_steps=2,
+                      init_from=newest_checkpoint(base.out_dir))
+    main(spelled)                                               # the same weights by another name
+    main(replace(base, resume=True, max_steps=2))
+    with pytest.raises(ValueError, match="init_weights="):
+        main(replace(tuned, resume=True, max_steps=3))
+
+
+def test_an_export_is_made_once_and_a_resumed_run_leaves_it(cfg, tmp_path, capsys):
+    cfg = replace(cfg, export_dir=str(tmp_path / "export"))
+    main(cfg)
+    before = fingerprint(cfg.export_dir)
+    main(replace(cfg, resume=True))                             # the same command goes on
+    assert "which stays as it is" in capsys.readouterr().out
+    assert fingerprint(cfg.export_dir) == before
+    assert not list(tmp_path.glob("*.exporting"))
 
 
 def test_a_folder_that_is_removed_before_a_save_ends_in_a_sentence(cfg, monkeypatch):
@@ -151,11 +214,14 @@ def test_a_full_disk_under_the_log_names_the_log(cfg, monkeypatch):
     held_out = train.Log.held_out
 
     class Full:
+        def __init__(self, file):
+            self.fileno = file.fileno
+
         def write(self, text):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     def fill(self, *args):
-        self.file = Full()
+        self.file = Full(self.file)
         held_out(self, *args)
     monkeypatch.setattr(train.Log, "held_out", fill)
     said = sentence_of(monkeypatch, cfg)
@@ -167,7 +233,7 @@ def test_a_full_disk_under_the_log_names_the_log(cfg, monkeypatch):
 
 
 OTHER = dict(seed=7, task="toy", variant="marks", chat=True, max_length=63, eos_fill=False,
-             batch_size=4, init_from="x", revision="x", preset="llada-8b", lambda_jepa=0.5,
+             batch_size=4, init_weights="x", preset="llada-8b", lambda_jepa=0.5,
              t_ctx=0.3, t_tgt=0.8, n_pred_layer=1, ema_decay=0.5, mask_scope="all",
              diffusion_t="uniform", loss_form="llada_sft", objective="consistency",
              target="random", masks="nested", pool="masked", pool_layer=1, pred_width=8,
@@ -176,7 +242,7 @@ OTHER = dict(seed=7, task="toy", variant="marks", chat=True, max_length=63, eos_
 
 
 def test_each_setting_is_fixed_said_or_free():
-    names = {field.name for field in fields(TrainConfig)} | {"rows", "n_steps"}
+    names = {field.name for field in fields(TrainConfig)} | {"rows", "n_steps", "init_weights"}
     assert FIXED | SAID | FREE == names and len(FIXED) + len(SAID) + len(FREE) == len(names)
     assert OTHER.keys() == FIXED
 
@@ -184,7 +250,7 @@ def test_each_setting_is_fixed_said_or_free():
 @pytest.fixture
 def begun(cfg):
     """A checkpoint of no weights, and the settings that it was made with."""
-    settings = asdict(cfg) | {"rows": "64 with hash 1", "n_steps": 3}
+    settings = asdict(cfg) | {"rows": "64 with hash 1", "n_steps": 3, "init_weights": "a1"}
     path = Path(cfg.out_dir, "step_0000003")
     path.mkdir(parents=True)
     (path / "config.json").write_text("{}")
@@ -217,15 +283,23 @@ def test_all_else_may_change_and_so_may_what_the_checkpoint_does_not_know(begun)
         settings | {"resumed": [{"step": 3, "changed": {"keep": [1, 7]}}]})
 
 
-def test_another_name_of_the_same_base_is_the_same_base(begun, tmp_path):
+def test_another_name_of_the_same_base_is_the_same_base(begun):
     path, settings = begun
-    (tmp_path / "base").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "base")
+    other = settings | {"init_from": "elsewhere"}
+    assert changes(path, other) == {"init_from": ["", "elsewhere"]}
+    said = sentence(changes, path, other | {"init_weights": "b2"})
+    assert "init_weights='b2', init_from='elsewhere'" in said
+
+
+@pytest.mark.parametrize("name, value", [("init_from", 5), ("n_steps", "x"), ("n_steps", None),
+                                         ("lr", [1]), ("eos_fill", "x")])
+def test_a_recorded_setting_of_another_kind_is_told_with_the_file(begun, name, value):
+    path, settings = begun
     state = read_json(path / "train_state.json")
-    state["settings"]["init_from"] = str(tmp_path / "base")
+    state["settings"][name] = value
     (path / "train_state.json").write_text(json.dumps(state))
-    assert changes(path, settings | {"init_from": str(tmp_path / "link")}) == {}
-    assert "init_from" in sentence(changes, path, settings | {"init_from": str(tmp_path)})
+    said = sentence(changes, path, settings)
+    assert "train_state.json" in said and name in said
 
 
 @pytest.mark.parametrize("content, words", [
@@ -276,7 +350,7 @@ def test_a_resumed_run_is_refused_early_for_its_settings_and_later_for_its_rows(
 def test_what_may_change_is_said_and_kept(cfg, capsys):
     main(cfg)
     main(replace(cfg, resume=True, max_steps=4, lr=0.5, keep=2))
-    assert ("resumed after step 3 with lr 0.5 (was 0.001), max_steps 4 (was 3), n_steps 4 (was 3), "
+    assert ("resumed after step 3 with lr 0.5 (was 0.001), max_steps 4 (was 3), "
             "the cosine of lr is longer") in capsys.readouterr().out
     main(replace(cfg, resume=True, max_steps=5, lr=0.5, keep=2))
     for settings in (read_json(Path(cfg.out_dir, "settings.json")),

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 
 from pretrained.weights import (Stored, catalogue, check_names_and_shapes, find_weights,
                                 open_safetensors, read_model, read_safetensors, read_tensors)
-from training.folder import STATE, changes, read_state, remove_checkpoints
+from training.folder import (STATE, changes, check_not_ended, read_state,
+                             remove_checkpoints)
 from training.lora import add_lora, check_base, merge
 from training.ranks import first_reason, local_part, on_all_ranks, rank_and_world
 from training.sharding import files_of, is_sharded, read_shards, write_shards
@@ -46,7 +47,7 @@ def save_checkpoint(out_dir: str, step: int, objective, optimizer, tok, settings
             if rank == 0:
                 shutil.rmtree(aside, ignore_errors=True)        # makes room on a full disk
             raise OSError(f"the checkpoint of step {step} cannot be written to {out_dir}, "
-                          f"older ones are kept: {error}") from None
+                          f"an older one stays: {error}") from None
 
     with on_all_ranks(device):
         if rank == 0 and not os.path.isdir(out_dir):
@@ -130,9 +131,7 @@ def load_train_state(folder: str, objective, optimizer, settings: dict) -> int:
     ValueError naming a tensor or setting that does not fit, or a run that has ended already.
     """
     changed, (step, before) = changes(folder, settings), read_state(folder)
-    if step > settings["n_steps"]:
-        raise ValueError(f"{folder} has trained {step} steps, and this run ends after "
-                         f"{settings['n_steps']}; a larger max_steps would fit")
+    check_not_ended(folder, settings["n_steps"])
     settings["resumed"] = [*before.get("resumed", []), {"step": step, "changed": changed}]
     state = training_state(objective, optimizer)
     shards, whole = os.path.join(folder, STATE), os.path.join(folder, f"{STATE}.safetensors")

@@ -14,23 +14,26 @@ import re
 import shutil
 from array import array
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
-from pretrained.weights import new_folder, newest_checkpoint
+from pretrained.fingerprint import fingerprint
+from pretrained.weights import find_weights, new_folder, newest_checkpoint
 from tasks.files import lock, read_json
 from training.ranks import on_all_ranks, rank_and_world
 
 STATE = "train_state"
-FIXED = set("""seed task variant chat rows max_length eos_fill batch_size init_from revision preset
+FIXED = set("""seed task variant chat rows max_length eos_fill batch_size init_weights preset
     lambda_jepa t_ctx t_tgt n_pred_layer ema_decay mask_scope diffusion_t loss_form objective target
     masks pool pool_layer pred_width pred_lr ema_dtype anchor lora_rank lora_alpha lora_targets
     optimizer beta2""".split())
 SAID = set("lr min_lr_ratio warmup_ratio epochs max_steps n_steps weight_decay grad_clip dtype"
            .split())
-# the rows of data_dir and the vocabulary of tokenizer are compared themselves, not their names
-FREE = set("""out_dir resume overwrite export_dir device data_dir tokenizer micro_batch_size shard
-    compile pack checkpoint_activations on_nan log_every eval_every eval_rows eval_t forget_task
-    save_every keep test_questions""".split())
+# the rows of data_dir, the vocabulary of tokenizer and the weights of init_from are compared
+# themselves, not their names
+FREE = set("""out_dir resume overwrite export_dir device data_dir tokenizer init_from revision
+    micro_batch_size shard compile pack checkpoint_activations on_nan log_every eval_every
+    eval_rows eval_t forget_task save_every keep test_questions""".split())
 
 
 @contextmanager
@@ -43,10 +46,10 @@ def claim(cfg, device):
     """
     out, export = (Path(os.path.realpath(path)) for path in (cfg.out_dir, cfg.export_dir))
     if cfg.export_dir and (out == export or out in export.parents or export in out.parents):
-        raise ValueError(f"export_dir={cfg.export_dir!r} and out_dir={cfg.out_dir!r} lie in each "
-                         f"other; an exported model needs a folder apart from the run's")
+        raise ValueError(f"one of export_dir={cfg.export_dir!r} and out_dir={cfg.out_dir!r} lies "
+                         f"in the other; an exported model needs a folder apart from the run's")
     find_checkpoint(cfg.out_dir, cfg.resume, cfg.overwrite)     # a mistake makes no folder
-    if cfg.export_dir:
+    if cfg.export_dir and not (cfg.resume and os.path.isdir(cfg.export_dir)):
         new_folder(cfg.export_dir)      # one that is in use is an error now, not at the end
     with ExitStack() as held:
         with on_all_ranks(device):
@@ -55,6 +58,7 @@ def claim(cfg, device):
         folder = find_checkpoint(cfg.out_dir, cfg.resume, cfg.overwrite)    # now nobody changes it
         if folder:
             changes(folder, vars(cfg))
+            check_not_ended(folder, cfg.max_steps)
         yield folder
 
 
@@ -78,6 +82,7 @@ def find_checkpoint(out_dir: str, resume: bool, overwrite: bool):
     except FileNotFoundError:
         if resume:
             raise
+        check_is_ours(out_dir)
         return None
     if found == str(out_dir):           # every script would load it, and not what the run leaves
         raise ValueError(f"{out_dir} is a model's own folder, it has a config.json; choose another "
@@ -86,6 +91,15 @@ def find_checkpoint(out_dir: str, resume: bool, overwrite: bool):
         raise ValueError(f"{out_dir} holds a run already; add --resume to go on with it, "
                          f"--overwrite to start anew, or choose another --out_dir")
     return found if resume else None
+
+
+def check_is_ours(out_dir: str):
+    """Raise ValueError for a folder that a run would remove, and that no run has made."""
+    names = os.listdir(out_dir) if os.path.isdir(out_dir) else []
+    found = sorted(name for name in names if re.fullmatch(r"saving|removing|step_\d+", name))
+    if found and "settings.json" not in names:
+        raise ValueError(f"{os.path.join(out_dir, found[0])} was not made by a run, which would "
+                         f"remove it; choose another --out_dir")
 
 
 def start_out_dir(out_dir: str, is_new: bool):
@@ -140,12 +154,16 @@ def changes(folder, settings: dict) -> dict:
     """
     _, before = read_state(folder)
     now = json.loads(json.dumps(settings))                      # tuples are lists, as in the file
-    names = now.keys() & before.keys() - {"resume", "overwrite"}
+    names = (now.keys() & before.keys()) - {"resume", "overwrite"}
     changed = {name: [before[name], now[name]] for name in sorted(names)
                if before[name] != now[name]}
-    if "init_from" in changed and len({*map(os.path.realpath, changed["init_from"])}) == 1:
-        del changed["init_from"]                                # two names of one folder
+    for name, (was, is_now) in changed.items():
+        if kind_of(was) is not kind_of(is_now):
+            raise ValueError(f"{folder}/{STATE}.json has {name} = {json.dumps(was)[:50]}, which is "
+                             f"not of the kind of {is_now!r}")
     wrong = sorted(changed.keys() & FIXED)
+    if "init_weights" in wrong and "init_from" in changed:
+        wrong.append("init_from")
     if wrong:
         was, is_now = (", ".join(f"{name}={changed[name][i]!r}" for name in wrong) for i in (0, 1))
         raise ValueError(f"{folder} was trained with {was}, and this command has {is_now}: "
@@ -153,20 +171,41 @@ def changes(folder, settings: dict) -> dict:
     return changed
 
 
+def kind_of(value):
+    """Return the type of a value in JSON; 1 and 1.0 are both numbers."""
+    return float if type(value) is int else type(value)
+
+
+def check_not_ended(folder, n_steps: int):
+    """Raise ValueError if the checkpoint lies beyond the last step; 0: not known yet."""
+    step, _ = read_state(folder)
+    if n_steps and step > n_steps:
+        raise ValueError(f"{folder} has trained {step} steps, and this run ends after {n_steps}; "
+                         f"a larger max_steps would fit")
+
+
 def resumed_line(settings: dict) -> str:
     """Say what a resumed run now does otherwise in training, or "" if nothing, or if it is new."""
     if not settings.get("resumed"):
         return ""
     step, changed = settings["resumed"][-1]["step"], settings["resumed"][-1]["changed"]
-    said = [f"{name} {changed[name][1]} (was {changed[name][0]})"
-            for name in sorted(changed.keys() & SAID)]
+    names = changed.keys() & SAID
+    if "max_steps" in names:            # which says as much
+        names -= {"n_steps"}
+    said = [f"{name} {changed[name][1]} (was {changed[name][0]})" for name in sorted(names)]
     was, is_now = changed.get("n_steps", (0, 0))
     if is_now > was and settings["min_lr_ratio"] < 1:           # the cosine had fallen already
         said.append("the cosine of lr is longer, so that lr jumps up again")
-    return said and f"resumed after step {step} with {', '.join(said)}" or ""
+    return f"resumed after step {step} with {', '.join(said)}" if said else ""
 
 
-def fingerprint(rows: list) -> str:
+def settings_of(cfg, rows: list, n_steps: int) -> dict:
+    """Return the settings of a run, and what they stand for: its length, its rows, its base."""
+    base = fingerprint(find_weights(cfg.init_from, cfg.revision)) if cfg.init_from else ""
+    return asdict(cfg) | {"n_steps": n_steps, "rows": hash_of_rows(rows), "init_weights": base}
+
+
+def hash_of_rows(rows: list) -> str:
     """Identify the rows of tokens and their order."""
     digest = hashlib.blake2b(digest_size=8)
     for row in rows:

@@ -103,14 +103,25 @@ class Log:
             self.write({"step": step, "held_out": losses})
 
     def write(self, line: dict):
+        self.follow()
         with naming(self.path):
             self.file.write(json.dumps(line) + "\n")
-        try:
-            is_there = os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno()))
-        except FileNotFoundError:
-            is_there = False
-        if not is_there:
-            raise OSError(f"{self.path} was removed or replaced while the run was writing to it")
+
+    def follow(self):
+        """Open the log again if another file is in its place: editors save by renaming.
+
+        Raises OSError if its folder is gone.
+        """
+        if os.path.exists(self.path) and os.path.samestat(os.stat(self.path),
+                                                          os.fstat(self.file.fileno())):
+            return
+        if not os.path.isdir(os.path.dirname(self.path)):
+            raise OSError(f"{os.path.dirname(self.path)} was removed while the run was writing to "
+                          f"it")
+        self.file.close()
+        self.file = open(self.path, "a", buffering=1)
+        self.say(f"{self.path} was removed or replaced; the log goes on in the file that is there "
+                 f"now")
 
     def say(self, text: str):
         """Print a line above the progress bar, unless it is empty."""
@@ -134,13 +145,19 @@ def lines_before(path: str, step: int) -> tuple[list[str], int]:
         for line in file:
             try:
                 at = json.loads(line)["step"]
-                if type(at) is not int or not line.endswith("\n"):
+                if type(at) is not int or not line.endswith("\n") or has_words(line):
                     raise ValueError
                 if at < step + ('"ms":' in line):
                     kept.append(line)
             except (ValueError, TypeError, KeyError, RecursionError):
                 n_broken += 1
     return kept, n_broken
+
+
+def has_words(line: str) -> bool:
+    """Return whether something in a line of the log is neither a number nor the losses by task."""
+    return any(type(value) not in (int, float, dict, type(None)) for value in json.loads(line)
+               .values())
 
 
 def git_commit() -> str:

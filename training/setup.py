@@ -8,6 +8,8 @@
 """
 import math
 import os
+import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -75,7 +77,7 @@ def check_settings(cfg):
         if type(value) is int and value > 2 ** 31 and name != "seed":
             raise ValueError(f"{name}={value} is too large; at most 2**31 would fit")
     for names, fits, words in [
-        ("out_dir", lambda text: text.strip() and "\0" not in text, "is no name of a folder"),
+        ("out_dir", lambda text: text.strip() and "\0" not in text, "is not the name of a folder"),
         ("t_ctx t_tgt", is_rate, "is not a masking rate: those lie in (0, 1]"),
         ("eval_t", lambda rates: rates and all(map(is_rate, rates)),
          "must be masking rates, such as 0.2,0.5; those lie in (0, 1]"),
@@ -86,7 +88,7 @@ def check_settings(cfg):
          lambda n: n >= 1, "must be at least 1"),
         ("lambda_jepa n_pred_layer micro_batch_size max_steps epochs lr weight_decay grad_clip "
          "seed test_questions pool_layer pred_width pred_lr anchor lora_rank lora_alpha",
-         lambda x: x >= 0, "must not be negative"),                     # NaN is refused as well
+         lambda x: x >= 0, "must not be negative"),
         ("seed", lambda n: n < 2 ** 63, "must lie below 2**63"),
         # generous bounds, so that a slip is answered at once and not by a full memory
         ("batch_size micro_batch_size lora_rank pred_width", lambda n: n <= 1 << 16,
@@ -96,7 +98,11 @@ def check_settings(cfg):
     ]:
         for name in names.split():
             if not fits(getattr(cfg, name)):
-                raise ValueError(f"{name}={getattr(cfg, name)} {words}")
+                raise ValueError(f"{name}={getattr(cfg, name)!r} {words}")
+    if not cfg.epochs and not cfg.max_steps:
+        raise ValueError("epochs=0 and max_steps=0 train nothing; one of them must be above 0")
+    if len({f"{t:g}" for t in cfg.eval_t}) < len(cfg.eval_t):
+        raise ValueError(f"eval_t={cfg.eval_t} has a rate twice")
     if cfg.resume and cfg.overwrite:
         raise ValueError("resume goes on with the run in out_dir, and overwrite removes it; leave "
                          "out one of the two")
@@ -133,10 +139,11 @@ def load(cfg, resume_dir, device):
         folder = resume_dir
         if cfg.lora_rank or not resume_dir:
             folder = find_weights(cfg.init_from, cfg.revision)
-        if not resume_dir and Path(os.path.realpath(cfg.out_dir)) in Path(
-                os.path.realpath(folder)).parents:
-            raise ValueError(f"init_from={cfg.init_from!r} lies in out_dir, which a new run "
-                             f"clears; choose another --out_dir")
+        place = Path(os.path.realpath(folder))
+        if not resume_dir and place.parent == Path(os.path.realpath(cfg.out_dir)) and (
+                re.fullmatch(r"step_\d+", place.name)):
+            raise ValueError(f"init_from={cfg.init_from!r} is a checkpoint in out_dir, which a new "
+                             f"run removes; choose another --out_dir")
         tok = load_tokenizer(folder, cfg.chat)
         if cfg.shard:
             model = DLLM.on_meta(folder)
@@ -164,7 +171,8 @@ def named_tokenizer(cfg):
     """Make the tokenizer that the settings name; `words` are those of the task's training rows."""
     if not cfg.tokenizer:
         raise ValueError("a model from scratch needs a vocabulary: add --tokenizer=bytes, toy or "
-                         "words, or name weights with --init_from")
+                         "words, name weights with --init_from, or start from a config such as "
+                         "config/tiny.py")
     is_words = cfg.tokenizer == "words"
     rows = load_examples(cfg.task, "train", cfg.data_dir, cfg.variant) if is_words else ()
     return load_tokenizer(cfg.tokenizer, cfg.chat, rows)
@@ -254,14 +262,23 @@ def opening_line(cfg, objective, n_steps: int, n_rows: int, world: int) -> str:
 
 
 def export(model, tok, folder: str, rank: int):
-    """Write the model in bf16, adapters merged, as its family publishes it. All ranks call it.
+    """Write the model in bf16, adapters merged, as its family publishes it -> a line to print.
 
-    Raises OSError on all ranks if one has values that bf16 cannot hold.
+    All ranks call it. It is written aside, then renamed; a folder that an earlier part of the run
+    has filled stays as it is. Raises OSError on all ranks if bf16 cannot hold a value.
     """
+    if os.listdir(folder):
+        return f"{folder} holds a model already, which stays as it is"
+    aside = f"{folder.rstrip('/')}.exporting"
     with on_all_ranks(model.embed.weight.device):
         merged = merge(model) if rank == 0 or is_sharded(model) else model
         check_finite(dict(merged.named_parameters()), torch.bfloat16)
-    if rank == 0 or is_sharded(model):
-        merged.save(folder if rank == 0 else None, torch.bfloat16)
     if rank == 0:
-        tok.save(folder)
+        shutil.rmtree(aside, ignore_errors=True)        # half of one, which a kill may have left
+        os.makedirs(aside)
+    if rank == 0 or is_sharded(model):
+        merged.save(aside if rank == 0 else None, torch.bfloat16)
+    if rank == 0:
+        tok.save(aside)
+        os.replace(aside, folder)       # which is empty
+    return f"{folder} holds the model in bf16"

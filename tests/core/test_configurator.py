@@ -612,12 +612,12 @@ def test_a_float_is_finite(config, text):
      r"[Errno 28] No space left on device: 'a/\x07b'"),
     (RecursionError("deep"), "something in the input is nested too deeply"),
     (OverflowError("too large"), "a number in the input is too large: too large"),
-    (MemoryError(), "out of memory: lower batch_size"),
+    (MemoryError(), "out of memory: set a micro_batch_size"),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9"),
-     "out of memory: lower batch_size"),
-    (RuntimeError("std::bad_alloc"), "out of memory: lower batch_size"),
+     "out of memory: set a micro_batch_size"),
+    (RuntimeError("std::bad_alloc"), "out of memory: set a micro_batch_size"),
     (RuntimeError("Symlink loop from 'a'"), "Symlink loop from 'a'"),
-    (torch.OutOfMemoryError("CUDA out of memory."), "out of memory: lower batch_size"),
+    (torch.OutOfMemoryError("CUDA out of memory."), "out of memory: set a micro_batch_size"),
     (KeyboardInterrupt(), 130),
 ])
 def test_mistakes_and_limits_end_as_a_sentence(monkeypatch, error, code):
@@ -627,7 +627,7 @@ def test_mistakes_and_limits_end_as_a_sentence(monkeypatch, error, code):
         raise error
     with pytest.raises(SystemExit) as stop:
         run(main, Settings)
-    assert stop.value.code == code or str(stop.value.code).startswith(f"{code}, micro_batch_size")
+    assert stop.value.code == code or str(stop.value.code).startswith(f"{code} (0 is")
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):

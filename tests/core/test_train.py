@@ -208,7 +208,7 @@ def test_the_schedule_alone_decides_the_rate_of_each_step(cfg):
         [lr_at(step, 4, cfg) for step in range(4)])
 
 
-@pytest.mark.parametrize("epochs, n_steps", [(0.0, 1), (0.18, 1), (0.19, 2), (0.31, 2), (0.32, 3)])
+@pytest.mark.parametrize("epochs, n_steps", [(0.01, 1), (0.18, 1), (0.19, 2), (0.31, 2), (0.32, 3)])
 def test_epochs_are_rounded_to_whole_steps(cfg, epochs, n_steps):
     """Of 64 rows in batches of 8: an epoch is eight steps; one at least."""
     main(replace(cfg, max_steps=0, epochs=epochs, lambda_jepa=0.0))
@@ -672,12 +672,12 @@ def test_weights_of_another_vocabulary_are_refused_before_training(cfg, tmp_path
         setup.load(replace(cfg, init_from=str(base), tokenizer=""), None, torch.device("cpu"))
 
 
-def test_a_run_is_not_started_in_a_folder_above_its_own_base(cfg, monkeypatch):
+def test_a_run_is_not_started_from_a_checkpoint_that_it_would_remove(cfg, monkeypatch):
     main(cfg)
     before = fingerprint(cfg.out_dir)
     said = sentence_of(monkeypatch, replace(cfg, init_from=cfg.out_dir, tokenizer="",
                                             overwrite=True))
-    assert "lies in out_dir" in said and fingerprint(cfg.out_dir) == before
+    assert "is a checkpoint in out_dir" in said and fingerprint(cfg.out_dir) == before
 
 
 def test_the_opening_line_says_how_much_of_the_start_the_ema_keeps(cfg, capsys):
