@@ -219,3 +219,21 @@ def test_the_summary_is_of_the_right_arm_and_step(tmp_path):
     assert [arm["seconds"] for arm in (base, plain, jepa)] == [30, 31, 32]
     assert [arm["accuracy"] for arm in (base, plain, jepa)] == [0, 0.25, 0.5]
     assert found["step_time_ratio"] == 27 / 20 and found["jepa_minus_plain"]["mean"] == 0.25
+
+
+def test_a_summary_of_another_script_is_left_alone(tmp_path):
+    (tmp_path / "summary.json").write_text('{"accuracy": 0.9}')
+    with pytest.raises(ValueError, match="summary.json was not made by compare.py"):
+        compare.check_folders(tmp_path)
+    (tmp_path / "summary.json").write_text('{"jepa_minus_plain": 0.1}')
+    compare.check_folders(tmp_path)
+
+
+def test_arms_are_scored_on_the_variant_that_they_were_trained_on(tmp_path, monkeypatch):
+    jobs = []
+    monkeypatch.setattr(compare, "run_all", lambda found, n: jobs.extend(found))
+    monkeypatch.setattr(compare.signal, "signal", lambda *_: None)
+    tune = TrainConfig(task="gsm8k", variant="marks")
+    compare.run_arms(CompareConfig(), tmp_path, tune, [], 1)
+    scored = [words for _, words in jobs if words[0] == "eval_gsm8k.py"]
+    assert len(scored) == 3 and all("--variant=marks" in words for words in scored)

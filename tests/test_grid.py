@@ -462,3 +462,13 @@ def test_the_choice_takes_the_shots_that_are_asked_for_now(cfg, monkeypatch):
     fake.commands.clear()
     grid.main(cfg)                                          # 0 shots: depth 2 is better
     assert set(fake.scored("test")) == {"plain_seed1", "jepa_lambda1.0_depth2_seed1"}
+
+
+@pytest.mark.parametrize("text, left", [
+    ('{"a": 1}\n{"b": 2}', '{"a": 1}\n{"b": 2}\n'), ('{"a": 1}\n{"b"', '{"a": 1}\n'),
+    ('{"a": 1}\n', '{"a": 1}\n'), ("", "")])
+def test_half_a_line_is_dropped_and_a_whole_one_is_ended(tmp_path, text, left):
+    path = tmp_path / "results.jsonl"
+    path.write_text(text)
+    grid.end_last_line(path)
+    assert path.read_text() == left

@@ -615,6 +615,9 @@ def test_a_float_is_finite(config, text):
     (MemoryError(), "out of memory: set a micro_batch_size"),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9"),
      "out of memory: set a micro_batch_size"),
+    (RuntimeError("MPS backend out of memory"), "out of memory: set a micro_batch_size"),
+    (RuntimeError("unable to mmap 9 bytes: Cannot allocate memory (12)"),
+     "out of memory: set a micro_batch_size"),
     (RuntimeError("std::bad_alloc"), "out of memory: set a micro_batch_size"),
     (RuntimeError("Symlink loop from 'a'"), "Symlink loop from 'a'"),
     (torch.OutOfMemoryError("CUDA out of memory."), "out of memory: set a micro_batch_size"),
@@ -645,3 +648,16 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
 def test_a_config_that_python_cannot_read_is_named(config, text):
     with pytest.raises(ValueError, match="x.py"):
         configure(Settings, [config("x.py", text)])
+
+
+def test_ctrl_c_while_torch_is_imported_has_no_traceback(tmp_path):
+    """Sent when configurator has been read, which every script imports first."""
+    script = tmp_path / "x.py"
+    script.write_text("import configurator\nraise KeyboardInterrupt\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
+    assert done.returncode == -signal.SIGINT and done.stderr == ""
+    script.write_text("import configurator\nraise KeyError('a bug')\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
+    assert done.returncode == 1 and "Traceback" in done.stderr
