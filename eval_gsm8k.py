@@ -129,6 +129,7 @@ def evaluate(cfg: EvalConfig, rank: int = 0, world: int = 1) -> tuple[dict, list
     if rank == 0:
         answers.write_settings(out, settings)
     done = answers.collect(out, lengths, rank, wait)
+    answers.check_rows(out, done, examples)
 
     left = [example for example in examples if example.meta["id"] not in done]
     n_done = len(examples) - len(left)

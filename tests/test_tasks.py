@@ -359,11 +359,14 @@ UGLY = [  # completion, flexible, strict
     ("##### 7", "7", "7"),
     # without one, the text ends where another problem begins
     *[(f"it is 18.{heading} has 5\n5+2=7\n#### 7", "18", None) for heading in (
-        "\n\nQuestion:", "\nQ:", "\n\nQ 2:", "\nProblem:", "\n**Problem 3:**", "\n### Exercise\n",
+        "\n\nQuestion:", "\nQ:", "\n**Q:**", "\nProblem:", "\n**Problem 3:**", "\n### Exercise\n",
         "\n## Instruction\n", " Question:")],
     ("Question: Tom has 3 bags of 6.\nAnswer: 3*6=18\n#### 18", "18", "18"),     # an echo
     ("Let me see.\nProblem: 3 bags of 6.\n#### 18", "18", "18"),
+    ("it is 18.\n\nQuestion: has 5\n#### 7", "18", None),       # also before ####
     ("Q is 3, so it is 18: a question of\nquality", "18", None),
+    *[(f"2 hours a day\n{no_heading} 3\n#### 18", "18", "18") for no_heading in (
+        "Exercise:", "exercise 2:", "Q1:", "Q 2:", "q:")],
     # thousands
     *[(f"#### 12{blank}600", "12600", "12600") for blank in (
         ",", " ", "\u00a0", "\u2009", "\u202f", "{,}", "\\,", "\\ ", "{\\,}", "\uff0c")],
@@ -374,6 +377,8 @@ UGLY = [  # completion, flexible, strict
     ("#### 1,80,000", "180000", "180000"),
     ("#### 1 2345", "1", "1"),
     ("in 2024 365 days", "365", None),
+    ("5 100 dollar bills", "5100", None),
+    ("1,23,456,78,9 12 345,678 1,23 456", "23456", None),
     ("3.5 100", "100", None),
     ("3,4", "4", None),
     ("#### 3,4", "3", "3"),
@@ -455,6 +460,29 @@ def test_reading_takes_no_longer_for_hostile_text(start, piece):
     assert time.process_time() - began < 2
 
 
+@pytest.mark.parametrize("piece", [",23", ",23,4", " 123", ",23 123", "{,}1"])
+def test_grouped_digits_are_read_in_time_in_proportion_to_their_length(piece):
+    text = "1" + piece * (60_000 // len(piece))
+    began = time.process_time()
+    gsm8k.unmarked(text)
+    assert time.process_time() - began < 1
+
+
+THOUSANDS = re.compile(r"""(?<![0-9.])          # the same rule as one expression, which is slow
+    (?: [0-9]+ (?:,[0-9]{2,3})* ,[0-9]{3}
+      | [0-9]{1,3} (?: (?: \{\\?,\} | \\[,:; ] | ,\\! | [ \u00a0\u2007\u2009\u202f]) [0-9]{3} )+
+    ) (?![0-9])""", re.X)
+
+
+def test_thousands_are_joined_by_the_rule():
+    drawn = random.Random(0)
+    pieces = ["1", "23", "456", "7890", ",", ",", " ", ".", "{,}", "\\,", ",\\!", "\u00a0"]
+    for _ in range(3000):
+        text = "".join(drawn.choices(pieces, k=drawn.randint(1, 25)))
+        wanted = THOUSANDS.sub(lambda number: re.sub("[^0-9]", "", number[0]), text)
+        assert gsm8k.unmarked(text) == wanted, text
+
+
 @settings(deadline=None)
 @given(number=st.integers())
 def test_an_integer_comes_back_exactly_however_it_is_written(number):
@@ -481,7 +509,6 @@ def test_score_compares_numbers_not_texts():
         assert right(text, "18") is False
     assert right("#### 1,234", "1234") and right("#### -3", "-3")
     assert not right("#### 3", "-3")
-    assert right("", None) is False                      # no answer is never right
 
 
 # ---- GSM8K: the rows ----
