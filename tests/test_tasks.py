@@ -742,6 +742,8 @@ def test_a_task_that_makes_its_rows_refuses_a_folder(name, tmp_path):
 
 
 TASK = """
+import re
+
 from tasks.common import Example
 PROTOCOL = dict(n_shot=0, gen_length=8, block_length=8, steps=8)
 
@@ -777,7 +779,13 @@ NO_TASKS = {    # what is changed into what, and what the sentence says
     "extra": ("def score", "extra_scores = len\n\n\ndef score", "extra_scores must take 2"),
     "score a number": ('return extract(completion) == example.meta["gold"]', "return 1",
                        "True or False"),
-    "extract bytes": ("return completion.strip()", "return completion.encode()", "extract a text"),
+    "score by answer": ('return extract(completion) == example.meta["gold"]',
+                        'return re.search("2", completion) or False',
+                        "score must return True or False, not <re.Match"),
+    "extract bytes": ("return completion.strip()", "return completion.encode()",
+                      "extract must return None, a text"),
+    "extract by answer": ("return completion.strip()", 'return re.search("2", completion)',
+                          "extract must return None, a text"),
     "protocol": ("n_shot=0", "shots=0", "whole numbers for n_shot, gen_length"),
     "protocol 0": ("gen_length=8", "gen_length=0", "whole numbers"),
     "protocol text": ("steps=8", "steps='8'", "whole numbers"),
@@ -830,6 +838,17 @@ def test_a_text_that_occurs_again_has_an_id_of_its_own_and_the_others_keep_their
     a, b, again, third = ids_of(["a", "b", "a", "a"])
     assert (again, third) == (f"{a}-2", f"{a}-3") and a != b and re.fullmatch("[0-9a-f]{12}", a)
     assert ids_of(["b", "a"]) == [b, a]
+
+
+@pytest.mark.parametrize("name, words", [
+    ("", "the path of a file is empty; give the name of a file"), ("new/", "new/ is a folder; "),
+    (".", ". is a folder; "), ("old", "old is a folder; give the name of a file")])
+def test_a_folder_or_nothing_in_place_of_a_file_to_write_is_told(name, words, tmp_path,
+                                                                monkeypatch):
+    (tmp_path / "here" / "old").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert words in sentence(write_json, name, {}, kind=OSError)
+    assert os.listdir(tmp_path) == ["here"] and os.listdir() == ["old"]
 
 
 def test_a_json_file_holds_one_object_and_a_kill_leaves_the_old_one(tmp_path, monkeypatch):

@@ -1034,6 +1034,21 @@ def test_extra_scores_get_each_completion_with_its_question(cfg, monkeypatch):
             examples, completions, strict=True))}, raising=False)
     assert scored(cfg)["extra"] == {"own": 10}
     assert EvalConfig(task="toy").split == "test"
+    for wrong in (None, [1], {"own": None}, {"own": "1"}, {"own": True}, {1: 1}):
+        monkeypatch.setattr(toy, "extra_scores", lambda *args: wrong)
+        assert "tasks/toy.py: extra_scores must return a dict of texts" in refusal(cfg)
+
+
+def test_a_verdict_that_is_no_bool_is_told_and_is_not_written(cfg, monkeypatch):
+    monkeypatch.setattr(toy, "score", lambda text, example: text == example.answer or "#" in text)
+    answer_with(monkeypatch, lambda prompt: "no")
+    assert scored(cfg)["accuracy"] == 0
+    for path in Path(cfg.out).parent.iterdir():
+        path.unlink()
+    monkeypatch.setattr(toy, "score", lambda text, example: text in ("", example.answer) or None)
+    with pytest.raises(ValueError, match="tasks/toy.py: score must return True or False, not None"):
+        scored(cfg)
+    assert not any(path.read_bytes() for path in Path(cfg.out).parent.glob("*.part*"))
 
 
 def test_of_two_lines_for_one_question_the_first_file_counts(tmp_path):
