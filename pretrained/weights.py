@@ -321,7 +321,10 @@ def drop_copy(stored: dict, head: str, embed: str):
                              f"{CONFIG} says it is tied")
         del stored[head]
     elif head in stored:                # safetensors' save_model keeps one name of the two
-        stored[embed] = stored.pop(head)._replace(name=head)
+        renamed = {embed if name == head else name: where for name, where in stored.items()}
+        renamed[embed] = stored[head]._replace(name=head)
+        stored.clear()
+        stored.update(renamed)          # in the old order: tensors are read file by file
 
 
 def check_names_and_shapes(given: dict, wanted: dict, where: str):
