@@ -33,7 +33,7 @@ from sampling.cost import Cost
 from sampling.prompts import check_prompts
 from sampling.reveal import Sampling
 from tasks import answers, stats
-from tasks.common import few_shot, load_examples, load_task
+from tasks.common import check_extra, check_verdict, few_shot, load_examples, load_task
 from tasks.files import naming, write_json
 from training.checkpoint import load_ema
 from training.ranks import as_rank, start_ranks, wait_for_all
@@ -129,6 +129,7 @@ def evaluate(cfg: EvalConfig, rank: int = 0, world: int = 1) -> tuple[dict, list
     if rank == 0:
         answers.write_settings(out, settings)
     done = answers.collect(out, lengths, rank, wait)
+    answers.check_rows(out, done, examples)
 
     left = [example for example in examples if example.meta["id"] not in done]
     n_done = len(examples) - len(left)
@@ -164,6 +165,7 @@ def evaluate(cfg: EvalConfig, rank: int = 0, world: int = 1) -> tuple[dict, list
     scores |= {"seconds": round(time.perf_counter() - began, 1), "out": out}
     if hasattr(task, "extra_scores"):
         scores["extra"] = task.extra_scores(examples, [line["completion"] for line in lines])
+        check_extra(cfg.task, scores["extra"])
     if cost.passes:                     # of this process, without the answers found on file
         scores["sampler"] = cost.numbers()
     if rank == 0:
@@ -205,7 +207,7 @@ def batches(examples: list, lengths: dict, cfg: EvalConfig) -> list[list]:
 
 def answer(model, tok, task, batch: list, cfg: EvalConfig, cost: Cost):
     """Answer a batch -> one line per example. `tokens` counts up to the end of text or turn, and is
-    gen_length if there is none."""
+    gen_length if there is none. Raises ValueError if a verdict is not True or False."""
     ids = None
 
     def keep_ids(x, *_):                # (B, gen_length), after every pass
@@ -214,10 +216,11 @@ def answer(model, tok, task, batch: list, cfg: EvalConfig, cost: Cost):
     texts = complete(model, tok, [example.prompt for example in batch], cfg, keep_ids, cost)
     for example, text, row in zip(batch, texts, ids.tolist()):
         ends = [n for n, i in enumerate(row) if i in (tok.eos_id, tok.eot_id)]
+        verdict = task.score(text, example)
+        check_verdict(cfg.task, verdict)
         yield {"id": example.meta["id"], "prompt": example.prompt, "completion": text,
                "tokens": min(ends, default=cfg.gen_length), "prediction": task.extract(text),
-               "gold": example.meta["gold"],
-               "verdict": task.score(text, example)}
+               "gold": example.meta["gold"], "verdict": verdict}
 
 
 def default_out(cfg: EvalConfig) -> str:

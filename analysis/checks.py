@@ -7,6 +7,7 @@ differ in more than the seed: their mean would be a number of no experiment.
 import re
 import shlex
 from contextlib import contextmanager
+from pathlib import Path
 
 LARGEST = 1e300         # what is beyond is no measurement
 # may differ between runs of one arm: whose run it is, on what machine, how it is watched
@@ -14,7 +15,8 @@ OF_A_RUN = {"seed", "out_dir", "export_dir", "resume", "resumed", "overwrite", "
             "torch", "python", "step", "init_weights", "shard", "compile", "pack",
             "micro_batch_size", "revision", "checkpoint_activations", "log_every", "eval_every",
             "save_every", "keep", "test_questions"}
-OF_A_SCORE = {"init_from", "revision", "device", "out", "split", "n_shot", "batch_tokens"}
+OF_A_SCORE = {"init_from", "revision", "device", "out", "split", "n_shot", "batch_tokens",
+              "data_dir"}
 IN_THE_KEY = {"lambda_jepa", "n_pred_layer"}    # of a result: a pair is chosen, see frames.choose
 
 
@@ -32,7 +34,7 @@ def told(where: str, what: str):
 def check_number(name: str, value, low: float = -LARGEST, high: float = LARGEST):
     """Raise ValueError unless the value is a finite number in low .. high."""
     if type(value) not in (int, float) or not low <= value <= high:
-        fits = f" in {low:g}..{high:g}" * (high < LARGEST) or " above 0" * (low == 0)
+        fits = f" in {low:g}..{high:g}" * (high < LARGEST) or " from 0 up" * (low == 0)
         raise ValueError(f"{name}={brief(value)} is not a number{fits}")
 
 
@@ -163,9 +165,10 @@ def records_of_result(line: dict, where: str):
     arm, config = line["arm"], line["config"]
     own = {name: line[name] for name in ("task", "t_ctx", "t_tgt") if line.get(name) is not None}
     if line.get("init_from") is not None:
-        own["init_from"] = without_seed(line["init_from"])
-    if line.get("train"):
-        own["train"] = options_of(line["train"], OF_A_RUN | IN_THE_KEY)
+        own["init_from"] = base_of_arm(line["init_from"])
+    if line.get("train"):               # another machine has rows and weights at other places
+        elsewhere = {"data_dir", *own.keys() & {"init_from"}}
+        own["train"] = options_of(line["train"], OF_A_RUN | IN_THE_KEY | elsewhere)
     yield f"runs of the arm {arm!r} of {config!r}", own, where
     if line.get("command"):
         kind = f"{line['split']} scores of {config!r} at {line['n_shot']} shots"
@@ -173,12 +176,12 @@ def records_of_result(line: dict, where: str):
 
 
 def settings_of_arm(settings: dict) -> dict:
-    """Select what runs of one arm have in common; a base for each seed may have the seed's name.
+    """Select what runs of one arm have in common; for init_from see `base_of_arm`.
 
     Where the rows themselves are known it does not matter in which folder they were found.
     """
     left_out = OF_A_RUN | {"data_dir"} if "rows" in settings else OF_A_RUN
-    return {name: without_seed(value) if name == "init_from" else value
+    return {name: base_of_arm(value) if name == "init_from" else value
             for name, value in settings.items() if name not in left_out}
 
 
@@ -195,8 +198,12 @@ def split_options(name: str, text: str, set_here: set) -> list[str]:
     return words
 
 
-def without_seed(path):
-    return re.sub(r"seed_?\d+", "seed", path) if isinstance(path, str) else path
+def base_of_arm(path):
+    """Return the last two parts of a base's path: machines keep it at different places. A base for
+    each seed may have the seed's name, which is left out."""
+    if not isinstance(path, str):
+        return path
+    return re.sub(r"seed_?\d+", "seed", "/".join(Path(path).parts[-2:]))
 
 
 def options_of(command: str, left_out: set) -> frozenset:

@@ -66,6 +66,8 @@ class PlotConfig:
 
 def main(cfg: PlotConfig):
     study = read_study(cfg.inputs, cfg.arms)
+    if not cfg.out or os.path.lexists(cfg.out) and not os.path.isdir(cfg.out):
+        raise OSError(f"out={cfg.out!r} is not a folder; name a new one or one that is there")
     os.makedirs(cfg.out, exist_ok=True)
     for name in FIGURES if cfg.figure == "all" else [cfg.figure]:
         try:

@@ -26,7 +26,7 @@ def chat_ids(tok, messages: list[dict]) -> list[int]:
             messages = [{"role": "system", "content": "You are a helpful assistant."}, *messages]
     else:
         raise ValueError(f"the tokenizer {tok.name!r} has no chat format; those of LLaDA (loaded "
-                         f"with chat=True), Dream and Qwen have one")
+                         f"with --chat), Dream and Qwen have one")
     for message in messages:
         ids += open_turn(tok, message["role"], message["content"]) + close
     return ids + open_turn(tok, "assistant") + empty_think_block(tok)

@@ -1,7 +1,8 @@
 """config.json: what each family calls the sizes of its network, and which networks we implement.
 
-A value that a file states twice, in two places or in two ways, counts if both agree. If they do
-not, one of them is not what the weights were trained with, and nobody can tell which: an error.
+A rope_theta that a file states twice, in two places or in two ways, counts if both agree. If they
+do not, one of them is not what the weights were trained with, and nobody can tell which: an error.
+Of any other value the first place counts.
 """
 import json
 import math
@@ -116,20 +117,20 @@ def rope_theta(where: str, published: dict):
             entry = name.partition(".")[0]
             raise ValueError(f"{where} has {entry} = {json.dumps(published[entry])}; only plain "
                              f"rope is implemented")
-    for name, value in found.items():
-        first, theta = next(iter(found.items()))
+    first, theta = next(iter(found.items()), ("", None))
+    for name, value in list(found.items())[1:]:
         if value != theta:
             raise ValueError(f"{where} has {first} = {json.dumps(theta)} and {name} = "
                              f"{json.dumps(value)}; remove the one that the weights were not "
                              f"trained with")
-    return next(iter(found.values()), None)
+    return theta
 
 
 def added_tokens(folder) -> dict:
     """Return {text: id} of the tokens that the tokenizer's files add to the learnt vocabulary."""
     paths = [os.path.join(folder, name)
              for name in ("tokenizer.json", "added_tokens.json", "tokenizer_config.json")]
-    whole, added, config = (read_json(path) if os.path.isfile(path) else {} for path in paths)
+    whole, added, config = (read_json(path) if os.path.lexists(path) else {} for path in paths)
     try:
         found = {token["content"]: token["id"] for token in whole.get("added_tokens", [])}
         found.update(added)

@@ -180,12 +180,13 @@ def check_pattern(pattern: str):
     """
     ranks = {piece: n for n, piece in enumerate([*BYTES, b""])}
     bytewise = tiktoken.Encoding("", pat_str=pattern, special_tokens={}, mergeable_ranks=ranks)
-    for text in (PROBE, "", *KINDS):
-        with quiet_stderr():
+    with quiet_stderr():
+        for text in (PROBE, "", *KINDS):
             ids = encode_ordinary(bytewise, text)
-        if len(BYTES) in ids or bytes(ids) != text.encode():
-            problem = "finds empty words" if len(BYTES) in ids else "leaves out a part of a text"
-            raise ValueError(f"its pattern {pattern[:100]!r} {problem}")
+            if len(BYTES) in ids or bytes(ids) != text.encode():
+                problem = ("finds empty words" if len(BYTES) in ids
+                           else "leaves out a part of a text")
+                raise ValueError(f"its pattern {pattern[:100]!r} {problem}")
 
 
 def our_tokenizer(name: str, pattern: str, pieces: list[bytes]) -> Tokenizer:
@@ -221,6 +222,9 @@ def load_tokenizer(name_or_dir: str, chat: bool = False, rows=()) -> Tokenizer:
 
     chat: prompts are turns of a chat. Raises ValueError or FileNotFoundError in one sentence.
     """
+    if not name_or_dir:
+        raise ValueError("a tokenizer has no name; choose bytes, toy, words or the folder of a "
+                         "checkpoint")
     known = {"bytes": byte_tokenizer, "toy": toy_tokenizer, "words": lambda: word_tokenizer(rows)}
     tok = known[name_or_dir]() if name_or_dir in known else read_folder(Path(name_or_dir), chat)
     tok.chat = chat
@@ -233,10 +237,11 @@ def read_folder(folder: Path, chat: bool) -> Tokenizer:
     files = {name: (folder / name).read_bytes()
              for name in bpe.FILES if (folder / name).is_file()}
     one_file = FILE_NAME in files
-    if folder == Path() or not one_file and not {"vocab.json", "merges.txt"} <= set(files):
+    if not one_file and not {"vocab.json", "merges.txt"} <= set(files):
         wrong = f"there is no tokenizer in {folder} ({FILE_NAME}, or vocab.json and merges.txt)"
-        if folder == Path() or folder.is_file():
-            wrong = f"{folder} is a file" if folder.is_file() else "--tokenizer is empty"
+        if folder.is_dir():             # weights were found there
+            raise FileNotFoundError(f"{wrong}; the folder of a checkpoint or a model has one")
+        wrong = f"{folder} is a file" if folder.is_file() else wrong
         raise FileNotFoundError(f"{wrong}; choose bytes, toy, words or the folder of a checkpoint")
     path = folder / (FILE_NAME if one_file else "vocab.json")
     try:

@@ -44,6 +44,7 @@ FOREIGN = {     # endings of files that hold weights in a form that is not read 
     (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
         "a pickle, which can run code and is never read; convert it to safetensors",
     (".gguf", ".ggml"): "made for llama.cpp; give the safetensors that it was made from",
+    (".h5", ".msgpack", ".onnx"): "of another framework; convert it to safetensors",
 }
 TRAINERS = r"training_args|optimizer|scheduler|rng_state"   # pickles beside weights, not weights
 SOME = 8                        # of many files, as many are named
@@ -121,10 +122,15 @@ def find_weights(name_or_dir, revision: str = "") -> str:
     Raises FileNotFoundError or ValueError in one sentence. HF_HOME and HF_HUB_OFFLINE are obeyed.
     """
     name = str(name_or_dir)
-    if os.path.isdir(name):
-        if revision:
-            raise ValueError(f"revision={revision!r} is for names on the hub; {name} is a folder")
-        return newest_checkpoint(name)
+    if os.path.isdir(name) and revision:
+        raise ValueError(f"revision={revision!r} is for names on the hub; {name} is a folder")
+    folder = newest_checkpoint(name if os.path.isdir(name) else download(name, revision))
+    weights_file(folder)                # raises if there are none, before a tokenizer is looked for
+    return folder
+
+
+def download(name: str, revision: str) -> str:
+    """Return the folder of the hub's cache that holds a model. Raises FileNotFoundError."""
     if os.path.isfile(name):
         raise FileNotFoundError(f"{name} is a file; give the folder that holds it")
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
@@ -132,15 +138,14 @@ def find_weights(name_or_dir, revision: str = "") -> str:
                                 f"nor a name on the hub such as GSAI-ML/LLaDA-8B-Base")
     import huggingface_hub  # takes half a second, and is needed only here
     try:
-        folder = huggingface_hub.snapshot_download(name, revision=revision or None,
-                                                   allow_patterns=list(DOWNLOADED),    # no pickles
-                                                   ignore_patterns=["*/*"])
+        return huggingface_hub.snapshot_download(name, revision=revision or None,
+                                                 allow_patterns=list(DOWNLOADED),    # no pickles
+                                                 ignore_patterns=["*/*"])
     except Exception as error:  # from the hub, httpx or the disk: many classes, one sentence
         reason = textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
         at = f" at revision {revision!r}" if revision else ""
         raise FileNotFoundError(f"there are no weights at {name!r}: it is not a folder here, and "
                                 f"the hub does not give it{at}: {reason}") from None
-    return newest_checkpoint(folder)
 
 
 def newest_checkpoint(folder) -> str:
@@ -165,13 +170,16 @@ def instead(folder) -> str:
     names = sorted(name for name in names if not name.startswith("."))
     if "adapter_config.json" in names:
         base = read_json(os.path.join(folder, "adapter_config.json")).get("base_model_name_or_path")
-        return f": it is an adapter of {base!r}; merge it into its base and save the whole model"
+        of = f" of {base!r}" if base else ""
+        return f": it is an adapter{of}; merge it into its base and save the whole model"
     if parts := [name for name in names if re.fullmatch(r"model-.*\.safetensors", name)]:
         return f": {INDEX} is missing, which says what is in {', '.join(parts[:SOME])}"
     for endings, what in FOREIGN.items():
         for name in names:
             if name.endswith(endings) and not re.match(TRAINERS, name):
                 return f": {name} is {what}"
+    if saved := [int(name[11:]) for name in names if re.fullmatch(r"checkpoint-\d+", name)]:
+        return f": give its folder checkpoint-{max(saved)}"
     held = [name for name in names if name.endswith(".safetensors")]
     lacks = next((name for name in (CONFIG, SINGLE) if name not in names), "")
     return f": it holds {', '.join(held[:SOME])}, but no {lacks}" if held and lacks else ""

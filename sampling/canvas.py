@@ -60,8 +60,9 @@ class Canvas:
         This synchronises the GPU, so it is called where that happens anyway.
         """
         if self.p.isnan().any():
+            or_scale = f", or cfg_scale={self.s.cfg_scale} is too large" if self.s.cfg_scale else ""
             raise ValueError(f"the model's logits are not finite, or no token may be revealed: its "
-                             f"weights are broken, or cfg_scale={self.s.cfg_scale} is too large")
+                             f"weights are broken{or_scale}")
 
     def leave_ended(self, start: int):
         """Work no longer on rows with an end token before slot `start`. Synchronises the GPU."""

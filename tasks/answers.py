@@ -17,8 +17,9 @@ from pathlib import Path
 from tasks import stats
 from tasks.files import check_is_file, lock_file, naming, read_json, write_json
 
-# where the weights were found; the setting weights_hash says which weights they are
-WHERE = "init_from", "revision", "file"
+# where weights and rows were found: weights_hash says which weights they are, and `check_rows`
+# compares the rows
+WHERE = "init_from", "revision", "file", "data_dir"
 
 
 def read_answers(path) -> dict:
@@ -50,7 +51,7 @@ def check_settings(out: str, settings: dict):
     """Raise ValueError if `out` has answers made with other settings, OSError if nothing can be
     written there.
 
-    Settings in WHERE may differ: a copied folder has the same weights at another place.
+    Settings in WHERE may differ: a copied folder has the same weights or rows at another place.
     """
     if is_new(out):
         folder = os.path.dirname(os.path.abspath(out))
@@ -72,6 +73,20 @@ def check_settings(out: str, settings: dict):
             was, now = (f"{end} ({of.get('file')})" for end, of in ((was, before), (now, settings)))
         raise ValueError(f"{out} was made with {key}={was}, not {now}; choose another --out, or "
                          f"remove {out}* to start again")
+
+
+def check_rows(out: str, done: dict, examples: list):
+    """Raise ValueError if an answer in `out` was given to another prompt, or has another gold one.
+
+    done: {id: line}, as `collect` returns it.
+    """
+    for example in examples:
+        id, gold = example.meta["id"], json.dumps(example.meta["gold"])
+        line = done.get(id, {})
+        if (line.get("prompt", example.prompt) != example.prompt
+                or "gold" in line and json.dumps(line["gold"]) != gold):
+            raise ValueError(f"{out} has an answer of {id} with another prompt or another gold "
+                             f"answer than the rows have now; choose another --out")
 
 
 def is_new(out: str) -> bool:

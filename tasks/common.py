@@ -15,8 +15,9 @@ and may have
     extra_scores(examples, completions) -> {name: share}    printed beside the accuracy
     PROTOCOL = dict(n_shot, gen_length, block_length, steps)    how it is asked by default
 
-Every Example has a prompt, an answer and meta["id"], which are texts, no other example of its split
-has the same id, and meta["gold"], the right answer, is something that JSON can hold. A task that
+Every Example has a prompt, an answer and meta["id"], which are texts, and meta["gold"], the right
+answer, is something that JSON can hold. An id should be no other example's of the split: a repeated
+one is not refused, but evaluation calls the second example id#2. A task that
 does not use data_dir or variant refuses them (`check_choice`). `load_task` refuses a module whose
 functions are missing or take other arguments, and `load_examples`, by which training and evaluation
 load rows, refuses rows that are not as said here: before anything is computed, not after.
@@ -117,10 +118,25 @@ def load_examples(name: str, split: str, data_dir: str = "", variant: str = "") 
         if example.meta.get("gold") is None or not is_json(example.meta["gold"]):
             raise ValueError(f'{where} must have the right answer as its meta["gold"], a text or '
                              f'something else that JSON can hold')
-    if type(verdict := task.score("", examples[0])) is not bool or not is_json(task.extract("")):
-        raise ValueError(f"tasks/{name}.py: score must return True or False, not {verdict!r}, and "
-                         f"extract a text, a number or None")
+    for text in ("", examples[0].answer):
+        check_verdict(name, task.score(text, examples[0]))
+        if not is_json(prediction := task.extract(text)):
+            raise ValueError(f"tasks/{name}.py: extract must return None, a text or something else "
+                             f"that JSON can hold, not {prediction!r}")
     return examples
+
+
+def check_verdict(name: str, verdict):
+    if type(verdict) is not bool:
+        raise ValueError(f"tasks/{name}.py: score must return True or False, not {verdict!r}")
+
+
+def check_extra(name: str, extra):
+    """Raise ValueError unless extra_scores has returned {text: number}."""
+    if not isinstance(extra, dict) or not all(
+            isinstance(key, str) and type(value) in (int, float) for key, value in extra.items()):
+        raise ValueError(f"tasks/{name}.py: extra_scores must return a dict of texts and numbers, "
+                         f"not {str(extra)[:60]}")
 
 
 def is_json(value) -> bool:

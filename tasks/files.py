@@ -41,8 +41,12 @@ def write_text(path, text: str):
 def write_bytes(path, data: bytes):
     """Write a file aside, then rename: a kill leaves the old file or the new one, never half.
 
-    What is no regular file, such as /dev/stdout, is written as it is.
+    What is no regular file, such as /dev/stdout, is written as it is. Raises OSError for a folder
+    or an empty path.
     """
+    if not os.path.basename(path) or os.path.isdir(path):
+        what = f"{path} is a folder" if str(path) else "the path of a file is empty"
+        raise OSError(f"{what}; give the name of a file")
     with naming(path):
         if os.path.exists(path) and not os.path.isfile(path):
             # without O_NONBLOCK a pipe that nobody reads would wait for ever

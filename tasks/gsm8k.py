@@ -12,8 +12,9 @@ are spelled out in `extract`. Both read
     #### 3*6=18   as 18, what a sum comes to          #### 3/4   as 0.75; nothing else is worked out
     #### 6:30     as 6, the first; without #### the last: 3,4 is 4, and 10-3 is 3
 
-A minus sign may be a hyphen, an en dash or U+2212. The first `####` counts: what follows its number
-is another problem, whatever its heading. Without `####` the text ends where such a heading is.
+A plain blank groups too: "5 100 dollar bills" is 5100. A minus sign may be a hyphen, an en dash or
+U+2212. The first `####` counts: what follows its number is another problem, whatever its heading.
+The text ends at the heading of a second problem, such as `Q:`, also before any `####`.
 """
 import re
 from decimal import Decimal
@@ -24,12 +25,12 @@ from tasks.common import (Example, check_choice, hash_of, hold_out, load_rows, q
 MARKS = re.compile(r"<<[^<>\n]*>>")     # calculator annotations: 3*4=<<3*4=12>>12
 # Of these texts each takes time in proportion to its length, whatever a model has written.
 HEADING = re.compile(r"""Question:
-    | ^[ \t#*>]* (?i:question|problem|exercise|q) [ \t*]* (?:\#?[0-9]+[ \t*]*)? :
+    | ^[ \t#*>]* (?: (?i:question|problem) [ \t*]* (?:\#?[0-9]+[ \t*]*)? | Q[ \t*]* ) :
     | ^[ \t*>]* \#+ [ \t*]* (?i:question|problem|exercise|instruction)\b""", re.M | re.X)
+# digits with separators between them, which join_thousands cuts into numbers
 GROUPED = re.compile(r"""(?<![0-9.])
-    (?: [0-9]+ (?:,[0-9]{2,3})* ,[0-9]{3}
-      | [0-9]{1,3} (?: (?: \{\\?,\} | \\[,:; ] | ,\\! | [ \u00a0\u2007\u2009\u202f]) [0-9]{3} )+
-    ) (?![0-9])""", re.X)
+    [0-9]+ (?: (?: , | \{\\?,\} | \\[,:; ] | ,\\! | [ \u00a0\u2007\u2009\u202f]) [0-9]+ )+""",
+                     re.X)
 # `3*6=`: from its first number to its last equals sign
 SUM = re.compile(r"""(?<![-+*/×÷0-9.,$()\ ])
     [ ($]* -? [0-9] [0-9.,]* [) ]* [-+*/×÷] [-+*/×÷0-9.,$() ]* =""", re.X)
@@ -94,7 +95,28 @@ def extract(completion: str, strict: bool = False) -> str | None:
 def unmarked(text: str) -> str:
     """Drop calculator marks and write digits, signs and grouped thousands in one way."""
     text = MARKS.sub("", text).translate(SAME).replace("\\$", "$")
-    return GROUPED.sub(lambda number: re.sub("[^0-9]", "", number[0]), text)
+    return GROUPED.sub(join_thousands, text)
+
+
+def join_thousands(run: re.Match) -> str:
+    """Join each number of a run: groups of 2 or 3 digits after commas, or of 3 after blanks and the
+    like, as far as the last one of 3."""
+    parts = re.split("([^0-9]+)", run[0])       # group, separator, group, ...
+    joined, i = [], 0
+    while i < len(parts):
+        by_comma, end, last = parts[i + 1:i + 2] == [","], i, i
+        sizes = (2, 3) if by_comma else (3,) if len(parts[i]) <= 3 else ()
+        while (end + 2 < len(parts) and (parts[end + 1] == ",") == by_comma
+               and len(parts[end + 2]) in sizes):
+            end += 2
+            last = end if len(parts[end]) == 3 else last
+        if last > i:
+            joined += [*parts[i:last + 1:2], *parts[last + 1:last + 2]]
+            i = last + 2
+        else:                           # no start within this stretch has more luck
+            joined += parts[i:max(end, i + 2)]
+            i = max(end, i + 2)
+    return "".join(joined)
 
 
 def final_number(text: str, strict: bool) -> str | None:
@@ -129,7 +151,7 @@ def plain(number: Decimal) -> str:
 
 def score(completion: str, example: Example) -> bool:
     """Return whether the final number (flexible) equals the gold one: `#### 18.0` is 18."""
-    return extract(completion) is not None and extract(completion) == example.meta["gold"]
+    return extract(completion) == example.meta["gold"]
 
 
 def has_format(completion: str) -> bool:

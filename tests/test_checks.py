@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.checks import check_alike, options_of
+from analysis.checks import check_alike, check_number, options_of
 from analysis.frames import by_arm, read_results, read_study, read_summaries
 from analysis.tables import render
 
@@ -209,6 +209,30 @@ def test_probes_of_other_texts_are_not_one_figure(tmp_path):
     write(tmp_path / "y" / "probe.json", PROBE | {"n": 5, "models": {"o/a/plain_seed2": NUMBERS}})
     with pytest.raises(ValueError, match="probes of 'a' are not alike: texts="):
         read_study([str(tmp_path)])
+
+
+def test_runs_of_two_machines_are_one_arm_wherever_weights_and_rows_lay(tmp_path):
+    def made(seed, home):
+        return result(seed=seed, init_from=f"{home}/out/base_seed{seed}",
+                      train=f"python train.py a.py --lr=1 --data_dir={home}/rows --seed={seed} "
+                            f"--init_from={home}/out/base_seed{seed}",
+                      command=f"python eval_gsm8k.py --init_from={home}/{seed} "
+                              f"--data_dir={home}/rows --limit=9")
+    path = write(tmp_path / "results.jsonl", made(1, "/mnt/a"), made(2, "/home/b"), made(3, "."))
+    assert len(read_results([path])) == 3
+    write(path, made(1, "/mnt/a"), made(2, "/home/b") | {"init_from": "/mnt/a/out/other"})
+    with pytest.raises(ValueError, match="init_from='out/base_seed' in .*'out/other' in"):
+        read_results([path])
+    path.unlink()
+    two_runs(tmp_path, init_from="/home/b/out/base_seed2")
+    assert set(read_study([str(tmp_path)]).log["arm"]) == {"plain"}
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, "1"])
+def test_a_number_that_may_be_zero_is_told_so(value):
+    check_number("drift", 0.0, 0)
+    with pytest.raises(ValueError, match="is not a number from 0 up"):
+        check_number("drift", value, 0)
 
 
 @pytest.mark.parametrize("more, words", [

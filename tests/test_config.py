@@ -55,6 +55,12 @@ def test_two_values_of_rope_theta_are_refused_and_both_are_named(family, place, 
     assert str(tmp_path / "config.json") in said
 
 
+@every_family
+def test_a_single_value_of_rope_theta_does_not_differ_from_itself(family, tmp_path):
+    said = sentence(theta_of, tmp_path, family, stating(family, top=float("nan")), kind=ValueError)
+    assert "rope_theta=nan must lie between" in said
+
+
 @pytest.mark.parametrize("one", INNER)
 @pytest.mark.parametrize("other", INNER)
 def test_two_inner_places_must_agree_as_well(one, other, tmp_path):

@@ -1,6 +1,7 @@
 """Laws of plot.py: known numbers, pairs by seed, a picture of everything, no name breaks one."""
 import json
 import math
+import os
 import sys
 import xml.etree.ElementTree
 from pathlib import Path
@@ -398,3 +399,13 @@ def test_every_figure_of_real_runs_is_written(tmp_path):
     for name in NAMES:
         for kind in ("png", "svg"):
             assert (tmp_path / "figures" / f"{name}.{kind}").stat().st_size > 3000, name
+
+
+@pytest.mark.parametrize("name", ["", "file", "broken"])
+def test_a_file_in_place_of_the_folder_of_figures_is_told(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("broken").symlink_to("gone")
+    write_study(tmp_path / "study")
+    with pytest.raises(OSError, match=f"^out='{name}' is not a folder; name a new one"):
+        plot.main(PlotConfig(inputs=("study",), out=name))

@@ -607,6 +607,7 @@ def test_logits_that_are_not_finite_are_one_sentence(how, more):
     with pytest.raises(ValueError, match="logits are not finite") as error:
         answer(model, PROMPTS, 8, 4, 4, generator=[seeded(b) for b in range(4)], **more)
     assert len(str(error.value).splitlines()) == 1
+    assert ("cfg_scale=1.0 is too large" in str(error.value)) == ("cfg_scale" in more)
 
 
 def test_a_row_without_a_token_that_may_be_revealed_is_one_sentence():

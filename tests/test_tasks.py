@@ -359,11 +359,14 @@ UGLY = [  # completion, flexible, strict
     ("##### 7", "7", "7"),
     # without one, the text ends where another problem begins
     *[(f"it is 18.{heading} has 5\n5+2=7\n#### 7", "18", None) for heading in (
-        "\n\nQuestion:", "\nQ:", "\n\nQ 2:", "\nProblem:", "\n**Problem 3:**", "\n### Exercise\n",
+        "\n\nQuestion:", "\nQ:", "\n**Q:**", "\nProblem:", "\n**Problem 3:**", "\n### Exercise\n",
         "\n## Instruction\n", " Question:")],
     ("Question: Tom has 3 bags of 6.\nAnswer: 3*6=18\n#### 18", "18", "18"),     # an echo
     ("Let me see.\nProblem: 3 bags of 6.\n#### 18", "18", "18"),
+    ("it is 18.\n\nQuestion: has 5\n#### 7", "18", None),       # also before ####
     ("Q is 3, so it is 18: a question of\nquality", "18", None),
+    *[(f"2 hours a day\n{no_heading} 3\n#### 18", "18", "18") for no_heading in (
+        "Exercise:", "exercise 2:", "Q1:", "Q 2:", "q:")],
     # thousands
     *[(f"#### 12{blank}600", "12600", "12600") for blank in (
         ",", " ", "\u00a0", "\u2009", "\u202f", "{,}", "\\,", "\\ ", "{\\,}", "\uff0c")],
@@ -374,6 +377,8 @@ UGLY = [  # completion, flexible, strict
     ("#### 1,80,000", "180000", "180000"),
     ("#### 1 2345", "1", "1"),
     ("in 2024 365 days", "365", None),
+    ("5 100 dollar bills", "5100", None),
+    ("1,23,456,78,9 12 345,678 1,23 456", "23456", None),
     ("3.5 100", "100", None),
     ("3,4", "4", None),
     ("#### 3,4", "3", "3"),
@@ -455,6 +460,29 @@ def test_reading_takes_no_longer_for_hostile_text(start, piece):
     assert time.process_time() - began < 2
 
 
+@pytest.mark.parametrize("piece", [",23", ",23,4", " 123", ",23 123", "{,}1"])
+def test_grouped_digits_are_read_in_time_in_proportion_to_their_length(piece):
+    text = "1" + piece * (60_000 // len(piece))
+    began = time.process_time()
+    gsm8k.unmarked(text)
+    assert time.process_time() - began < 1
+
+
+THOUSANDS = re.compile(r"""(?<![0-9.])          # the same rule as one expression, which is slow
+    (?: [0-9]+ (?:,[0-9]{2,3})* ,[0-9]{3}
+      | [0-9]{1,3} (?: (?: \{\\?,\} | \\[,:; ] | ,\\! | [ \u00a0\u2007\u2009\u202f]) [0-9]{3} )+
+    ) (?![0-9])""", re.X)
+
+
+def test_thousands_are_joined_by_the_rule():
+    drawn = random.Random(0)
+    pieces = ["1", "23", "456", "7890", ",", ",", " ", ".", "{,}", "\\,", ",\\!", "\u00a0"]
+    for _ in range(3000):
+        text = "".join(drawn.choices(pieces, k=drawn.randint(1, 25)))
+        wanted = THOUSANDS.sub(lambda number: re.sub("[^0-9]", "", number[0]), text)
+        assert gsm8k.unmarked(text) == wanted, text
+
+
 @settings(deadline=None)
 @given(number=st.integers())
 def test_an_integer_comes_back_exactly_however_it_is_written(number):
@@ -481,7 +509,6 @@ def test_score_compares_numbers_not_texts():
         assert right(text, "18") is False
     assert right("#### 1,234", "1234") and right("#### -3", "-3")
     assert not right("#### 3", "-3")
-    assert right("", None) is False                      # no answer is never right
 
 
 # ---- GSM8K: the rows ----
@@ -715,6 +742,8 @@ def test_a_task_that_makes_its_rows_refuses_a_folder(name, tmp_path):
 
 
 TASK = """
+import re
+
 from tasks.common import Example
 PROTOCOL = dict(n_shot=0, gen_length=8, block_length=8, steps=8)
 
@@ -750,7 +779,13 @@ NO_TASKS = {    # what is changed into what, and what the sentence says
     "extra": ("def score", "extra_scores = len\n\n\ndef score", "extra_scores must take 2"),
     "score a number": ('return extract(completion) == example.meta["gold"]', "return 1",
                        "True or False"),
-    "extract bytes": ("return completion.strip()", "return completion.encode()", "extract a text"),
+    "score by answer": ('return extract(completion) == example.meta["gold"]',
+                        'return re.search("2", completion) or False',
+                        "score must return True or False, not <re.Match"),
+    "extract bytes": ("return completion.strip()", "return completion.encode()",
+                      "extract must return None, a text"),
+    "extract by answer": ("return completion.strip()", 'return re.search("2", completion)',
+                          "extract must return None, a text"),
     "protocol": ("n_shot=0", "shots=0", "whole numbers for n_shot, gen_length"),
     "protocol 0": ("gen_length=8", "gen_length=0", "whole numbers"),
     "protocol text": ("steps=8", "steps='8'", "whole numbers"),
@@ -803,6 +838,17 @@ def test_a_text_that_occurs_again_has_an_id_of_its_own_and_the_others_keep_their
     a, b, again, third = ids_of(["a", "b", "a", "a"])
     assert (again, third) == (f"{a}-2", f"{a}-3") and a != b and re.fullmatch("[0-9a-f]{12}", a)
     assert ids_of(["b", "a"]) == [b, a]
+
+
+@pytest.mark.parametrize("name, words", [
+    ("", "the path of a file is empty; give the name of a file"), ("new/", "new/ is a folder; "),
+    (".", ". is a folder; "), ("old", "old is a folder; give the name of a file")])
+def test_a_folder_or_nothing_in_place_of_a_file_to_write_is_told(name, words, tmp_path,
+                                                                monkeypatch):
+    (tmp_path / "here" / "old").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert words in sentence(write_json, name, {}, kind=OSError)
+    assert os.listdir(tmp_path) == ["here"] and os.listdir() == ["old"]
 
 
 def test_a_json_file_holds_one_object_and_a_kill_leaves_the_old_one(tmp_path, monkeypatch):

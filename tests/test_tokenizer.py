@@ -545,6 +545,17 @@ def test_a_file_or_a_pointer_in_place_of_a_tokenizer_is_told(tmp_path):
     assert "is a file" in said and "folder" in said
     said = sentence(load_tokenizer, str(tmp_path / "none"), kind=FileNotFoundError)
     assert str(tmp_path / "none") in said and "tokenizer.json" in said and "merges.txt" in said
+    assert "choose bytes, toy, words" in said
+    assert "choose bytes" in sentence(load_tokenizer, "", kind=ValueError)
+
+
+def test_a_folder_without_a_tokenizer_is_told_and_the_current_folder_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (".", str(tmp_path)):
+        said = sentence(load_tokenizer, name, kind=FileNotFoundError)
+        assert f"no tokenizer in {name} " in said and "choose" not in said
+    byte_tokenizer().save(tmp_path)
+    assert load_tokenizer(".") == byte_tokenizer()
 
 
 # ---- where tiktoken panics ----
@@ -572,7 +583,7 @@ def test_long_texts_of_shorter_words_are_encoded(family, folders):
 
 def test_half_of_the_slow_kind_is_no_tokenizer(folders, tmp_path):
     shutil.copy(folders / "dream" / "vocab.json", tmp_path)
-    with pytest.raises(FileNotFoundError, match="bytes, toy"):
+    with pytest.raises(FileNotFoundError, match="no tokenizer in"):
         load_tokenizer(str(tmp_path))
 
 
@@ -683,7 +694,8 @@ def test_nothing_a_user_writes_in_a_chat_is_an_added_token(family, chatting, con
 
 def test_a_tokenizer_without_a_chat_format_says_so(tok):
     for name in ("bytes", "toy"):
-        assert "no chat format" in sentence(load_tokenizer, name, chat=True, kind=ValueError)
+        said = sentence(load_tokenizer, name, chat=True, kind=ValueError)
+        assert "no chat format" in said and "LLaDA (loaded with --chat)" in said
     for one in (tok["base"], byte_tokenizer()):
         with pytest.raises(ValueError, match="no chat format"):
             chat_ids(one, ONE)

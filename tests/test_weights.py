@@ -428,6 +428,10 @@ ADAPTER = json.dumps({"base_model_name_or_path": "GSAI-ML/LLaDA-8B-Base"})
 INSTEAD = [     # what a folder holds instead of weights, and the words that the message has to hold
     (["adapter_config.json", "adapter_model.safetensors"], ["GSAI-ML/LLaDA-8B-Base", "merge"]),
     (["adapter_config.json", "adapter_model.bin"], ["adapter of", "merge"]),
+    (["tf_model.h5"], ["tf_model.h5 is of another framework", "convert"]),
+    (["flax_model.msgpack", "a.txt"], ["flax_model.msgpack is of another framework"]),
+    (["model.onnx"], ["model.onnx is of another framework"]),
+    (["checkpoint-90", "checkpoint-500", "trainer_state.json"], ["its folder checkpoint-500"]),
     (["pytorch_model.bin"], ["pytorch_model.bin is a pickle", "convert"]),
     (["pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"],
      ["pytorch_model-00001-of-00002.bin is a pickle"]),
@@ -449,9 +453,23 @@ def test_a_folder_without_readable_weights_is_named_for_what_it_holds(names, wor
         (tmp_path / name).write_text(ADAPTER)
     if has_config:
         (tmp_path / CONFIG).write_text(json.dumps(TINY["Dream"]))
-    said = sentence(DLLM.from_pretrained, tmp_path, kind=FileNotFoundError)
-    assert all(word in said for word in [str(tmp_path), *words]), said
-    assert words or "pickle" not in said
+    for load in (DLLM.from_pretrained, find_weights):       # the latter before any tokenizer
+        said = sentence(load, tmp_path, kind=FileNotFoundError)
+        assert all(word in said for word in [str(tmp_path), *words]), said
+        assert words or "pickle" not in said
+
+
+def test_an_adapter_that_names_no_base_is_one_all_the_same(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": null}')
+    assert ": it is an adapter; merge it" in sentence(find_weights, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "added_tokens.json", "tokenizer_config.json"])
+def test_a_pipe_in_place_of_a_tokenizers_file_is_named(name, tmp_path):
+    generate(tmp_path, "Dream")
+    os.mkfifo(tmp_path / name)
+    assert f"{tmp_path / name} is not a file" in sentence(DLLM.from_pretrained, tmp_path,
+                                                          kind=OSError)
 
 
 @pytest.mark.parametrize("parts, name", [(1, CONFIG), (1, WEIGHTS), (3, INDEX),
@@ -930,7 +948,7 @@ SPOILT = {   # what happened to the folder, and the words that the message has t
     "a size missing": (lambda f: change_config(f, vocab_size=None), [CONFIG, "vocab_size"]),
     "a base of rope missing": (lambda f: change_config(f, rope_theta=None), [CONFIG, "rope_theta"]),
     "the shift missing": (lambda f: change_config(f, shift=None), [CONFIG, "shift"]),
-    "a size that is text": (lambda f: change_config(f, n_embd="32"), [CONFIG, "n_embd='32'"]),
+    "a size that is text": (lambda f: change_config(f, n_embd="32"), [CONFIG, 'n_embd = "32"']),
     "sizes that do not fit": (lambda f: change_config(f, n_head=5), [CONFIG, "n_head=5"]),
     "a setting unknown here": (lambda f: change_config(f, n_expert=8), [CONFIG, "n_expert"]),
     "config no JSON": (lambda f: (f / CONFIG).write_text("n_layer = 2"), [CONFIG]),

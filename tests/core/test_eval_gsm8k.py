@@ -19,13 +19,13 @@ import eval_gsm8k
 from configurator import configure
 from eval_gsm8k import EvalConfig
 from helpers import (DATA, Ranks, options_of, run_ranks, script, torchrun, wait_until,
-                     write_checkpoint)
+                     write_checkpoint, write_jsonl)
 from model import DLLM
 from pretrained.fingerprint import fingerprint
 from pretrained.tokenizer import byte_tokenizer, toy_tokenizer
 from pretrained.weights import weights_file
 from tasks import answers, gsm8k, stats, toy, toy_base
-from tasks.common import load_task
+from tasks.common import Example, load_task
 
 REAL = DATA / "gsm8k"
 FIELDS = ["id", "prompt", "completion", "tokens", "prediction", "gold", "verdict"]
@@ -571,6 +571,28 @@ def test_a_setting_that_no_longer_exists_refuses_in_one_sentence(cfg):
     assert cfg.out in refusal(cfg)
 
 
+def test_answers_on_file_hold_for_the_same_rows_wherever_these_are(cfg, tmp_path, monkeypatch):
+    answer_with(monkeypatch, lambda prompt: "#### 18")
+    rows = [{"question": f"{n} bags?", "answer": f"#### {n}"} for n in (3, 18)]
+    for name in ("data", "copy"):
+        (tmp_path / name).mkdir()
+        write_jsonl(tmp_path / name / "test.jsonl", rows)
+    cfg = replace(cfg, task="gsm8k", n_shot=0, data_dir=str(tmp_path / "data"), limit=0,
+                  out=str(tmp_path / "out" / "answers.jsonl"))
+    first = without_clock(scored(cfg))
+    for same in (f"{tmp_path}/data/", f"{tmp_path}/copy"):
+        assert without_clock(scored(replace(cfg, data_dir=same))) == first
+    write_jsonl(tmp_path / "data" / "test.jsonl", [rows[0], {**rows[1], "answer": "#### 19"}])
+    assert re.search("gsm8k/.* another gold answer .* choose another --out", refusal(cfg))
+    line = {"id": "x", "prompt": "p", "gold": {"1": [2, 3]}}
+    example = Example("p", "a", {"id": "x", "gold": {1: (2, 3)}})       # as JSON has it
+    for fits in (line, {"id": "x"}):
+        answers.check_rows("o", {"x": fits}, [example])
+    for other in ({"prompt": "q"}, {"gold": {"1": [2, 4]}}, {"gold": None}):
+        with pytest.raises(ValueError, match="o has an answer of x "):
+            answers.check_rows("o", {"x": {**line, **other}}, [example])
+
+
 def test_a_mistake_in_the_settings_is_told_before_the_model_is_read(cfg, tmp_path, monkeypatch):
     scored(replace(cfg, limit=2))
     (tmp_path / "file").write_text("")
@@ -1012,6 +1034,21 @@ def test_extra_scores_get_each_completion_with_its_question(cfg, monkeypatch):
             examples, completions, strict=True))}, raising=False)
     assert scored(cfg)["extra"] == {"own": 10}
     assert EvalConfig(task="toy").split == "test"
+    for wrong in (None, [1], {"own": None}, {"own": "1"}, {"own": True}, {1: 1}):
+        monkeypatch.setattr(toy, "extra_scores", lambda *args: wrong)
+        assert "tasks/toy.py: extra_scores must return a dict of texts" in refusal(cfg)
+
+
+def test_a_verdict_that_is_no_bool_is_told_and_is_not_written(cfg, monkeypatch):
+    monkeypatch.setattr(toy, "score", lambda text, example: text == example.answer or "#" in text)
+    answer_with(monkeypatch, lambda prompt: "no")
+    assert scored(cfg)["accuracy"] == 0
+    for path in Path(cfg.out).parent.iterdir():
+        path.unlink()
+    monkeypatch.setattr(toy, "score", lambda text, example: text in ("", example.answer) or None)
+    with pytest.raises(ValueError, match="tasks/toy.py: score must return True or False, not None"):
+        scored(cfg)
+    assert not any(path.read_bytes() for path in Path(cfg.out).parent.glob("*.part*"))
 
 
 def test_of_two_lines_for_one_question_the_first_file_counts(tmp_path):
