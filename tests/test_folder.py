@@ -434,3 +434,9 @@ def test_a_log_that_is_a_folder_or_a_pipe_is_one_sentence(cfg, monkeypatch):
     path.unlink()
     path.mkdir()
     assert "not a file" in sentence_of(monkeypatch, cfg, "--resume=True", "--max_steps=4")
+
+
+def test_a_run_beyond_an_end_that_its_epochs_set_is_an_error_too(cfg):
+    main(cfg)                                                   # 3 steps; an epoch is 8
+    with pytest.raises(ValueError, match="has trained 3 steps, and this run ends after 2"):
+        main(replace(cfg, resume=True, max_steps=0, epochs=0.25))
