@@ -135,6 +135,7 @@ def check_summary(summary: dict):
     check_text("base", dict(entries("settings", summary["settings"]))["base"])
     for model, scores in entries("models", summary["models"]):
         check_number(f"minus_base of {model}", scores["wikitext"]["minus_base"])
+        check_count(f"n of {model}", scores["wikitext"].get("n", 0))
         check_number(f"accuracy of {model}", scores["mmlu"]["accuracy"], 0, 1)
 
 

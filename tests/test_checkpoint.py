@@ -71,7 +71,7 @@ def test_a_full_disk_ends_in_one_sentence_and_older_checkpoints_stay(cfg, monkey
         return real(*args, **kwargs)
     monkeypatch.setattr(checkpoint, where, fails)
     said = sentence_of(monkeypatch, cfg, "--save_every=2", "--max_steps=6")
-    assert "an older one stays" in said and cfg.out_dir in said
+    assert "no older one was removed" in said and cfg.out_dir in said
     assert not (Path(cfg.out_dir) / "saving").exists()
     kept = fingerprint(newest_checkpoint(cfg.out_dir))
     assert kept and json.loads((Path(newest_checkpoint(cfg.out_dir)) / "train_state.json")
@@ -188,7 +188,7 @@ def spoil(name, value=torch.nan, at=2, rank=0):
 
 def assert_the_older_one_is_kept(cfg, monkeypatch, name, *options, kept="step_0000001"):
     said = sentence_of(monkeypatch, cfg, "--save_every=1", *options)
-    assert f"{name} has NaN or infinite values" in said and "an older one stays" in said
+    assert f"{name} has NaN or infinite values" in said and "no older one was removed" in said
     names = {path.name for path in Path(cfg.out_dir).iterdir()}
     assert names == {"lock", "log.jsonl", "settings.json", kept}
     for file in Path(cfg.out_dir, kept).glob("*.safetensors"):
@@ -343,7 +343,7 @@ def test_a_disk_that_is_full_in_earnest(cfg):
     before = fingerprint(newest_checkpoint(cfg.out_dir))
     for limit in (2_000_000, 5_000_000):        # in the midst of the model, and of the moments
         _, err = run_ranks(replace(cfg, resume=True), 1, partial(limit_files, limit), code=1)
-        assert "an older one stays" in err and "Traceback" not in err
+        assert "no older one was removed" in err and "Traceback" not in err
         assert fingerprint(newest_checkpoint(cfg.out_dir)) == before
 
 
@@ -532,7 +532,7 @@ def test_a_disk_that_is_full_for_one_rank_ends_all(cfg, rank, where):
     run_ranks(replace(cfg, max_steps=1))
     before = fingerprint(newest_checkpoint(cfg.out_dir))
     _, err = run_ranks(replace(cfg, resume=True), 2, partial(limit_files_of, rank, *where), code=1)
-    assert err.count("an older one stays") == 1 and "File too large" in err, err
+    assert err.count("no older one was removed") == 1 and "File too large" in err, err
     assert fingerprint(newest_checkpoint(cfg.out_dir)) == before
 
 

@@ -47,7 +47,7 @@ def save_checkpoint(out_dir: str, step: int, objective, optimizer, tok, settings
             if rank == 0:
                 shutil.rmtree(aside, ignore_errors=True)        # makes room on a full disk
             raise OSError(f"the checkpoint of step {step} cannot be written to {out_dir}, "
-                          f"an older one stays: {error}") from None
+                          f"no older one was removed: {error}") from None
 
     with on_all_ranks(device):
         if rank == 0 and not os.path.isdir(out_dir):
@@ -89,7 +89,8 @@ def check_finite(tensors: dict, dtype=None):
         if part.is_floating_point() and part.numel():
             ends = torch.stack(part.aminmax()).to(dtype)        # NaN passes through aminmax
             if not ends.isfinite().all():
-                raise ValueError(f"{name} has NaN or infinite values; a lower lr may help")
+                rates = "lr or pred_lr" if "predictor." in name else "lr"
+                raise ValueError(f"{name} has NaN or infinite values; a lower {rates} may help")
 
 
 def trainable(objective) -> dict:
