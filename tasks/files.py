@@ -27,15 +27,13 @@ def read_json(path) -> dict:
 
 
 def write_json(path, what: dict):
-    """Write an object, as write_bytes does. Half characters, as names of files may have, are
-    escaped."""
-    text = json.dumps(what, indent=2, ensure_ascii=False)
-    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+    """Write an object, as write_text does."""
+    write_text(path, json.dumps(what, indent=2, ensure_ascii=False))
 
 
 def write_text(path, text: str):
-    """Write a file as write_bytes does."""
-    write_bytes(path, text.encode())
+    """Write a file as write_bytes does; half characters, as in names of files, are escaped."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(path, data: bytes):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from helpers import DATA, SPLITS, python, sentence, write_jsonl
 from model import row_generators, uniform
 from pretrained.tokenizer import FILE_NAME, byte_tokenizer, load_tokenizer, toy_tokenizer
-from tasks import common, gsm8k, toy, toy_base
+from tasks import common, files, gsm8k, toy, toy_base
 from tasks.common import (Example, Row, batch_at, collate, few_shot, ids_of, load_examples,
                           load_task, question_prompt, tokenize)
 from tasks.files import read_json, read_jsonl, write_json
@@ -1047,3 +1047,10 @@ def test_the_rows_of_a_batch_are_dealt_to_its_parts_in_turn():
     for part in range(4):
         dealt = [whole[i] for i in range(24) if i % 4 == part]
         assert batch_at(1, rows, 24, 3, part, 4)[0] == dealt
+
+
+def test_half_a_character_is_escaped_in_what_is_written(tmp_path):
+    files.write_text(tmp_path / "page", "a\udcffb")
+    files.write_json(tmp_path / "x.json", {"a\udcff": 1})
+    assert (tmp_path / "page").read_text() == "a\\udcffb"
+    assert files.read_json(tmp_path / "x.json") == {"a\udcff": 1}
