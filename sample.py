@@ -120,7 +120,7 @@ def fill_block(model, canvas: Canvas, start: int, s: Sampling, generator, cost: 
     """Fill slots start .. start + block_length of the canvas's rows.
 
     slots (B, N): the columns of x to fill, over all blocks. places (B, n): the slots of this block
-    that may still be masked; columns (B, n): where they lie in x. Synchronises in on_step alone."""
+    that may still be masked; columns (B, n): where in x. Synchronises in on_step, any_open.read."""
     L, device = s.block_length, canvas.x.device
     rows = to_device(torch.tensor(canvas.rows), device)
     x, p, slots = canvas.x[rows], canvas.p[rows], canvas.slots[rows]
@@ -156,7 +156,7 @@ def fill_block(model, canvas: Canvas, start: int, s: Sampling, generator, cost: 
         p.scatter_add_(1, columns, logp.exp() * reveal)
         is_open = is_open.scatter(1, places, is_masked & ~reveal)
         canvas.update(rows, x, p)
-        if s.is_parallel and not any_open.read(is_open.any()):      # waits for the pass before
+        if s.is_parallel and not any_open.read(is_open.any()):      # of the pass before
             break
 
 

@@ -164,7 +164,7 @@ def ranked_ids(vocab: dict, merges: list) -> list[int]:
 def merged(word: bytes, ranks: dict[bytes, int]) -> list[bytes]:
     """Return the parts of a word after BPE: merge the leftmost pair of lowest rank, and again.
 
-    Each pair waits in a heap, so that the time is nearly linear in the length of the word.
+    The pairs are in a heap, so that the time is nearly linear in the length of the word.
     """
     n = len(word)
     end = [*range(1, n + 1), 0]         # where the part that begins here ends; 0: none begins here

@@ -114,7 +114,7 @@ def has_checkpoint(folder) -> bool:
 
 
 def start(words, n_processes: int = 1):
-    """Start a script on so many processes -> the process that has the others as its children."""
+    """Start a script on n processes -> the process that has the others as its children."""
     command = [sys.executable, *words]
     if n_processes > 1:
         command = helpers.torchrun_command(*words, n=n_processes)

@@ -43,7 +43,7 @@ ALONE = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "
 CPU_SECONDS, WALL_SECONDS, MEMORY = 30, 600, 3 * 2 ** 30    # MEMORY: beyond what imports take
 
 BAR = re.compile(r"[^\r\n]*?\d+%\|[^\r\n]*?\[[^\r\n\]]*\]")     # tqdm's
-# who asks for so many gets so many
+# not tried with large counts, which are no mistake: they would only take long
 ENDLESS = "train.py --max_steps", "analysis/bench.py --steps", "analysis/bench_sampling.py --runs"
 TURNS = "setting", "file", "clash", "setting", "file", "typing"
 # what may be accepted: a pattern of "kind script: what is bad", and why
@@ -282,7 +282,7 @@ class End(NamedTuple):
 
 
 def ends_of(cases: list[Case], stage: Path, jobs: int):
-    """Run cases, so many at a time, each in its own copy of the stage -> (case, its end)."""
+    """Run several cases at a time, each in its own copy of the stage -> (case, its end)."""
     waiting, running = list(enumerate(cases)), []
     while waiting or running:
         while waiting and len(running) < jobs:

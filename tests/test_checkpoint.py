@@ -59,7 +59,7 @@ def test_the_newest_checkpoints_are_kept(cfg):
 @pytest.mark.parametrize("error", [
     OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EROFS, "Read-only file system"),
     SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")])
-@pytest.mark.parametrize("where", ["save_file", "flush"])
+@pytest.mark.parametrize("where", ["save_tensors", "flush"])
 def test_a_full_disk_ends_in_one_sentence_and_older_checkpoints_stay(cfg, monkeypatch, error,
                                                                      where):
     real, calls = getattr(checkpoint, where), []

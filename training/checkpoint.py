@@ -15,14 +15,14 @@ import shutil
 from contextlib import contextmanager
 
 import torch
-from safetensors.torch import save_file
 
 from pretrained.weights import (Stored, catalogue, check_names_and_shapes, find_weights,
-                                open_safetensors, read_model, read_safetensors, read_tensors)
+                                open_safetensors, read_model, read_safetensors, read_tensors,
+                                save_tensors)
 from training.folder import (STATE, changes, check_not_ended, read_state,
                              remove_checkpoints)
 from training.lora import add_lora, check_base, merge
-from training.ranks import first_reason, local_part, on_all_ranks, rank_and_world
+from training.ranks import local_part, on_all_ranks, rank_and_world
 from training.sharding import files_of, is_sharded, read_shards, write_shards
 
 
@@ -68,9 +68,7 @@ def save_checkpoint(out_dir: str, step: int, objective, optimizer, tok, settings
         if sharded:
             write_shards(state, os.path.join(aside, STATE))
         elif rank == 0:
-            path = os.path.join(aside, f"{STATE}.safetensors")
-            save_file({name: value.contiguous() for name, value in state.items()}, path)
-            shutil.copymode(os.path.join(aside, f"{STATE}.json"), path)     # it was 0600
+            save_tensors(state, os.path.join(aside, f"{STATE}.safetensors"))
     with all_or_none():
         if rank == 0:
             flush(aside)

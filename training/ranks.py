@@ -106,7 +106,7 @@ def first_reason(reason: str, device) -> str:
 
 @contextmanager
 def on_all_ranks(device):
-    """End a block on all ranks at once, so that none waits for one that failed.
+    """End a block on all ranks if it fails on one: the others would hang in the next collective.
 
     An error in files or values on any rank becomes an OSError of one line on all of them.
     """

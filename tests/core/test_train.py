@@ -307,15 +307,15 @@ def test_rows_that_do_not_fit_are_counted_aloud(cfg, capsys):
 
 def kill_in_second_save():
     """Let this process kill itself when half of its second checkpoint is written."""
-    real, calls = checkpoint.save_file, []
+    real, calls = checkpoint.save_tensors, []
 
-    def save_file(tensors, path):
+    def save_tensors(tensors, path):
         real(tensors, path)
         calls.append(path)
         if len(calls) == 2:
             os.truncate(path, os.path.getsize(path) // 2)
             os.kill(os.getpid(), signal.SIGKILL)
-    checkpoint.save_file = save_file
+    checkpoint.save_tensors = save_tensors
 
 
 def test_kill_9_in_the_middle_of_a_save_leaves_the_older_checkpoint_usable(cfg, tmp_path):
