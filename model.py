@@ -8,11 +8,12 @@ position i predicts token i instead of i+1 (Dream has kept the shift).
     learn     -log p(x0_i | xt), averaged over the masked i         diffusion_loss
     generate  start from all [MASK] and reveal a few at a time      sample.py
 
-One class covers LLaDA (arXiv 2502.09992), Dream (arXiv 2508.15487) and Qwen3-diffusion. Their
+One class covers LLaDA (arXiv 2502.09992), Dream (arXiv 2508.15487), Llama and Qwen. Their
 differences are fields of `ModelConfig`; their names for weights are in pretrained/weights.py.
 Sizes in comments: B rows, T tokens, C width, V vocabulary, H heads, D width of a head.
 """
 import hashlib
+import math
 from dataclasses import asdict, dataclass
 
 import torch
@@ -47,6 +48,8 @@ class ModelConfig:
     head_dim: int = 0            # width of a head; 0: n_embd / n_head
     qk_norm: bool = False        # Qwen3: RMSNorm of every query and key before RoPE
     tied_head: bool = False      # the head's weight is the embedding's
+    rope_factor: float = 1.0     # Llama 3.1: slow rotations are this much slower; 1: plain rope
+    rope_original: int = 8192    # and for texts of this length plain rope had been trained
 
     def __post_init__(self):
         check_sizes(self)               # pretrained/config.py
@@ -90,9 +93,18 @@ class RMSNorm(nn.Module):
         return x32.to(x.dtype) * self.weight.to(x.dtype)
 
 
-def rope_table(T: int, head_dim: int, theta: float, device):
-    """Return cos and sin of position * theta^(-2j / head_dim), each (T, head_dim / 2), in fp32."""
-    freq = 1 / theta ** (torch.arange(0, head_dim, 2, device=device).float() / head_dim)
+def rope_table(T: int, config: ModelConfig, device):
+    """Return cos and sin of position * frequency, each (T, D/2), in fp32.
+
+    Dimension j of D/2 has the frequency theta^(-2j/D). Llama 3.1 divides it by rope_factor if it
+    turns less than once in rope_original tokens, not at all from 4 turns on, in between in part.
+    """
+    D = config.head_dim or config.n_embd // config.n_head
+    freq = 1 / config.rope_theta ** (torch.arange(0, D, 2, device=device).float() / D)      # (D/2,)
+    if config.rope_factor != 1:
+        turns = config.rope_original * freq / (2 * math.pi)
+        kept = ((turns - 1) / (4 - 1)).clamp(0, 1)
+        freq = freq * (kept + (1 - kept) / config.rope_factor)
     angle = torch.arange(T, device=device, dtype=torch.float32)[:, None] * freq
     return angle.cos(), angle.sin()
 
@@ -240,7 +252,7 @@ class DLLM(nn.Module):
                              f"block_size={self.config.block_size}")
         if layout is None:
             layout = (Packed if self.pack and is_real is not None else Padded)(is_real, device)
-        cos, sin = rope_table(T, self.blocks[0].head_dim, self.config.rope_theta, device)
+        cos, sin = rope_table(T, self.config, device)
         xt, cos, sin = layout.enter(to_device(xt, device), cos, sin)
         x = self.embed(xt).to(self.compute_dtype)
         every = {"none": 0, "selective": 2, "full": 1}[self.checkpoint_activations]
@@ -305,22 +317,23 @@ class DLLM(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name_or_dir, dtype=torch.float32, revision: str = "", device="cpu"):
-        """Load a folder, or a name on the hub such as GSAI-ML/LLaDA-8B-Base, downloaded once;
-        `revision` pins its branch, tag or commit. Errors as from_checkpoint."""
+        """Load a folder, or a hub name such as GSAI-ML/LLaDA-8B-Base; `revision` pins its branch,
+        tag or commit. Errors as from_checkpoint."""
         return cls.from_checkpoint(weights.find_weights(name_or_dir, revision), dtype, device)
 
     @classmethod
-    def from_checkpoint(cls, folder, dtype=torch.float32, device="cpu"):
-        """Load a folder of any family, or an out_dir's newest checkpoint. Raises ValueError or
-        FileNotFoundError, one sentence, when it is foreign, truncated or does not fit."""
-        model = cls.on_meta(folder)
+    def from_checkpoint(cls, folder, dtype=torch.float32, device="cpu", **adapt):
+        """Load a folder of any family, or an out_dir's newest checkpoint; adapt: see on_meta.
+        Raises ValueError or FileNotFoundError, one sentence, when it does not fit."""
+        model = cls.on_meta(folder, **adapt)
         weights.load_model(model, folder, dtype, device)
         return model
 
     @classmethod
-    def on_meta(cls, folder):
-        """Build the model that the folder's config.json describes, as shapes without memory."""
-        return weights.describe_model(folder, lambda fields: cls(ModelConfig(**fields)))
+    def on_meta(cls, folder, **adapt):
+        """Build the model that config.json describes, as shapes without memory. adapt: mask_token
+        and shift of an autoregressive model (pretrained/a2d.py)."""
+        return weights.describe_model(folder, lambda fields: cls(ModelConfig(**fields)), **adapt)
 
     def save(self, folder, dtype=None):
         """Write into a folder that exists, as the model's family publishes it; None: own dtype.

@@ -47,7 +47,7 @@ from jepa import pool
 from model import DLLM, Padded, rope_table
 from pretrained.device import pick_device, to_device
 from pretrained.tokenizer import load_tokenizer
-from pretrained.weights import (catalogue, check_names_and_shapes, drop_copy, find_weights,
+from pretrained.weights import (check_names_and_shapes, find_weights,
                                 published_name, read_tensors, weights_file)
 from tasks import wikitext
 from tasks.common import load_examples, tokenize
@@ -160,12 +160,11 @@ class Checkpoint:
     def __init__(self, name: str, device):
         folder = find_weights(name)
         self.device, self.model = device, DLLM.on_meta(folder)
-        stored, family = catalogue(folder), self.model.published["model_type"]
+        stored, family = stored_for(folder, self.model), self.model.published["model_type"]
         shapes = dict(self.model.named_parameters())
         theirs = {name: published_name(name, family) for name in shapes}
         if self.model.config.tied_head:
             theirs["head.weight"] = theirs["embed.weight"]
-            drop_copy(stored, published_name("head.weight", family), theirs["embed.weight"])
         check_names_and_shapes(stored, {theirs[name]: p for name, p in shapes.items()},
                                weights_file(folder))
         self.stored = {name: (key, stored[key]) for name, key in theirs.items()}
@@ -211,7 +210,7 @@ def states(source, inputs):
     """
     model, device = source.model, source.device
     longest = max(xt.shape[1] for xt, _ in inputs)
-    cos, sin = rope_table(longest, model.blocks[0].head_dim, model.config.rope_theta, device)
+    cos, sin = rope_table(longest, model.config, device)
     h = [to_device(xt, device) for xt, _ in inputs]
     for depth in range(model.config.n_layer + 2):
         for name, tensor in source.read(depth).items():

@@ -12,6 +12,7 @@ from dataclasses import fields
 from tasks.files import read_json
 
 CONFIG, MODEL_TYPE = "config.json", "dllm-jepa"
+MASKS = ("<|mdm_mask|>", "<|mask|>", "<|MASK|>", "<[MASK]>")    # how tokenizers call the mask
 
 # Fields of ModelConfig <- entries of config.json, or <|tokens|> of the tokenizer, for their id. The
 # first that exists counts. A value that is not a text holds for the whole family. eos_id is the
@@ -20,8 +21,11 @@ QWEN_KEYS = dict(
     vocab_size="vocab_size", block_size="max_position_embeddings", n_layer="num_hidden_layers",
     n_head="num_attention_heads", n_kv_head="num_key_value_heads", head_dim="head_dim",
     n_embd="hidden_size", n_hidden="intermediate_size", norm_eps="rms_norm_eps",
-    rope_theta="rope_theta", tied_head="tie_word_embeddings", mask_id="mask_token_id <|mask|>",
-    eos_id="<|endoftext|> pad_token_id")
+    rope_theta="rope_theta", rope_factor="rope_factor", rope_original="rope_original",
+    tied_head="tie_word_embeddings", mask_id=f"mask_token_id mask_token {' '.join(MASKS)}",
+    eos_id="<|endoftext|> <|end_of_text|> pad_token_id")
+# an autoregressive model that was made a diffusion model (a2d.py), with its names and sizes
+A2D_KEYS = dict(QWEN_KEYS, shift="shift")
 KEYS = {
     "llada": dict(
         vocab_size="embedding_size vocab_size", block_size="max_sequence_length",
@@ -32,10 +36,15 @@ KEYS = {
     # Dream's config states 131072 positions, inherited from Qwen; its authors say that 2048 work
     "Dream": dict(QWEN_KEYS, block_size=2048, qkv_bias=True, shift=True,
                   eos_id="<|endoftext|> pad_token_id eos_token_id"),
-    "a2d-qwen3": dict(QWEN_KEYS, qk_norm=True),
+    "a2d-llama": A2D_KEYS,
+    "a2d-qwen2": dict(A2D_KEYS, qkv_bias=True),
+    "a2d-qwen3": dict(A2D_KEYS, qk_norm=True),
+    # from its model card; its config.json has not been seen (arXiv 2606.25331)
+    "illada": dict(QWEN_KEYS, eos_id="<|endoftext|> pad_token_id eos_token_id"),
 }
 FAMILIES = (*KEYS, MODEL_TYPE)
-OPTIONAL = {"head_dim", "tied_head"}    # if absent, ModelConfig's default is also the family's
+# if absent, ModelConfig's default is also the family's
+OPTIONAL = {"head_dim", "tied_head", "shift", "rope_factor", "rope_original"}
 
 # Entries of config.json that could ask for another network, with the one value implemented here.
 IMPLEMENTED = {
@@ -47,8 +56,9 @@ IMPLEMENTED = {
         quantization_config=None),
     "Dream": dict(hidden_act="silu", use_sliding_window=False, use_mrope=False,
                   quantization_config=None, block_size=None),   # block_size: block diffusion
-    "a2d-qwen3": dict(hidden_act="silu", use_sliding_window=False, attention_bias=False,
-                      quantization_config=None),
+    **dict.fromkeys(("a2d-llama", "a2d-qwen2", "a2d-qwen3", "illada"),
+                    dict(hidden_act="silu", use_sliding_window=False, attention_bias=False,
+                         mlp_bias=False, quantization_config=None)),
 }
 LARGEST = 1 << 24               # of any size; the largest published one is a few hundred thousand
 
@@ -69,7 +79,7 @@ def config_fields(folder, published: dict) -> dict:
         raise ValueError(f"{folder} holds a model of type {family!r}; known are "
                          f"{', '.join(FAMILIES)}")
     if family == MODEL_TYPE:
-        for key in sorted({*QWEN_KEYS, "qkv_bias", "shift"} - OPTIONAL - published.keys()):
+        for key in sorted({*A2D_KEYS, "qkv_bias"} - (OPTIONAL - {"shift"}) - published.keys()):
             raise ValueError(f"{where} lacks {key}")
         found = {key: value for key, value in published.items() if key != "model_type"}
         for key, value in found.items():
@@ -85,7 +95,7 @@ def config_fields(folder, published: dict) -> dict:
     if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
         raise ValueError(f"{where} has layer_types = {json.dumps(kinds)}; only full_attention is "
                          f"implemented")
-    given = {**added_tokens(folder), **published, "rope_theta": rope_theta(where, published)}
+    given = {**added_tokens(folder), **published, **rope(where, published)}
     found = {}
     for field, keys in KEYS[family].items():
         if not isinstance(keys, str):
@@ -97,18 +107,22 @@ def config_fields(folder, published: dict) -> dict:
     return found
 
 
-def rope_theta(where: str, published: dict):
-    """Return rope's base, wherever the file states it; None if it does not.
+def rope(where: str, published: dict) -> dict:
+    """Return rope's base and Llama 3's scaling of it, {field: value}, wherever the file states it.
 
     Old files have `rope_theta`, new ones rope_parameters.rope_theta, perhaps one for each kind of
     layer. transformers 4 writes its default at the top of a new file that it saves again. Raises
-    ValueError if two values differ, or if an entry asks for anything but plain rope.
+    ValueError if two values differ, or if an entry asks for any other kind of rope.
     """
-    found, left = {}, [(key, value) for key, value in published.items()
-                       if key.startswith(("rope_", "rotary", "partial_rotary"))]
+    found, scaled = {}, {}
+    left = [(key, value) for key, value in published.items()
+            if key.startswith(("rope_", "rotary", "partial_rotary"))]
     plain = {"rope_full_precision": True, "partial_rotary_factor": 1, "factor": 1}
     for name, value in left:                        # which grows
         leaf = name.rpartition(".")[2]
+        if isinstance(value, dict) and "llama3" in (value.get("rope_type"), value.get("type")):
+            scaled, value = llama3_scaling(where, name, value), {
+                key: value[key] for key in value if key == "rope_theta"}
         if isinstance(value, dict):
             left += [(f"{name}.{key}", inner) for key, inner in value.items()]
         elif leaf == "rope_theta" and value is not None:
@@ -116,14 +130,26 @@ def rope_theta(where: str, published: dict):
         elif value not in (None, "default", plain.get(leaf)):
             entry = name.partition(".")[0]
             raise ValueError(f"{where} has {entry} = {json.dumps(published[entry])}; only plain "
-                             f"rope is implemented")
+                             f"rope and Llama 3's are implemented")
     first, theta = next(iter(found.items()), ("", None))
     for name, value in list(found.items())[1:]:
         if value != theta:
             raise ValueError(f"{where} has {first} = {json.dumps(theta)} and {name} = "
                              f"{json.dumps(value)}; remove the one that the weights were not "
                              f"trained with")
-    return theta
+    return {"rope_theta": theta, **scaled}
+
+
+def llama3_scaling(where: str, name: str, entry: dict) -> dict:
+    """Return the scaling of a rope entry of type llama3. Raises ValueError unless it is complete,
+    with the two bounds that Llama 3.1 to 3.3 have (model.py, rope_frequencies)."""
+    factor, original = (entry.get(key) for key in ("factor", "original_max_position_embeddings"))
+    if type(factor) not in (int, float) or type(original) is not int or (
+            entry.get("low_freq_factor"), entry.get("high_freq_factor")) != (1, 4):
+        raise ValueError(f"{where} has {name} = {json.dumps(entry)}; of type llama3 it needs "
+                         f"factor, original_max_position_embeddings, low_freq_factor = 1 and "
+                         f"high_freq_factor = 4")
+    return {"rope_factor": float(factor), "rope_original": original}
 
 
 def added_tokens(folder) -> dict:

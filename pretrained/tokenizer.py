@@ -17,7 +17,9 @@ from pathlib import Path
 import tiktoken
 
 from pretrained import bpe
+from pretrained.a2d import adapt
 from pretrained.chat_format import answer_ids, chat_ids, llada_headers
+from pretrained.config import CONFIG
 from tasks import toy
 from tasks.files import check_is_content, naming
 
@@ -217,25 +219,29 @@ def word_tokenizer(examples, n_words: int = 2000) -> Tokenizer:
                          BYTES + [word for word in words if len(word) > 1][:n_words])
 
 
-def load_tokenizer(name_or_dir: str, chat: bool = False, rows=()) -> Tokenizer:
+def load_tokenizer(name_or_dir: str, chat: bool = False, rows=(), mask_token="") -> Tokenizer:
     """Return `bytes`, `toy`, `words` (of the rows), or that of a checkpoint's or model's folder.
 
-    chat: prompts are turns of a chat. Raises ValueError or FileNotFoundError in one sentence.
+    chat: prompts are turns of a chat. mask_token: of an autoregressive model (pretrained/a2d.py).
+    Raises ValueError or FileNotFoundError in one sentence.
     """
     if not name_or_dir:
         raise ValueError("a tokenizer has no name; choose bytes, toy, words or the folder of a "
                          "checkpoint")
     known = {"bytes": byte_tokenizer, "toy": toy_tokenizer, "words": lambda: word_tokenizer(rows)}
-    tok = known[name_or_dir]() if name_or_dir in known else read_folder(Path(name_or_dir), chat)
+    tok = known[name_or_dir]() if name_or_dir in known else read_folder(
+        Path(name_or_dir), chat, mask_token)
     tok.chat = chat
     tok.prompt_ids("")                  # raises if there is no chat format
     return tok
 
 
-def read_folder(folder: Path, chat: bool) -> Tokenizer:
+def read_folder(folder: Path, chat: bool, mask_token: str) -> Tokenizer:
     """Return the tokenizer in a folder, in our format or a published one."""
     files = {name: (folder / name).read_bytes()
              for name in bpe.FILES if (folder / name).is_file()}
+    if (folder / CONFIG).is_file():     # an autoregressive model gets a mask
+        files |= adapt(folder, mask_token)[1]
     one_file = FILE_NAME in files
     if not one_file and not {"vocab.json", "merges.txt"} <= set(files):
         wrong = f"there is no tokenizer in {folder} ({FILE_NAME}, or vocab.json and merges.txt)"

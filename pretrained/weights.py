@@ -24,14 +24,15 @@ from typing import Literal, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))    # a script in a folder
 
-from configurator import run    # before torch, see there
+from configurator import printable, run    # before torch, see there
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from pretrained.config import CONFIG, MODEL_TYPE, config_fields, read_config
+from pretrained.a2d import adapt, is_autoregressive
+from pretrained.config import CONFIG, KEYS, MODEL_TYPE, config_fields, read_config
 from pretrained.tokenizer import load_tokenizer
 from tasks.files import check_is_content, check_is_file, naming, read_json, write_json
 
@@ -82,7 +83,7 @@ RENAME = {
         "model.transformer.ff_out": "head",
     },
     "Dream": QWEN,
-    "a2d-qwen3": QWEN,
+    **dict.fromkeys(("a2d-llama", "a2d-qwen2", "a2d-qwen3", "illada"), QWEN),
     MODEL_TYPE: {ours: ours for ours in QWEN.values()},
 }
 IGNORED = r".*\.rotary_emb\.inv_freq"   # old versions of transformers stored it beside rope_theta
@@ -101,7 +102,8 @@ def main(cfg: ConvertConfig):
         raise ValueError("give --init_from=... to read and --out_dir=... to write")
     source, dtype = find_weights(cfg.init_from, cfg.revision), getattr(torch, cfg.dtype)
     published, stored = read_config(source), catalogue(source)
-    config_fields(source, published)                            # raises for an unknown family
+    if not is_autoregressive(published):        # those are written as they are
+        config_fields(source, published)        # raises for an unknown family
     if os.path.isfile(os.path.join(source, "tokenizer.json")):  # raises if it is damaged
         load_tokenizer(source)
     new_folder(cfg.out_dir)
@@ -209,6 +211,7 @@ class Stored(NamedTuple):
     file: str                   # path of the file that holds the tensor
     shape: tuple
     name: str = ""              # its name there, if it is another
+    has_new_row: bool = False   # shape counts one row more than the file: a new token's
 
 
 def rename(key: str, table: dict) -> str:
@@ -296,11 +299,9 @@ def read_model(folder, model, dtype, device, slices=None):
     slices: {our name: slice of its first dimension} to read parts only; None reads everything.
     Raises ValueError that names a tensor that is missing, unknown, of another shape or not finite.
     """
-    stored, family = catalogue(folder), model.published["model_type"]
+    family = model.published["model_type"]
     params = {published_name(name, family): (name, p) for name, p in model.named_parameters()}
-    if model.config.tied_head:
-        drop_copy(stored, published_name("head.weight", family),
-                  published_name("embed.weight", family))
+    stored = stored_for(folder, model)
     check_names_and_shapes(stored, {name: p for name, (_, p) in params.items()},
                            weights_file(folder))
     if slices:
@@ -309,22 +310,39 @@ def read_model(folder, model, dtype, device, slices=None):
         yield params[name][0], tensor
 
 
-def drop_copy(stored: dict, head: str, embed: str):
-    """Keep one entry, under embed's name, of a tied pair that is stored as both or as the head.
-
-    Raises ValueError if the two differ.
+def stored_for(folder, model) -> dict:
+    """Return the catalogue of a folder as this model uses it: a tied pair once, a new row counted.
     """
+    stored, family = catalogue(folder), model.published["model_type"]
+    head, embed = (published_name(name, family) for name in ("head.weight", "embed.weight"))
+    if model.config.tied_head:
+        drop_copy(stored, head, embed)
+    if is_autoregressive(read_config(folder)):
+        for name in {head, embed} & stored.keys():
+            n_rows, *width = stored[name].shape
+            if n_rows == model.config.vocab_size - 1:       # pretrained/a2d.py
+                stored[name] = stored[name]._replace(shape=(n_rows + 1, *width), has_new_row=True)
+    return stored
+
+
+def drop_copy(stored: dict, head: str, embed: str):
+    """Keep one entry, under embed's name, of a tied pair that is stored as both or as the head."""
     if head in stored and embed in stored:
-        (_, one), (_, other) = read_tensors({name: stored[name] for name in (head, embed)})
-        if not torch.equal(one, other):
-            raise ValueError(f"{stored[head].file}: {head} differs from {embed}, to which "
-                             f"{CONFIG} says it is tied")
         del stored[head]
     elif head in stored:                # safetensors' save_model keeps one name of the two
         renamed = {embed if name == head else name: where for name, where in stored.items()}
         renamed[embed] = stored[head]._replace(name=head)
         stored.clear()
         stored.update(renamed)          # in the old order: tensors are read file by file
+
+
+def is_untied(stored: dict, family: str) -> bool:
+    """Return whether head and embedding are both stored and differ: then the head is the head."""
+    head, embed = (published_name(name, family) for name in ("head.weight", "embed.weight"))
+    if head not in stored or embed not in stored or stored[head].shape != stored[embed].shape:
+        return False
+    (_, one), (_, other) = read_tensors({name: stored[name] for name in (head, embed)})
+    return not torch.equal(one, other)
 
 
 def check_names_and_shapes(given: dict, wanted: dict, where: str):
@@ -351,13 +369,22 @@ def read_tensors(stored: dict, dtype=None, device="cpu", slices=None):
         with open_safetensors(path) as file:
             for name, where in group:
                 key = where.name or name
-                tensor = file.get_slice(key)[slices[name]] if slices else file.get_tensor(key)
+                if where.has_new_row:
+                    tensor = with_new_row(file.get_tensor(key))
+                    tensor = tensor[slices[name]] if slices else tensor
+                else:
+                    tensor = file.get_slice(key)[slices[name]] if slices else file.get_tensor(key)
                 # a copy, because the file is memory-mapped: its changes would be the weights'
                 tensor = tensor.to(device, dtype, copy=True)
                 low, high = tensor.aminmax() if tensor.numel() else 2 * [torch.zeros(())]
                 if not (low.isfinite() and high.isfinite()):    # NaN passes through aminmax
                     raise ValueError(f"{path}: {name} has NaN or infinite values")
                 yield name, tensor
+
+
+def with_new_row(tensor):
+    """(V, C) -> (V + 1, C): the row of a token that nobody has trained is the mean of the others."""
+    return torch.cat([tensor, tensor.float().mean(dim=0, keepdim=True).to(tensor.dtype)])
 
 
 def save_tensors(tensors: dict, path, metadata=None):
@@ -407,14 +434,20 @@ def write_weights(folder, published: dict, files: dict, sizes: dict, weights, dt
 # whole models: what DLLM.from_pretrained and DLLM.save do
 
 
-def describe_model(folder, build):
+def describe_model(folder, build, mask_token: str = "", shift: bool = False):
     """Build the model that config.json describes on the meta device: shapes without memory.
 
-    build(fields) makes a model of ModelConfig's fields. Raises ValueError, one sentence.
+    build(fields) makes a model of ModelConfig's fields. mask_token and shift are those of adapt.
+    Raises ValueError, one sentence.
     """
     folder = newest_checkpoint(folder)
-    published = read_config(folder)
+    published, changed, said = adapt(folder, mask_token, shift)
     fields, stored = config_fields(folder, published), catalogue(folder)
+    family = published["model_type"]
+    if fields.get("tied_head") and is_untied(stored, family):
+        fields["tied_head"] = published[KEYS[family]["tied_head"]] = False
+        said += (f"{said and '; '}{folder}/{CONFIG} ties the head to the embedding, but the two "
+                 f"are stored and differ: they are read apart")
     layers = {found[1] for name in stored if (found := re.search(r"\.(\d+)\.", name))}
     n_layer = fields.get("n_layer")
     if type(n_layer) is int and n_layer > len(layers):      # before a billion of them are built
@@ -426,7 +459,9 @@ def describe_model(folder, build):
     except (TypeError, ValueError, RuntimeError) as error:      # the last for n x m beyond int64
         problem = str(error).splitlines()[0]
         raise ValueError(f"{folder}/config.json does not describe a model: {problem}") from None
-    model.published, model.small_files = published, small_files(folder)
+    model.published, model.small_files = published, small_files(folder) | changed
+    if said and os.environ.get("RANK", "0") == "0":
+        print(printable(said), file=sys.stderr)
     return model
 
 

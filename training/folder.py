@@ -26,7 +26,7 @@ STATE = "train_state"
 FIXED = set("""seed task variant chat rows max_length eos_fill batch_size init_weights preset
     lambda_jepa t_ctx t_tgt n_pred_layer ema_decay mask_scope diffusion_t loss_form objective target
     masks pool pool_layer pred_width pred_lr ema_dtype anchor lora_rank lora_alpha lora_targets
-    optimizer beta2""".split())
+    optimizer beta2 mask_token shift""".split())
 SAID = set("lr min_lr_ratio warmup_ratio epochs max_steps n_steps weight_decay grad_clip dtype"
            .split())
 # the rows of data_dir, the vocabulary of tokenizer and the weights of init_from are compared

@@ -34,6 +34,9 @@ from training.sharding import is_sharded, shard
 @dataclass
 class ScaleConfig(ControlConfig):
     """Settings for models that are large for their machine."""
+    # autoregressive weights (Llama, Qwen) as a diffusion model: see pretrained/a2d.py
+    mask_token: str = ""                # the added token that masks; empty: a reserved or a new one
+    shift: bool = False                 # as in the base, state i scores token i+1, as Dream does
     # LoRA: see training/lora.py
     lora_rank: int = 0                  # width of the adapters; 0: all weights are trained
     lora_alpha: float = 64.0            # the adapters' output is scaled by alpha / rank
@@ -52,6 +55,9 @@ class ScaleConfig(ControlConfig):
         if self.lora_rank and not self.lora_alpha:
             raise ValueError("lora_alpha=0 switches the adapters off; the paper's public "
                              "reproduction has 64")
+        if (self.mask_token or self.shift) and not self.init_from:
+            raise ValueError("mask_token and shift are for autoregressive weights; name them with "
+                             "init_from")
         if self.lora_rank and not self.lora_targets:
             raise ValueError("lora_targets is empty; name what gets an adapter, such as q_proj")
         if self.lora_rank and not self.init_from:
@@ -144,12 +150,14 @@ def load(cfg, resume_dir, device):
                 re.fullmatch(r"step_\d+", place.name)):
             raise ValueError(f"init_from={cfg.init_from!r} is a checkpoint in out_dir, which a new "
                              f"run removes; choose another --out_dir")
-        tok = load_tokenizer(folder, cfg.chat)
+        # a checkpoint that the run has written is a diffusion model already
+        adapt = dict(mask_token=cfg.mask_token, shift=cfg.shift) if folder != resume_dir else {}
+        tok = load_tokenizer(folder, cfg.chat, mask_token=adapt.get("mask_token", ""))
         if cfg.shard:
-            model = DLLM.on_meta(folder)
+            model = DLLM.on_meta(folder, **adapt)
         else:
             stored_dtype = dtype if cfg.lora_rank else torch.float32
-            model = DLLM.from_pretrained(folder, stored_dtype, device=device)
+            model = DLLM.from_checkpoint(folder, stored_dtype, device, **adapt)
         if cfg.tokenizer and named_tokenizer(cfg) != tok:
             raise ValueError(f"tokenizer={cfg.tokenizer!r} is not the vocabulary that {folder} was "
                              f"trained with ({tok.name!r}, {tok.n_vocab} tokens); leave it out")
