@@ -16,13 +16,31 @@ FILES = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "tok
 # how Qwen2's tokenizer, which Dream uses too, splits text (transformers, models/qwen2)
 QWEN_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
                 r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+# how ByteLevel splits by itself, for GPT-2 (tokenizers, pre_tokenizers/byte_level.rs)
+GPT2_PATTERN = (r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+"
+                r"| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+# the same after Digits, which SmolLM2 and StarCoder2 have before it: each digit is a word of its
+# own, and blanks before a digit are at an end, as before the end of the text
+DIGITS_PATTERN = (r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+"
+                  r"| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+")
 QWEN_CLASSES = (None, "Qwen2Tokenizer", "Qwen2TokenizerFast", "DreamTokenizer")
+
+# the first that a vocabulary has; tokenizer_config.json may name another mask
+ENDS = ("<|endoftext|>", "<|end_of_text|>")
+MASKS = ("<|mdm_mask|>", "<|mask|>", "<|MASK|>", "<[MASK]>")
 
 # GPT-2 writes each byte as one character: the printable ones of Latin-1 as themselves, the other 68
 # in their order as the characters from 256 on.
 PRINTABLE = {*range(33, 127), *range(161, 173), *range(174, 256)}
 BYTE_OF = {chr(i): i for i in PRINTABLE}
 BYTE_OF |= {chr(256 + n): i for n, i in enumerate(sorted(set(range(256)) - PRINTABLE))}
+
+# The bytes that a vocabulary may lack, and the characters that need them: control characters, bytes
+# that UTF-8 never has, and the first bytes of the planes 4 to 11, in which there is no character.
+# SmolLM2's lacks 21 of them. The library would leave such a byte out of the text without a word.
+RARE = {i: chr(i) for i in {*range(32), 127} - {*b"\t\n\r"}}
+RARE |= dict.fromkeys((0xc0, 0xc1, *range(0xf5, 256)), "")
+RARE |= {0xf1: "\U00040000-\U0007ffff", 0xf2: "\U00080000-\U000bffff"}
 
 LONGEST = 4096          # bytes of a token; published ones have a few hundred
 
@@ -44,13 +62,7 @@ def read_tokenizer_json(spec: dict) -> BPE:
     normalizer = steps_of(spec["normalizer"], "normalizers")
     refuse_if([step["type"] for step in normalizer] not in ([], ["NFC"]),
               f"its normalizer is {normalizer}; only NFC or none is implemented")
-    splits = steps_of(spec["pre_tokenizer"], "pretokenizers")
-    refuse_if([step["type"] for step in splits] != ["Split", "ByteLevel"]
-              or splits[0]["behavior"] != "Isolated" or splits[0]["invert"]
-              or "Regex" not in splits[0]["pattern"]
-              or splits[1]["add_prefix_space"] or splits[1]["use_regex"],
-              f"its pre_tokenizer is {splits}; only a Split by regex, then plain ByteLevel, is "
-              f"implemented")
+    regex = regex_of(steps_of(spec["pre_tokenizer"], "pretokenizers"))
     for step in steps_of(spec["post_processor"], "processors"):
         adds_nothing = step["type"] == "ByteLevel" or (
             step["type"] == "TemplateProcessing"
@@ -60,17 +72,50 @@ def read_tokenizer_json(spec: dict) -> BPE:
     refuse_if(decoder != ["ByteLevel"], f"its decoder is {decoder}; only ByteLevel is implemented")
 
     model = dict(spec["model"])
-    vocab, merges, kind = model.pop("vocab"), model.pop("merges"), model.pop("type")
+    vocab, merges, kind = model.pop("vocab"), model.pop("merges"), model.pop("type", "BPE")
     refuse_if(kind != "BPE", f"its model is {kind}; only BPE is implemented")
     for option, value in model.items():     # unk: every byte is a token, so none is ever unknown
         refuse_if(value and option not in ("unk_token", "fuse_unk"),
                   f"it asks for {option}, which is not implemented")
     merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
-    regex = splits[0]["pattern"]["Regex"]
-    refuse_if(not isinstance(regex, str), f"its Split is by {regex!r}, which is not a regex")
     # the text between two matches is a word as well; tiktoken alone would drop it
     pattern = rf"(?:{regex})|(?:(?!{regex})[\s\S])+"
     return assemble(pattern, bool(normalizer), vocab, merges, spec["added_tokens"])
+
+
+def regex_of(steps: list[dict]) -> str:
+    """Return the regex that splits a text into words as the steps of a pre_tokenizer do."""
+    kinds = [step["type"] for step in steps]
+    refuse_if(kinds not in (["ByteLevel"], ["Digits", "ByteLevel"], ["Split", "ByteLevel"])
+              or steps[-1]["add_prefix_space"]
+              or steps[-1].get("use_regex", True) == (kinds[0] == "Split")
+              or kinds[0] == "Digits" and not steps[0]["individual_digits"]
+              or kinds[0] == "Split" and (steps[0]["behavior"] != "Isolated" or steps[0]["invert"]
+                                          or "Regex" not in steps[0]["pattern"]),
+              f"its pre_tokenizer is {steps}; only ByteLevel with its own regex, alone or after "
+              f"individual Digits, or a Split by regex, then plain ByteLevel, is implemented")
+    if kinds[0] != "Split":
+        return GPT2_PATTERN if kinds == ["ByteLevel"] else DIGITS_PATTERN
+    regex = steps[0]["pattern"]["Regex"]
+    refuse_if(not isinstance(regex, str), f"its Split is by {regex!r}, which is not a regex")
+    return regex
+
+
+def named_token(files: dict[str, bytes], name: str) -> str | None:
+    """Return the text of the special token that the settings call `name`, such as mask_token."""
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        try:
+            config = json.loads(files.get(file, b"{}"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"its {file} is not JSON: {error}") from None
+        refuse_if(not isinstance(config, dict), f"its {file} is not a JSON object")
+        token = config.get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        refuse_if(token is not None and not isinstance(token, str),
+                  f"its {file} has a {name} that is no text: {token!r}")
+        if token:
+            return token
+    return None
 
 
 def steps_of(component, plural: str) -> list[dict]:
@@ -101,7 +146,9 @@ def assemble(pattern: str, nfc: bool, vocab: dict, merges: list, tokens: list[di
     for token in tokens:
         text, i = token["content"], token["id"]
         for flag in ("single_word", "lstrip", "rstrip", "normalized"):
-            refuse_if(token.get(flag), f"its added token {text!r} is {flag}")
+            # GPT-2's is normalized, which is nothing if no normalizer changes the text around it
+            means_nothing = flag == "normalized" and not nfc and all(t.get(flag) for t in tokens)
+            refuse_if(token.get(flag) and not means_nothing, f"its added token {text!r} is {flag}")
         refuse_if(not text, "it has an added token without text")
         refuse_if(added.setdefault(text, i) != i or vocab.get(text, i) != i,
                   f"its token {text!r} has two ids")
@@ -121,7 +168,7 @@ def assemble(pattern: str, nfc: bool, vocab: dict, merges: list, tokens: list[di
 
 
 def ranked_ids(vocab: dict, merges: list) -> list[int]:
-    """Return the ids of the 256 bytes, then of the tokens that merges make, in tiktoken's order.
+    """Return the ids of the bytes, then of the tokens that merges make, in tiktoken's order.
 
     The `tokenizers` library has an ordered list of pairs: of all neighbours in a word it merges the
     pair that is listed first, and again until no listed pair is left. tiktoken has an ordered list
@@ -136,10 +183,10 @@ def ranked_ids(vocab: dict, merges: list) -> list[int]:
     A merge also never fires (`idle`) if one of its parts is never built. If a later merge does
     build that part, the order of the list is not one that tiktoken can follow: an error.
     """
-    missing = [byte for char, byte in BYTE_OF.items() if char not in vocab]
+    missing = [byte for char, byte in BYTE_OF.items() if char not in vocab and byte not in RARE]
     refuse_if(missing, f"it has no token for the bytes {missing}")
-    ranks = {bytes([byte]): 0 for byte in range(256)}
-    ids, listed, idle = sorted(vocab[char] for char in BYTE_OF), set(ranks), []
+    ranks = {bytes([byte]): 0 for char, byte in BYTE_OF.items() if char in vocab}
+    ids, listed, idle = sorted(vocab[char] for char in BYTE_OF if char in vocab), set(ranks), []
     for n, pair in enumerate(merges):
         refuse_if(len(pair) != 2, f"its merge {n} is {pair}, not two tokens")
         parts = [to_bytes(token) for token in pair]

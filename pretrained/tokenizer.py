@@ -67,11 +67,14 @@ class Tokenizer:
 
         def first(*texts):
             return next((self.added[text] for text in texts if text in self.added), None)
-        self.eos_id = first("<|endoftext|>")
-        self.mask_id = first("<|mdm_mask|>", "<|mask|>")
+        self.eos_id = first(*bpe.ENDS)
+        self.mask_id = first(bpe.named_token(files or {}, "mask_token"), *bpe.MASKS)
         self.eot_id = first("<|eot_id|>", "<|im_end|>")
         if self.eos_id is None or self.mask_id is None:
-            raise ValueError("it has no <|endoftext|>, or no mask: <|mdm_mask|> or <|mask|>")
+            raise ValueError(f"it has no {' or '.join(bpe.ENDS)}, or no mask: the mask_token of "
+                             f"tokenizer_config.json or one of {', '.join(bpe.MASKS)}")
+        if self.eos_id == self.mask_id:
+            raise ValueError("its mask_token is the end-of-text too; another token must be one")
         # Dream's state i scores token i+1, so nothing scores the first token: it must be given
         self.bos = [self.added["<|beginoftext|>"]] if "<|beginoftext|>" in self.added else []
         self.n_vocab = max(len(self.pieces), 1 + max(self.added.values()))
@@ -80,7 +83,11 @@ class Tokenizer:
         # longest first: where two added tokens match, the longer one counts, as in the library
         texts = sorted(self.added, key=len, reverse=True)
         self.finder = re.compile("(" + "|".join(map(re.escape, texts)) + ")")
-        if self.decode(self.encode(PROBE)) != self.normalize(PROBE):
+        bytes_ = {self.pieces[i] for i in self.ranked}
+        rare = "".join(chars for i, chars in bpe.RARE.items() if bytes([i]) not in bytes_)
+        self.unknown = re.compile(f"[{rare}]" if rare else r"(?!)")
+        probe = self.unknown.sub("", PROBE)
+        if self.decode(self.encode(probe)) != self.normalize(probe):
             raise ValueError("a text does not come back from its ids")
 
     def encode(self, text: str, specials: bool = False) -> list[int]:
@@ -95,7 +102,11 @@ class Tokenizer:
             for n, part in enumerate(self.finder.split(text)):              # text, name, text, ...
                 ids += [self.added[part]] if n % 2 else self.encode(part)
             return ids
-        ranks = encode_ordinary(self.encoding, self.normalize(text))
+        text = self.normalize(text)
+        if found := self.unknown.search(text):
+            raise ValueError(f"the tokenizer {self.name!r} has no token for {found[0]!r}, character "
+                             f"{found.start()} of the text {text[:40]!r}; take it out")
+        ranks = encode_ordinary(self.encoding, text)
         return ranks if self.ids_are_ranks else [self.ranked[rank] for rank in ranks]
 
     def normalize(self, text: str) -> str:
