@@ -94,11 +94,9 @@ class RMSNorm(nn.Module):
 
 
 def rope_table(T: int, config: ModelConfig, device):
-    """Return cos and sin of position * frequency, each (T, D/2), in fp32.
-
-    Dimension j of D/2 has the frequency theta^(-2j/D). Llama 3.1 divides it by rope_factor if it
-    turns less than once in rope_original tokens, not at all from 4 turns on, in between in part.
-    """
+    """Return cos and sin of position * frequency, each (T, D/2), in fp32. Llama 3.1 divides the
+    frequency theta^(-2j/D) by rope_factor if it turns less than once in rope_original tokens, not
+    at all from 4 turns on, in between in part."""
     D = config.head_dim or config.n_embd // config.n_head
     freq = 1 / config.rope_theta ** (torch.arange(0, D, 2, device=device).float() / D)      # (D/2,)
     if config.rope_factor != 1:
@@ -331,8 +329,7 @@ class DLLM(nn.Module):
 
     @classmethod
     def on_meta(cls, folder, **adapt):
-        """Build the model that config.json describes, as shapes without memory. adapt: mask_token
-        and shift of an autoregressive model (pretrained/a2d.py)."""
+        """Build it as shapes without memory; adapt: mask_token and shift (pretrained/a2d.py)."""
         return weights.describe_model(folder, lambda fields: cls(ModelConfig(**fields)), **adapt)
 
     def save(self, folder, dtype=None):

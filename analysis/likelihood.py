@@ -62,10 +62,17 @@ def held_out_losses(model, windows, rates, seed: int = 0, batch_tokens: int = BA
     if windows.shape[1] < 2:
         raise ValueError(f"windows of {windows.shape[1]} tokens leave none to mask; two are the "
                          f"least")
-    copies = masked_copies(((ids, 1) for ids in windows.tolist()), rates, seed)
-    losses = tqdm(mean_losses(model, copies, batch_tokens), "held-out loss",
-                  total=len(windows) * len(rates), leave=False, disable=None)
-    return torch.tensor(list(losses), dtype=torch.float64).view(len(windows), len(rates))
+    return losses_of_rows(model, [(ids, 1) for ids in windows.tolist()], rates, seed, batch_tokens)
+
+
+def losses_of_rows(model, rows, rates, seed: int = 0, batch_tokens: int = BATCH_TOKENS):
+    """Mean cross-entropy per masked token of N rows at R rates -> (N, R) fp64.
+
+    rows: pairs of ids and the number of them, at the front, that stay visible.
+    """
+    losses = tqdm(mean_losses(model, masked_copies(rows, rates, seed), batch_tokens),
+                  "held-out loss", total=len(rows) * len(rates), leave=False, disable=None)
+    return torch.tensor(list(losses), dtype=torch.float64).view(len(rows), len(rates))
 
 
 def check_rates(rates):

@@ -47,8 +47,8 @@ from jepa import pool
 from model import DLLM, Padded, rope_table
 from pretrained.device import pick_device, to_device
 from pretrained.tokenizer import load_tokenizer
-from pretrained.weights import (check_names_and_shapes, find_weights,
-                                published_name, read_tensors, weights_file)
+from pretrained.weights import (check_names_and_shapes, find_weights, published_name, read_tensors,
+                                stored_for, weights_file)
 from tasks import wikitext
 from tasks.common import load_examples, tokenize
 from tasks.files import read_json, write_json

@@ -1,4 +1,4 @@
-"""Autoregressive to diffusion: read an ordinary Llama or Qwen checkpoint as a masked-diffusion model.
+"""Autoregressive to diffusion: read an ordinary Llama or Qwen as a masked-diffusion model.
 
 The tensors stay what they are. Attention looks both ways, and one token becomes [MASK]: the one
 that a setting names, else one that is called a mask or is reserved, else a new one, whose row of

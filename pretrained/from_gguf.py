@@ -30,7 +30,7 @@ DIGITS_APART = {"type": "Sequence", "pretokenizers": [
 
 @dataclass
 class GGUFConfig:
-    file: str = ""              # a GGUF file of a Llama with SmolLM2's tokenizer; empty: the package's
+    file: str = ""              # a GGUF file with SmolLM2's tokenizer; empty: the package's
     out_dir: str = ""           # a new or empty folder to write to
 
 

@@ -311,8 +311,7 @@ def read_model(folder, model, dtype, device, slices=None):
 
 
 def stored_for(folder, model) -> dict:
-    """Return the catalogue of a folder as this model uses it: a tied pair once, a new row counted.
-    """
+    """Return the catalogue of a folder as the model uses it: a tied pair once, a new row counted."""
     stored, family = catalogue(folder), model.published["model_type"]
     head, embed = (published_name(name, family) for name in ("head.weight", "embed.weight"))
     if model.config.tied_head:
@@ -383,7 +382,7 @@ def read_tensors(stored: dict, dtype=None, device="cpu", slices=None):
 
 
 def with_new_row(tensor):
-    """(V, C) -> (V + 1, C): the row of a token that nobody has trained is the mean of the others."""
+    """(V, C) -> (V + 1, C): the row of a token that is new is the mean of the others."""
     return torch.cat([tensor, tensor.float().mean(dim=0, keepdim=True).to(tensor.dtype)])
 
 

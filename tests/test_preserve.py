@@ -5,17 +5,20 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from analysis import preserve
-from analysis.likelihood import held_out_losses
+from analysis.likelihood import held_out_losses, losses_of_rows
 from analysis.preserve import PreserveConfig, score_choices, score_losses
+from helpers import sentence
 from model import DLLM, ModelConfig
 from pretrained.tokenizer import byte_tokenizer, toy_tokenizer
 from tasks import wikitext
+from tasks.common import load_examples
 from tasks.stats import half_95, mcnemar
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,6 +56,8 @@ def root(tmp_path_factory):
     rows = [{"question": f"{i}?", "subject": "sums", "choices": list("1234"), "answer": i % 4}
             for i in range(12)]
     files = {"mmlu/test": rows[4:], "mmlu/dev": rows[:2],
+             "nl_rx_rows/train": [{"text": f"a line with {i}", "regex": f".*{i}.*"}
+                                  for i in range(260)],
              "wikitext/test": [{"text": f" line {i} , of them @-@ {i * i} \n"} for i in range(40)]}
     for name, lines in files.items():
         path = root / "data" / f"{name}.jsonl"
@@ -82,6 +87,22 @@ def test_a_model_with_the_weights_of_the_base_has_kept_everything(cfg):
         assert (scores["mmlu"]["gained"], scores["mmlu"]["lost"], scores["mmlu"]["p"]) == (0, 0, 1)
     assert same == base
     assert tuned["wikitext"]["minus_base"] != 0 and tuned["wikitext"]["half_95"] > 0
+
+
+def test_the_losses_of_a_task_are_those_of_its_held_out_answers(cfg, root, capsys):
+    cfg = replace(cfg, tasks=("nl_rx",), n_rows=7)
+    preserve.main(cfg)
+    assert "7 held-out rows" in capsys.readouterr().out
+    summary = preserve.preserve(cfg)                                    # now from the files
+    examples = load_examples("nl_rx", "validation", str(root / "data" / "nl_rx_rows"))[:7]
+    model, tok = DLLM.from_checkpoint(root / "tuned"), byte_tokenizer()
+    rows = [(tok.encode(e.prompt) + tok.encode(e.answer) + [tok.eos_id], len(tok.encode(e.prompt)))
+            for e in examples]
+    scores = summary[str(root / "tuned")]["tasks"]["nl_rx"]
+    assert scores["by_rate"] == losses_of_rows(model, rows, cfg.rates).mean(dim=0).tolist()
+    assert scores["n"] == 7 and scores["minus_base"] != 0
+    assert summary[str(root / "same")]["tasks"]["nl_rx"]["minus_base"] == 0
+    assert "gsm8k" in sentence(preserve.preserve, replace(cfg, tasks=("gsm8k",)))
 
 
 def test_the_summary_is_what_likelihood_measures(cfg, root):

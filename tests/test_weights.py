@@ -242,9 +242,6 @@ def test_a_tied_heads_copy_is_accepted_if_it_is_one(tmp_path):
     embedding = tensors["model.embed_tokens.weight"]
     write_weights(tmp_path, {**tensors, "lm_head.weight": embedding.clone()}, parts=3)
     assert torch.equal(DLLM.from_pretrained(tmp_path).head.weight, embedding.float())
-    write_weights(tmp_path, {**tensors, "lm_head.weight": embedding + 1}, parts=3)
-    said = sentence(DLLM.from_pretrained, tmp_path, kind=ValueError)
-    assert "lm_head.weight" in said and "tied" in said
 
 
 TIE = {"llada": "weight_tying", "Dream": "tie_word_embeddings", "a2d-qwen3": "tie_word_embeddings"}
