@@ -133,8 +133,8 @@ class Answers:
         answers = [self.tok.encode(request.args[1]) for request in requests]
         log_p = log_likelihood(self.model, prompts, answers, self.cfg.n_samples, self.cfg.seed,
                                self.cfg.batch_tokens)
-        greedy = [replace(self.cfg, gen_length=len(answer), block_length=0, steps=0, temperature=0.0)
-                  for answer in answers]
+        greedy = [replace(self.cfg, gen_length=len(answer), block_length=0, steps=0,
+                          temperature=0.0) for answer in answers]
         texts = self.complete(contexts, greedy)
         return [(p, text == self.tok.decode(answer))
                 for p, text, answer in zip(log_p.tolist(), texts, answers)]
