@@ -246,7 +246,8 @@ CLASHES = {
         / --device=cuda / --device=meta / --device=cuda:99 / --max_length=1 / --max_length=2
         / --task=mmlu / --task=wikitext / --task=spider / --task=common / --task=files
         / --task=../train / --task=os / --task=jsonl --data_dir= / --task=jsonl --data_dir=empty
-        / --task=jsonl --data_dir=data/wikitext / --task=jsonl --variant=x / --pool_layer=2 / --pool_layer=-1
+        / --task=jsonl --data_dir=data/wikitext / --task=jsonl --variant=x
+        / --pool_layer=2 / --pool_layer=-1
         / --n_pred_layer=0 --pred_width=8 / --objective=consistency --pool=masked
         / --objective=two_gradients --target=frozen / --lambda_jepa=0 --target=frozen
         / --lambda_jepa=0 --anchor=1e30 / --lr=3e38

@@ -5,6 +5,7 @@ harness itself where it is installed.
 """
 import abc
 import json
+import re
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -15,11 +16,14 @@ import pytest
 from analysis import harness
 from analysis.harness import HarnessConfig, cut, harness_model, main
 from analysis.likelihood import log_likelihood
-from helpers import sentence, tiny_model, write_checkpoint, write_jsonl
+from helpers import DATA, ROOT, sentence, tiny_model, write_checkpoint, write_jsonl
 from pretrained.tokenizer import byte_tokenizer
 from sample import complete
 from sampling.reveal import Sampling
+from tasks import gsm8k
+from tasks.files import read_jsonl
 
+CASES = DATA.parent / "cases" / "gsm8k_outputs.jsonl"
 TOK = byte_tokenizer()
 CFG = HarnessConfig(init_from="model", tasks=("any",), gen_length=8, n_samples=4, device="cpu")
 CONTEXTS = ["one", "a longer context", "2", "two more", "a longer context"]
@@ -99,6 +103,78 @@ def test_a_likelihood_is_the_bound_and_says_whether_the_text_is_the_greedy_one()
 
 def test_the_likelihood_of_a_whole_text_is_refused():
     assert "perplexity" in sentence(asked().loglikelihood_rolling, [request("text")])
+
+
+# ---- GSM8K: the harness's verdicts beside ours ----
+
+# of its gsm8k.yaml: the pattern, which match counts, and what is dropped before texts are compared
+FILTERS = {"flexible": (r"(-?[$0-9.,]{2,})|(-?[0-9]+)", -1),
+           "strict": (r"#### (\-?[0-9\.\,]+)", 0)}
+DROPPED = ",", r"\$", "(?s).*#### ", r"\.$"
+UNTIL = "Question:", "</s>", "<|im_end|>"
+REWRITTEN = {       # a row of the page -> the end of a gold answer, from its number
+    "gold answers, with": "#### {n}", "gold answers plus": "#### {plus}",
+    "... ended by": "The answer is {n}.", "... followed by another `Q":
+    "#### {n}\n\nQuestion: Bob has 5 nuts.\nAnswer: 5+2=7\n#### 7",
+    "... followed by another p": "#### {n}\n\nQ: Bob has 5 nuts.\nA: 5+2=7\n#### 7",
+    "... followed by \"a": "#### {n} apples in 3 bags", "... as `#### $18`": "#### ${n}",
+    "... as `#### 15": "#### {minus}+3={n}", "... as `#### 18.00": "#### {n}.00",
+    "... without": "",
+}
+
+
+def plain(text: str) -> str:
+    for pattern in DROPPED:
+        text = re.sub(pattern, "", text)
+    return text.lower()
+
+
+def harness_says(completion: str, answer: str, how: str) -> bool:
+    """Return the harness's verdict by its published rule, written down here once more."""
+    pattern, which = FILTERS[how]
+    found = re.findall(pattern, cut(completion, UNTIL))
+    one = found[which] if found else "[invalid]"
+    one = next(filter(None, one)) if isinstance(one, tuple) else one
+    return plain(one.strip()) == plain(answer)
+
+
+def count(completions, answers) -> str:
+    """Return what a row of the page says: ours, theirs, flexible and strict."""
+    ours = [gsm8k.extract(text) == gsm8k.gold({"answer": answer})
+            for text, answer in zip(completions, answers)]
+    strict = [right and gsm8k.has_format(text) for right, text in zip(ours, completions)]
+    theirs = {how: sum(harness_says(text, answer, how)
+                       for text, answer in zip(completions, answers)) for how in FILTERS}
+    cells = [len(ours)]
+    for mine, how in (ours, "flexible"), (strict, "strict"):
+        cells.append(f"{sum(mine)}, {theirs[how]}")
+    return "| {} | {} | {} |".format(*cells)
+
+
+def row_of_page(start: str) -> str:
+    [row] = [line for line in (ROOT / "docs/tasks.md").read_text().splitlines()
+             if line.startswith(f"| {start}")]
+    return row.replace("**", "")
+
+
+@pytest.mark.skipif(not (DATA / "gsm8k").is_dir(), reason="the GSM8K rows are not here")
+@pytest.mark.parametrize("start", REWRITTEN)
+def test_the_page_counts_the_verdicts_of_both_on_rewritten_gold_answers(start):
+    answers = [row["answer"] for row in read_jsonl(DATA / "gsm8k/test.jsonl.gz")]
+    completions = []
+    for answer in answers:
+        n = int(gsm8k.gold({"answer": answer}))
+        head = gsm8k.MARKS.sub("", answer).split("####")[0]
+        end = REWRITTEN[start].format(n=n, plus=n + 1, minus=n - 3)
+        completions.append(f" {head}{end}".rstrip())
+    assert row_of_page(start).endswith(count(completions, answers))
+
+
+@pytest.mark.skipif(not CASES.is_file(), reason="the collected outputs are not here")
+def test_the_page_counts_the_verdicts_of_both_on_outputs_that_are_hard_to_read():
+    rows = [row for row in read_jsonl(CASES) if row["right"] is not None]
+    counted = count([row["completion"] for row in rows], [f"#### {row['right']}" for row in rows])
+    assert row_of_page("outputs of models").endswith(counted)
 
 
 # ---- settings and mistakes ----
