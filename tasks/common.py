@@ -197,12 +197,12 @@ def rows_name(split: str, data_dir: str, hub_name: str) -> str:
     return str(rows_file(split, data_dir)) if data_dir else f"{hub_name} {split}"
 
 
-def hold_out(task: str, rows: list, split: str) -> list:
-    """Return the rows of train, or of validation: the file's last 256, never trained on."""
-    if len(rows) <= N_VALIDATION:
-        raise ValueError(f"{task} train has {len(rows)} rows; more than {N_VALIDATION} are needed, "
-                         f"because that many are held out")
-    return rows[-N_VALIDATION:] if split == "validation" else rows[:-N_VALIDATION]
+def hold_out(task: str, rows: list, split: str, n: int = N_VALIDATION) -> list:
+    """Return the rows of train, or of validation: the file's last n, never trained on."""
+    if len(rows) <= n:
+        raise ValueError(f"{task} train has {len(rows)} rows; more than {n} are needed, because "
+                         f"that many are held out")
+    return rows[-n:] if split == "validation" else rows[:-n]
 
 
 def hash_of(text: str) -> str:

@@ -76,6 +76,11 @@ def naming(path):
 
 def read_jsonl(path) -> list[dict]:
     """Return the rows of a .jsonl[.gz] file. Raises ValueError that names the file and the line."""
+    return [row for _, row in read_lines(path)]
+
+
+def read_lines(path) -> list[tuple[int, dict]]:
+    """Return the rows of a .jsonl[.gz] file as read_jsonl does, each with its line, from 1 on."""
     path = Path(path)
     check_is_file(path)
     rows = []
@@ -84,7 +89,7 @@ def read_jsonl(path) -> list[dict]:
         with open_file(path, "rt", encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    rows.append(parse_line(line, f"{path}, line {number},"))
+                    rows.append((number, parse_line(line, f"{path}, line {number},")))
     except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as "
                          f"{'gzipped ' * (path.suffix == '.gz')}UTF-8: {error}") from None

@@ -245,7 +245,9 @@ CLASHES = {
         / --task=toy_base --data_dir=/proc/nope --variant=x / --forget_task=nope / --chat
         / --device=cuda / --device=meta / --device=cuda:99 / --max_length=1 / --max_length=2
         / --task=mmlu / --task=wikitext / --task=spider / --task=common / --task=files
-        / --task=../train / --task=os / --pool_layer=2 / --pool_layer=-1
+        / --task=../train / --task=os / --task=jsonl --data_dir= / --task=jsonl --data_dir=empty
+        / --task=jsonl --data_dir=data/wikitext / --task=jsonl --variant=x
+        / --pool_layer=2 / --pool_layer=-1
         / --n_pred_layer=0 --pred_width=8 / --objective=consistency --pool=masked
         / --objective=two_gradients --target=frozen / --lambda_jepa=0 --target=frozen
         / --lambda_jepa=0 --anchor=1e30 / --lr=3e38
@@ -270,6 +272,7 @@ CLASHES = {
         / --weights=ema / --out=data/test.jsonl / --out=mine.py / --out=model
         / --split=nope / --split=../x / --n_shot=400 / --n_shot=9999999
         / --task=toy --variant=zz / --task=spider / --task=nl_rx / --task=mmlu / --task=wikitext
+        / --task=jsonl --data_dir= / --task=jsonl --data_dir=data/mmlu / --task=jsonl --variant=x
         / --task=stats / --base=nope / --chat / --batch_tokens=0
         / --gen_length=512 --block_length=512 / --init_from= / --data_dir=data/wikitext""",
     "pretrained/weights.py": """--out_dir=model / --out_dir=data / --init_from=data

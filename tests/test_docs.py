@@ -1,17 +1,17 @@
 """Laws of the pages: commands parse, files and links exist, every setting is used or explained."""
 import ast
 import importlib
-import importlib.util
-import json
 import re
 import shlex
+import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from configurator import configure
-from tasks.common import load_task
+from helpers import python
+from tasks import common
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -232,25 +232,51 @@ def test_every_paragraph_of_a_table_has_as_many_cells():
 
 
 # ----------------------------------------------------------------------------------------------
-# the example of a task
+# own data: the page's commands and its task
 
 
-def test_the_example_task_keeps_the_contract(tmp_path):
-    source = next(block for block in blocks(ROOT / "docs/tasks.md", "python")
+def test_the_commands_for_own_data_lead_from_rows_to_an_exported_model(tmp_path, monkeypatch,
+                                                                       capsys):
+    """Those of the page, in an empty folder; shorter where only numbers depend on it."""
+    monkeypatch.chdir(tmp_path)
+    commands = [words for block in blocks(ROOT / "docs/own_data.md", "bash")
+                for words in split_commands(block)][:5]
+    made = python(*commands[0][1:], cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    shorter = {"train.py": ["--max_steps=2", "--eval_rows=2"], "eval_gsm8k.py": ["--limit=3"]}
+    for _, script, *options in commands[1:]:
+        module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+        module.main(configure(settings_of(script), options + shorter.get(script, [])))
+    said, page = capsys.readouterr().out, (ROOT / "docs/own_data.md").read_text()
+    for line in said.splitlines():      # what does not depend on the training is pasted
+        if line.startswith(("jsonl train", "jsonl validation", "model: always", "out/dates_publ")):
+            assert line.split("commonest")[0] in page, line
+    assert {path.name for path in (tmp_path / "out/dates_published").iterdir()} == {
+        "config.json", "model.safetensors", "tokenizer.json"}
+
+
+def test_the_task_of_the_page_keeps_the_contract_in_15_lines(tmp_path, monkeypatch):
+    source = next(block for block in blocks(ROOT / "docs/own_data.md", "python")
                   if "def load" in block)
+    assert len([line for line in source.splitlines() if line]) == 15
+    for path in (ROOT / "tasks").glob("*.py"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "mine.py").write_text(source)
-    spec = importlib.util.spec_from_file_location("mine", tmp_path / "mine.py")
-    mine = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(mine)
-    rows = [{"question": f"{i} + 1?", "answer": str(i + 1)} for i in range(mine.N_VALIDATION + 3)]
+    monkeypatch.setattr(common, "__file__", str(tmp_path / "common.py"))
+    monkeypatch.setattr("tasks.__path__", [str(tmp_path)])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     for split in ("train", "test"):
-        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-
-    assert len(mine.load("train", str(tmp_path))) == 3
-    assert len(mine.load("validation", str(tmp_path))) == mine.N_VALIDATION
-    examples = mine.load("test", str(tmp_path))
-    assert len({example.meta["id"] for example in examples}) == len(rows)
-    assert set(examples[0].meta) <= set(load_task("gsm8k").to_example(
-        {"question": "q", "answer": "a\n#### 1"}).meta)
-    assert mine.score(examples[0].answer, examples[0])
-    assert not mine.score(" 7", examples[0]) and mine.extract("  ") is None
+        (tmp_path / f"{split}.tsv").write_text("".join(f"a{i}\tB{i}\n" for i in range(60)))
+    try:
+        examples = {split: common.load_examples("mine", split, str(tmp_path))
+                    for split in common.SPLITS}
+        mine = common.load_task("mine")
+    finally:
+        sys.modules.pop("tasks.mine", None)
+    assert {split: len(some) for split, some in examples.items()} == {
+        "train": 10, "validation": 50, "test": 60}
+    first, second = examples["test"][:2]
+    assert common.few_shot([second], [first])[0].prompt == (
+        "English: a0\nFrench: B0\n\nEnglish: a1\nFrench:")
+    assert mine.score(first.answer, first) and mine.score(" b0\n\nEnglish: a1", first)
+    assert not mine.score(second.answer, first) and mine.extract("  ") is None

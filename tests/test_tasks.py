@@ -679,7 +679,7 @@ def test_without_a_folder_and_a_network_one_sentence_mentions_data_dir(tmp_path)
 # ---- what all tasks share ----
 
 
-TASKS = "django", "gsm8k", "mmlu", "nl_rx", "spider", "toy", "toy_base"
+TASKS = "django", "gsm8k", "jsonl", "mmlu", "nl_rx", "spider", "toy", "toy_base"
 FOLDERS = {"nl_rx": "nl_rx_synth"}      # of shared/data, where it is not the task's name
 
 
@@ -718,6 +718,7 @@ def test_a_split_or_variant_that_a_task_lacks_is_one_sentence_that_names_those_i
     said = sentence(load, "train_dev", str(tmp_path), kind=ValueError)
     assert said == f"{name} has no split 'train_dev'; choose from {', '.join(splits)}"
     known = {"gsm8k": "'marks' keeps <<...>> in the answers",
+             "jsonl": "'number' compares final numbers",
              "spider": "'none' leaves the schema out, 'raw' does not clean the SQL, 'none,raw' "
                        "does both"}
     said = sentence(load, "test", str(tmp_path), "x", kind=ValueError)
