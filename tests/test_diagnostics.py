@@ -259,7 +259,7 @@ def test_two_processes_tell_the_numbers_of_one(cfg, tmp_path):
 def test_a_line_has_the_time_of_a_step_since_the_line_before(tmp_path, monkeypatch):
     clock = [100.0]
     monkeypatch.setattr("training.log.time.perf_counter", lambda: clock[0])
-    settings = {"log_every": 2, "save_every": 99}
+    settings = {"log_every": 2, "save_every": 99, "track": "none"}
     log = Log(str(tmp_path), settings, 0, 5, warns=False)
     for step, seconds in enumerate((1.0, 3.0, 5.0, 9.0, 2.0), 1):
         began = clock[0]
