@@ -2,9 +2,8 @@
 
     python train.py config/tiny.py --lr=3e-5 --compile    (several files apply in order)
 
-A config file holds `name = literal` lines. It is parsed, never executed; a typo stops the run.
-A script may have a default config. It is for the bare command: whoever sets anything but the
-HOW_TO_RUN settings below names the config to start from, or starts from the dataclass.
+A config file holds `name = literal` lines. It is parsed, never executed; a typo stops the run. A
+script's default config is for the bare command, in which only HOW_TO_RUN settings may stand.
 """
 import ast
 import contextlib
@@ -28,9 +27,11 @@ BASES = Path(), Path(__file__).resolve().parent  # where a path may start: here,
 FIELD = re.compile(r"^ +(\w+):(?:.|\n {9,})*?  # (.*)", re.M)  # a value may take several lines
 COMMAND_LINE = "on the command line"
 WORDS = {bool: "a bool", int: "an int", float: "a finite float", str: "a string"}
-OUT_OF_MEMORY = (r"^\w*OutOfMemory|^MemoryError|out of memory|can(no|')t allocate memory|bad_alloc"
-                 r"|ALLOC_FAILED")
+OUT_OF_MEMORY = r"out ?of ?memory|MemoryError|can(no|')t allocate memory|bad_alloc|ALLOC_FAILED"
 HOW_TO_RUN = {"resume", "overwrite", "device"}  # these leave a bare command its default config
+ELSEWHERE = dict(pair.split("=") for pair in """learning_rate=lr num_train_epochs=epochs
+    max_iters=max_steps per_device_train_batch_size=micro_batch_size model_name_or_path=init_from
+    warmup_steps=warmup_ratio output_dir=out_dir max_new_tokens=gen_length""".split())  # = ours
 
 
 def leave_quietly(kind, error, trace):
@@ -97,10 +98,8 @@ def sentence(error) -> str:
 
 
 def printable(text: str) -> str:
-    """Write out all control characters but newlines, so that no text commands a terminal.
-
-    Blanks of any width stay, and the joiners (U+200C, U+200D) of Persian, Hindi and emoji.
-    """
+    """Write out control characters, so that no text commands a terminal. Newlines stay, blanks of
+    any width, and the joiners (U+200C, U+200D) of Persian, Hindi and emoji."""
     return "".join(c if c.isprintable() or c in "\n\u200c\u200d" or unicodedata.category(c) == "Zs"
                    else ascii(c)[1:-1] for c in text)
 
@@ -134,8 +133,11 @@ def check(name, value, cls, where):
     """Return the value as the kind of this setting. Raises ValueError that says what would fit."""
     kinds, is_text = get_type_hints(cls), where == COMMAND_LINE
     if name not in kinds:
-        close = difflib.get_close_matches(name.lower(), kinds, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "--help lists them all"
+        given = name.lower().replace("-", "_")
+        close = difflib.get_close_matches(given, kinds, cutoff=0.75)
+        # a slip adds no letter but a plural's s: n_ctx is not t_ctx, beta1 is not beta2
+        meant = [ELSEWHERE.get(given), *(k for k in close if set(given) <= {*k, "s"})]
+        hint = next((f"did you mean {k!r}?" for k in meant if k in kinds), "--help lists them all")
         raise ValueError(f"unknown setting {name!r} {where} ({hint})")
     try:
         return convert(value, kinds[name], is_text)

@@ -79,6 +79,7 @@ class TrainConfig(ScaleConfig):         # more settings are in training/setup.py
     grad_clip: float = 1.0              # largest norm of the gradient; 0: none (paper silent)
     # watching it
     log_every: int = 10                 # steps between lines in log.jsonl
+    track: Literal["none", "wandb", "tensorboard"] = "none"  # also send these lines there
     eval_every: int = 200               # steps between held-out losses; also at step 0 and the end
     eval_rows: int = 256                # held-out rows to use
     eval_t: tuple[float, ...] = (0.2, 0.5, 0.8, 1.0)  # masking rates of the held-out losses
@@ -178,7 +179,7 @@ def train(cfg: TrainConfig, resume_dir, rank: int, world: int, device):
         objective.update_target()
         step += 1
         numbers |= study.numbers(is_due, batches[0]) | {"grad_norm": grad_norm, "lr": lr}
-        log.step(step, numbers, clock)
+        log.step(step, numbers, clock, batches)
         log.say(guard.check(is_due, world))
 
     # ---- end -------------------------------------------------------------------------------

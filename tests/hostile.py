@@ -252,6 +252,9 @@ CLASHES = {
         / --objective=two_gradients --target=frozen / --lambda_jepa=0 --target=frozen
         / --lambda_jepa=0 --anchor=1e30 / --lr=3e38
         / --init_from= --preset=llada-8b --tokenizer=bytes / --n_pred_layer=9999999
+        / --n_layer=2 / --init_from= --tokenizer=bytes --n_embd=33
+        / --init_from= --tokenizer=bytes --n_head=4 --n_kv_head=3
+        / --out_dir=run --resume --init_from= --n_head=2
         / --init_from= --tokenizer=bytes --max_length=99999 / --data_dir=data/wikitext
         / --min_lr_ratio=1e300 / --eval_t=0.5,nan / --eval_t=1.5 / --eval_t=
         / --batch_size=99999 / --out_dir=run --resume --seed=7

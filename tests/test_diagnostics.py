@@ -1,6 +1,7 @@
 """Laws of the diagnostics: on made-up embeddings they say what was made; in any split."""
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -259,7 +260,7 @@ def test_two_processes_tell_the_numbers_of_one(cfg, tmp_path):
 def test_a_line_has_the_time_of_a_step_since_the_line_before(tmp_path, monkeypatch):
     clock = [100.0]
     monkeypatch.setattr("training.log.time.perf_counter", lambda: clock[0])
-    settings = {"log_every": 2, "save_every": 99}
+    settings = {"log_every": 2, "save_every": 99, "track": "none"}
     log = Log(str(tmp_path), settings, 0, 5, warns=False)
     for step, seconds in enumerate((1.0, 3.0, 5.0, 9.0, 2.0), 1):
         began = clock[0]
@@ -269,6 +270,26 @@ def test_a_line_has_the_time_of_a_step_since_the_line_before(tmp_path, monkeypat
     log.close()
     found = [(line["step"], line["ms"], line["seconds"]) for line in loss_lines(tmp_path)]
     assert found == [(1, 1000, 1), (2, 3000, 54), (4, 7000, 168), (5, 2000, 220)]
+
+
+def test_the_bar_counts_the_whole_run_and_says_what_is_left_and_tokens_per_second(
+        tmp_path, monkeypatch, capfd):
+    """Two rows of 5 tokens, of which 3 are padding, in 2 s: 3.5 tokens/s."""
+    clock = [100.0]
+    monkeypatch.setattr("training.log.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
+    settings = {"log_every": 1, "save_every": 99, "track": "none"}
+    is_real = torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
+    log = Log(str(tmp_path), settings, 4, 10, warns=False)          # resumed after step 4
+    for step in (5, 6):
+        began = clock[0]
+        clock[0] += 2
+        log.step(step, {"loss": torch.tensor(1.0)}, began, [(None, None, is_real)])
+        clock[0] += 3                                               # a checkpoint
+    log.close()
+    shown = re.split("[\r\n]", capfd.readouterr().err)
+    assert "4/10 [00:00<?" in shown[1]
+    assert any("6/10 [00:07<00:14" in line and "tokens/s=4" in line for line in shown)
 
 
 def test_a_rate_at_the_edge_of_a_bucket_is_in_the_lower_one():

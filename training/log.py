@@ -18,6 +18,7 @@ from tasks.files import check_is_file, naming, write_text
 from training.diagnostics import collapsed
 from training.folder import resumed_line
 from training.ranks import rank_and_world, sum_over_ranks
+from training.track import start_tracking
 
 
 class Log:
@@ -33,7 +34,8 @@ class Log:
         self.n_steps, self.warns = n_steps, warns
         self.log_every, self.save_every = settings["log_every"], settings["save_every"]
         self.rank, self.world = rank_and_world()
-        self.sums, self.seconds, self.steps, self.started = {}, 0.0, 0, time.perf_counter()
+        self.sums, self.started = {}, time.perf_counter()
+        self.seconds, self.steps, self.tokens = 0.0, 0, 0       # since the last line
         if self.rank > 0:
             return
         self.path = os.path.join(out_dir, "log.jsonl")
@@ -48,8 +50,9 @@ class Log:
         if n_broken:
             self.say(f"{self.path}: {n_broken} broken line{'s' * (n_broken > 1)} left out")
         self.say(resumed_line(settings))
+        self.send, self.end_tracking = start_tracking(settings["track"], out_dir, settings, step)
         self.bar = tqdm(total=n_steps, initial=step, desc=printable(out_dir), unit="step",
-                        mininterval=0.5 if sys.stderr.isatty() else 15)
+                        smoothing=0)    # the time that is left, by the mean since the start
 
     def is_due(self, step: int) -> bool:
         """Return whether a line is written after this step; after the first, to show the base."""
@@ -61,8 +64,11 @@ class Log:
         for name, value in {"loss": loss.detach(), **parts}.items():
             self.sums[name] = self.sums.get(name, 0) + value / n_micro
 
-    def step(self, step: int, numbers: dict, clock: float):
-        """Call after every step. Reads tensors, which synchronises, only when a line is due."""
+    def step(self, step: int, numbers: dict, clock: float, batches=()):
+        """Call after every step. Reads numbers, which synchronises, only when a line is due.
+
+        clock: when the step began. batches: this rank's [(x0, maskable, is_real, ...)], on the CPU.
+        """
         numbers, self.sums = self.sums | numbers, {}
         if self.is_due(step):
             values = torch.stack([torch.as_tensor(v, dtype=torch.float32).cpu()
@@ -71,13 +77,16 @@ class Log:
                 values = sum_over_ranks(values.to(numbers["loss"].device)) / self.world
             numbers = dict(zip(numbers, values.tolist()))
         self.seconds, self.steps = self.seconds + time.perf_counter() - clock, self.steps + 1
+        self.tokens += sum(int(is_real.sum()) for _, _, is_real, *_ in batches)
         if not self.is_due(step):
             return
-        ms, self.seconds, self.steps = 1000 * self.seconds / self.steps, 0.0, 0
+        ms, speed = 1000 * self.seconds / self.steps, self.world * self.tokens / self.seconds
+        self.seconds, self.steps, self.tokens = 0.0, 0, 0
         if self.rank == 0:
             shown = [name for name in ("diffusion", "jepa", "lr") if name in numbers]
-            self.bar.set_postfix({name: f"{numbers[name]:.4g}" for name in shown})
-            self.bar.update(step - self.bar.n)
+            self.bar.n = step
+            self.bar.set_postfix({name: f"{numbers[name]:.4g}" for name in shown}
+                                 | {"tokens/s": f"{speed:,.0f}"})
             rounded = {name: float(f"{value:.6g}") if math.isfinite(value) else None
                        for name, value in numbers.items()}     # JSON has no NaN
             self.write({"step": step, **rounded, "ms": round(ms, 2),
@@ -106,6 +115,7 @@ class Log:
         self.follow()
         with naming(self.path):
             self.file.write(json.dumps(line) + "\n")
+        self.send(line)
 
     def follow(self):
         """Open the log again if another file is in its place: editors save by renaming.
@@ -132,6 +142,7 @@ class Log:
         if self.rank == 0:
             self.bar.close()
             self.file.close()
+            self.end_tracking()
 
 
 def lines_before(path: str, step: int) -> tuple[list[str], int]:

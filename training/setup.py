@@ -10,7 +10,7 @@ import math
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,11 +29,19 @@ from training.lean import Lean
 from training.lora import add_lora, merge
 from training.ranks import on_all_ranks
 from training.sharding import is_sharded, shard
+from training.track import check_installed
 
 
 @dataclass
 class ScaleConfig(ControlConfig):
-    """Settings for models that are large for their machine."""
+    """Settings of a model's shape, and for models that are large for their machine."""
+    # the shape of a model from scratch; 0: the preset's
+    n_layer: int = 0                    # blocks
+    n_head: int = 0                     # heads; the width of one is n_embd / n_head
+    n_kv_head: int = 0                  # heads of keys and values; 0: the preset's share of n_head
+    n_embd: int = 0                     # width
+    n_hidden: int = 0                   # width of the MLP; 0: the preset's multiple of n_embd
+    block_size: int = 0                 # longest sequence, in tokens
     # autoregressive weights (Llama, Qwen) as a diffusion model: see pretrained/a2d.py
     mask_token: str = ""                # the added token that masks; empty: a reserved or a new one
     shift: bool = False                 # as in the base, state i scores token i+1, as Dream does
@@ -52,6 +60,10 @@ class ScaleConfig(ControlConfig):
 
     def check_scale(self):
         """Raise ValueError, one sentence, where settings exclude each other."""
+        if self.init_from and (given := shape_settings(self)):
+            name, value = next(iter(given.items()))
+            raise ValueError(f"{name}={value} shapes a model from scratch, and the weights of "
+                             f"init_from={self.init_from!r} have a shape; leave out one of the two")
         if self.lora_rank and not self.lora_alpha:
             raise ValueError("lora_alpha=0 switches the adapters off; the paper's public "
                              "reproduction has 64")
@@ -93,12 +105,15 @@ def check_settings(cfg):
         ("batch_size max_length log_every eval_every eval_rows save_every keep",
          lambda n: n >= 1, "must be at least 1"),
         ("lambda_jepa n_pred_layer micro_batch_size max_steps epochs lr weight_decay grad_clip "
-         "seed test_questions pool_layer pred_width pred_lr anchor lora_rank lora_alpha",
+         "seed test_questions pool_layer pred_width pred_lr anchor lora_rank lora_alpha n_layer "
+         "n_head n_kv_head n_embd n_hidden block_size",
          lambda x: x >= 0, "must not be negative"),
         ("seed", lambda n: n < 2 ** 63, "must lie below 2**63"),
         # generous bounds, so that a slip is answered at once and not by a full memory
-        ("batch_size micro_batch_size lora_rank pred_width", lambda n: n <= 1 << 16,
-         "is too large; at most 65536 would fit"),
+        ("batch_size micro_batch_size lora_rank pred_width n_head n_kv_head n_embd",
+         lambda n: n <= 1 << 16, "is too large; at most 65536 would fit"),
+        ("n_layer", lambda n: n <= 1000, "is too large; at most 1000 would fit"),
+        ("n_hidden block_size", lambda n: n <= 1 << 20, "is too large; at most 2**20 would fit"),
         ("n_pred_layer", lambda n: n <= 64, "is too large; the paper has up to 5"),
         ("epochs", lambda x: x <= 1e6, "is too large; at most a million would fit"),
     ]:
@@ -113,6 +128,7 @@ def check_settings(cfg):
         raise ValueError("resume goes on with the run in out_dir, and overwrite removes it; leave "
                          "out one of the two")
     cfg.check_scale()
+    check_installed(cfg.track)
 
 
 def is_rate(t) -> bool:
@@ -164,8 +180,7 @@ def load(cfg, resume_dir, device):
         tok.check_fits(model.config)
     else:
         tok = named_tokenizer(cfg)
-        of_tokenizer = dict(vocab_size=tok.n_vocab, mask_id=tok.mask_id, eos_id=tok.eos_id)
-        config = ModelConfig(**of_tokenizer | PRESETS[cfg.preset])
+        config = shape_from_scratch(cfg, tok)
         tok.check_fits(config)
         model = DLLM(config).init_weights(torch.Generator().manual_seed(cfg.seed))
     model.compute_dtype = dtype
@@ -173,6 +188,28 @@ def load(cfg, resume_dir, device):
     if cfg.lora_rank:
         add_lora(model, cfg.lora_rank, cfg.lora_alpha, cfg.lora_targets, cfg.seed)
     return model, tok, folder
+
+
+def shape_settings(cfg) -> dict:
+    """Return the settings of the shape that are given: {a field of ModelConfig: its value}."""
+    names = "n_layer", "n_head", "n_kv_head", "n_embd", "n_hidden", "block_size"
+    return {name: getattr(cfg, name) for name in names if getattr(cfg, name)}
+
+
+def shape_from_scratch(cfg, tok) -> ModelConfig:
+    """Return the preset's shape with the settings in place of its numbers, for this vocabulary.
+
+    n_kv_head follows n_head, and n_hidden follows n_embd, in the preset's proportion (tiny: every
+    head has its own keys, and the MLP is 2.75 wide), unless they are given. Raises ValueError, one
+    sentence, where the numbers do not fit each other.
+    """
+    of_tokenizer = dict(vocab_size=tok.n_vocab, mask_id=tok.mask_id, eos_id=tok.eos_id)
+    preset, given = ModelConfig(**of_tokenizer | PRESETS[cfg.preset]), shape_settings(cfg)
+    for name, leader in (("n_kv_head", "n_head"), ("n_hidden", "n_embd")):
+        if leader in given:
+            follows = given[leader] * getattr(preset, name) // getattr(preset, leader)
+            given.setdefault(name, max(1, follows))
+    return replace(preset, **given)
 
 
 def named_tokenizer(cfg):

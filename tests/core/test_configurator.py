@@ -11,13 +11,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_type_hints
 
 import pytest
 import torch
 
 import configurator
 from configurator import HOW_TO_RUN, configure, run, sentence
+from helpers import sentence as sentence_of
+from test_docs import all_settings
 from train import TrainConfig
 
 REPO = Path(configurator.__file__).parent
@@ -271,6 +273,64 @@ def test_mistake_on_the_command_line_is_one_sentence_that_says_what_would_fit(ar
 def test_unknown_setting_of_a_file_names_its_line_and_the_nearest_name(config):
     path = config("x.py", "lrr = 0.1")
     assert mistake([path]) == "unknown setting 'lrr' in config/x.py line 1 (did you mean 'lr'?)"
+
+
+# what other projects call a setting: our name for it; empty: there is none
+FOREIGN = dict(pair.split("=") for pair in """
+    learning_rate=lr max_lr=lr max_iters=max_steps num_train_epochs=epochs n_epochs=epochs
+    output_dir=out_dir model_name_or_path=init_from per_device_train_batch_size=micro_batch_size
+    max_seq_length=max_length max_seq_len=max_length max_new_tokens=gen_length optim=optimizer
+    warmup_steps=warmup_ratio warmup_iters=warmup_ratio eval_interval=eval_every depth=depths
+    eval_steps=eval_every save_steps=save_every logging_steps=log_every log_interval=log_every
+    report_to=track wandb_log=track lora_r=lora_rank lora_target_modules=lora_targets tasks=task
+    num_hidden_layers=n_layer n_layers=n_layer num_layers=n_layer num_attention_heads=n_head
+    n_heads=n_head num_key_value_heads=n_kv_head hidden_size=n_embd d_model=n_embd embed_dim=n_embd
+    intermediate_size=n_hidden n_ctx=block_size max_position_embeddings=block_size model=models
+    max_grad_norm=grad_clip gradient_clip_val=grad_clip epoch=epochs remask=remasking devices=device
+    gradient_checkpointing=checkpoint_activations temperature=temperature num_fewshot=n_shot
+    jepa_rate= steps=steps seq_len= mlp_ratio=
+    beta1= adam_beta1= adam_epsilon= bias= dropout= lora_dropout= backend= decay_lr= lr_decay_iters=
+    dataset= dataset_name= vocab_size= mask_ratio= mask_id= momentum= teacher_decay=ema_decay
+    time_epsilon= num_workers= local_rank= world_size= precision= fp16= bf16= run_name=
+    """.split())
+
+
+def slips(name):
+    """Yield what a slip makes of a name: a letter is dropped, doubled, or changes places."""
+    for i in range(len(name)):
+        yield name[:i] + name[i + 1:]
+        yield name[:i + 1] + name[i:]
+        yield name[:i] + name[i:i + 2][::-1] + name[i + 2:]
+
+
+def hint_of(name, cls) -> str:
+    """Return the setting that the sentence about an unknown one proposes; empty: none."""
+    said = sentence_of(configurator.check, name, "1", cls, configurator.COMMAND_LINE)
+    return "".join(re.findall(r"did you mean '(\w+)'", said))
+
+
+@pytest.mark.parametrize("script, cls", all_settings().items())
+def test_a_slip_is_answered_with_the_setting_that_was_meant(script, cls):
+    """Or with its neighbour: top_ may be top_k or top_p, and a slip in seeds may look like seed."""
+    names, found = get_type_hints(cls), []
+    for name in names:
+        near = {name} | {other for other in names if set(slips(other)) & {name, *slips(name)}}
+        found += [hint_of(slip, cls) for slip in set(slips(name)) - names.keys() - {""}]
+        assert set(found) <= {"", *near}, name
+        found = [""] * found.count("")
+    assert len(found) < 3 * len(names)      # of about 60 slips of each
+
+
+@pytest.mark.parametrize("script, cls", all_settings().items())
+def test_a_name_of_another_project_is_answered_with_that_concept_or_none(script, cls):
+    for name in FOREIGN.keys() - get_type_hints(cls):
+        assert hint_of(name, cls) in ("", FOREIGN[name]), name
+
+
+@pytest.mark.parametrize("name, hint", configurator.ELSEWHERE.items())
+def test_the_common_names_of_other_projects_are_known(name, hint):
+    owners = [cls for cls in all_settings().values() if hint in get_type_hints(cls)]
+    assert owners and all(hint_of(name, cls) == hint for cls in owners)
 
 
 def test_unknown_file_lists_those_that_exist(config, monkeypatch, tmp_path):
