@@ -1,4 +1,4 @@
-"""What is asked: a prompt, wrapped as a task's rows are, a text with gaps, or a message of a chat."""
+"""What is asked: a prompt that is wrapped as a task's rows are, a text with gaps, a message."""
 import os
 import re
 from pathlib import Path

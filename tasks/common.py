@@ -235,7 +235,7 @@ def task_prompt(name: str, text: str) -> str:
                          f"are; write the prompt out and send it with --raw")
     prompt = task.prompt(text)
     if not isinstance(prompt, str):
-        raise ValueError(f"tasks/{name}.py: prompt must return a text, not {str(prompt)[:60]!r}")
+        raise ValueError(f"tasks/{name}.py: prompt must return a text, not {prompt!r:.60}")
     return prompt
 
 
