@@ -219,7 +219,7 @@ def load_model(init_from: str, device: str, revision: str = "", chat: bool = Fal
 
 
 def main(cfg: SampleConfig):
-    prompt, what = as_sent(cfg)         # before the weights, too
+    prompt, what = as_sent(cfg)         # a mistake is told before weights are loaded
     model, tok = load_model(cfg.init_from, cfg.device, cfg.revision, cfg.chat)
     if cfg.is_conversation:
         return talk(lambda ids, *how: complete(model, tok, [ids], cfg, *how), tok, cfg.gen_length,

@@ -47,8 +47,8 @@ def as_sent(s) -> tuple[str, str]:
             raise
         raise ValueError(f"{s.init_from} was trained on the task {task}: {error}") from None
     if not s.prompt and text != question_prompt(QUESTION):
-        raise ValueError(f"the task {task} needs a prompt: give --prompt=...; without one a question "
-                         f"of the toy is asked")
+        raise ValueError(f"the task {task} needs a prompt, and the default is a question of the "
+                         f"toy; give --prompt=...")
     return text, f"prompt as the task {task} sends it{turn}"
 
 

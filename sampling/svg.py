@@ -145,10 +145,10 @@ def motion(n_frames: int, used: list[int]) -> str:
     def at(seconds):
         return f"{100 * seconds / total:.2f}%"
     begin, end, up = at(START), at(START + n_frames * each), f"translateY({-20 * n_frames}px)"
+    in_steps = f"animation-timing-function:steps({max(1, n_frames)},start)"
     rules = [f".t rect,.t text,.labels,.done{{animation:{total:.2f}s linear infinite}}",
              f".labels{{transform:{up};animation-name:labels}}.done{{animation-name:done}}",
-             f"@keyframes labels{{0%,{begin}{{transform:none;"
-             f"animation-timing-function:steps({max(1, n_frames)},start)}}{end}{{transform:{up}}}}}",
+             f"@keyframes labels{{0%,{begin}{{transform:none;{in_steps}}}{end}{{transform:{up}}}}}",
              f"@keyframes done{{0%,{begin}{{transform:scaleX(0)}}{end}{{transform:none}}}}"]
     for k in used:
         began = START + (k - 1) * each

@@ -228,7 +228,7 @@ def ids_of(texts: list[str]) -> list[str]:
 
 
 def task_prompt(name: str, text: str) -> str:
-    """Wrap a text as a task's rows are. Raises ValueError if the task, or the text, does not fit."""
+    """Wrap a text as a task's rows are. Raises ValueError if the task or the text does not fit."""
     task = load_task(name)
     if not hasattr(task, "prompt"):
         raise ValueError(f"tasks/{name}.py has no prompt(text) that would wrap a text as its rows "

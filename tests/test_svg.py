@@ -90,6 +90,10 @@ def test_a_character_of_several_tokens_is_shown_once_all_of_them_are_there():
     recording = recording_of("a\u20ac", order=[1, 0, 3, 2], p=[1.0, 0.9, 0.05, 0.9])
     assert [(text, classes[1:]) for text, classes, _ in groups(drawn(recording))] == [
         ("a", ["s4", "f2"]), ("\u20ac", ["s0", "f4"])]
+    half = Recording(TOK)               # the character has no end, and its parts come from behind
+    for x, p in frames([0xe2, 0x82], [1, 0]):
+        half.show(x, p)
+    assert [(text, classes[2]) for text, classes, _ in groups(drawn(half))] == [("\ufffd", "f2")]
 
 
 def test_a_token_has_the_colour_of_its_probability_and_what_was_given_has_none():
@@ -224,6 +228,7 @@ def test_every_frame_shows_what_its_pass_has_revealed_and_at_rest_it_is_the_end(
         }}
         document.getAnimations().forEach(one => one.cancel())
         return [log, label(), seen()]""")
-    states = [TOK.show(x.tolist()).replace("\n", "\u21b5") for x, _ in frames(TOK.encode(text), order)]
+    states = [TOK.show(x.tolist()).replace("\n", "\u21b5")
+              for x, _ in frames(TOK.encode(text), order)]
     assert found == [[[k, state] for k, state in enumerate(states)] + [[12, states[-1]]],
                      12, states[-1]]

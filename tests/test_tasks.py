@@ -720,7 +720,7 @@ def test_a_prompt_is_that_of_the_row_with_the_same_question(name):
     assert len(texts) > 100
 
 
-@pytest.mark.parametrize("text", ["How many?", "", "\n\nHow many?", "CREATE TABLE t (a text)\nHow?"])
+@pytest.mark.parametrize("text", ["How many?", "", "\n\nHow many?", "CREATE TABLE t (a text)\nHow"])
 def test_a_question_of_spider_without_a_schema_is_told_what_fits(text):
     said = sentence(task_prompt, "spider", text, kind=ValueError)
     assert "CREATE TABLE" in said and "blank line" in said
@@ -818,7 +818,7 @@ NO_TASKS = {    # what is changed into what, and what the sentence says
     "extract of none": ("extract(completion):", "extract():", "extract must take 1 argument,"),
     "score of one": ("score(completion, example)", "score(completion)", "score must take 2"),
     "extra": ("def score", "extra_scores = len\n\n\ndef score", "extra_scores must take 2"),
-    "prompt": ("def score", "def prompt(a, b): pass\n\n\ndef score", "prompt must take 1 argument,"),
+    "prompt": ("def score", "def prompt(a, b): 0\n\n\ndef score", "prompt must take 1 argument,"),
     "score a number": ('return extract(completion) == example.meta["gold"]', "return 1",
                        "True or False"),
     "score by answer": ('return extract(completion) == example.meta["gold"]',
