@@ -3,6 +3,7 @@ r"""The reverse process: start from all [MASK] and reveal a few tokens per pass,
     python sample.py                                        answers a question of the toy
     Q="Finn has 7 pens, Carl has 5 and they share equally. How many pens does Carl get?"
     python sample.py --prompt="$Q" --html=out/answer.html   and a page that steps through the answer
+    python sample.py --svg=out/answer.svg                   and a moving picture of it
     python sample.py --infill="Question: $Q\nAnswer: 7+5=[MASK]\n12/2=6\n#### [MASK]"
     python sample.py --init_from=GSAI-ML/LLaDA-8B-Instruct --chat       a conversation
 
@@ -12,11 +13,9 @@ proposals with the highest confidence are revealed, and what is revealed stays. 
 (arXiv 2508.15487) measures confidence otherwise and reveals other numbers per pass: see
 sampling/reveal.py. Both are reproduced token for token, except that [MASK] is never revealed.
 
-Two shortcuts make it faster and change the answer: `cache` reuses keys and values outside the block
-(sampling/cache.py); `threshold` or `factor` reveal all tokens that are sure enough instead of a
-fixed number (Fast-dLLM, arXiv 2505.22618).
+Two shortcuts are faster and change the answer: `cache` reuses keys and values outside the block,
+`threshold` or `factor` reveal all tokens that are sure enough (Fast-dLLM, arXiv 2505.22618).
 """
-import sys
 import time
 from dataclasses import dataclass
 
@@ -28,18 +27,17 @@ from model import DLLM, row_generators
 from pretrained.device import pick_device, pick_dtype, to_device
 from pretrained.tokenizer import load_tokenizer
 from pretrained.weights import find_weights
+from sampling.asked import as_sent, check_asked
 from sampling.canvas import Canvas
-from sampling.chat import talk
+from sampling.chat import note, talk
 from sampling.cost import Cost
-from sampling.prompts import (check_gaps, check_generator, check_prompts, check_text, ends_of,
-                              id_lists, never_of)
+from sampling.prompts import check_gaps, check_generator, check_prompts, ends_of, id_lists, never_of
 from sampling.reader import DelayedFlag, Reader
 from sampling.reveal import Sampling, Schedule, draw_uniform, draws_on, generator_of_block, propose
+from sampling.svg import save_svg
 from sampling.view import Recording, Screen
-from tasks.common import question_prompt
 
 GAP = "[MASK]"                          # how a user writes a token to fill
-QUESTION = "Finn has 7 pens, Carl has 5 and they share equally. How many pens does Carl get?"
 
 
 @dataclass
@@ -47,10 +45,12 @@ class SampleConfig(Sampling):
     init_from: str = "out/tiny"         # checkpoint, out_dir or hub name (GSAI-ML/LLaDA-8B-Base)
     revision: str = ""                  # branch, tag or commit of a hub name
     prompt: str = ""                    # empty: a question of the toy; with --chat, a conversation
-    raw: bool = False                   # take the prompt as it is, not as "Question: ... Answer:"
+    task: str = ""                      # wrap the prompt as this task does; empty: as the run's
+    raw: bool = False                   # send the prompt as it is
     infill: str = ""                    # a text to complete: [MASK] is one token, \n a line break
     chat: bool = False                  # ask in turns of a chat (Instruct models)
     html: str = ""                      # write a page that steps through the answer to this path
+    svg: str = ""                       # write a moving picture of the answer to this path
     gen_length: int = 0                 # tokens to generate; 0: 16, or 256 with --chat
     block_length: int = 0               # tokens per block; 0: 16, or 32 with --chat
     steps: int = 0                      # forward passes in all; 0: gen_length, one token per pass
@@ -62,9 +62,7 @@ class SampleConfig(Sampling):
         self.block_length = self.block_length or min(block, self.gen_length)
         self.steps = self.steps or self.gen_length
         super().__post_init__()
-        check_text(self.prompt + self.infill)
-        if self.is_conversation and self.html:
-            raise ValueError("html shows one answer, not a conversation: give a prompt, too")
+        check_asked(self)
 
     @property
     def is_conversation(self) -> bool:
@@ -221,29 +219,31 @@ def load_model(init_from: str, device: str, revision: str = "", chat: bool = Fal
 
 
 def main(cfg: SampleConfig):
+    prompt, what = as_sent(cfg)         # a mistake is told before weights are loaded
     model, tok = load_model(cfg.init_from, cfg.device, cfg.revision, cfg.chat)
     if cfg.is_conversation:
-        def answer(ids, on_step, cost):
-            complete(model, tok, [ids], cfg, on_step, cost)
-        return talk(answer, tok, cfg.gen_length, model.config.block_size)
-    prompt = cfg.infill.replace("\\n", "\n") or cfg.prompt
-    if not (cfg.infill or cfg.chat or cfg.raw):
-        prompt = question_prompt(cfg.prompt or QUESTION)
+        return talk(lambda ids, *how: complete(model, tok, [ids], cfg, *how), tok, cfg.gen_length,
+                    model.config.block_size)
     cost, screen, recording = Cost(), Screen(tok), Recording(tok, prompt)
 
     def on_step(x, p):
         screen.show(x[0], p[0])
         recording.show(x[0], p[0])
-    if cfg.html:                        # a path that cannot be written is an error at once
-        recording.save_html(cfg.html)
+
+    def save():
+        if cfg.html:
+            recording.save_html(cfg.html, f"{cfg.init_from}: {cost.line()}; {what}")
+        if cfg.svg:
+            save_svg(recording, cfg.svg, cfg.init_from, cost)
+    save()                              # a path that cannot be written is an error at once
+    note(what)
     if cfg.infill:
         complete_gaps(model, tok, prompt, cfg, on_step, cost)
     else:
         complete(model, tok, [prompt], cfg, on_step, cost)
     screen.end()
-    if cfg.html:
-        recording.save_html(cfg.html, f"{cfg.init_from}: {cost.line()}")
-    print(cost.line(), file=sys.stderr)
+    save()
+    note(cost.line())
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ and may have
                                         accuracy counts answers that are right and in format, the
                                         flexible one (the headline) all that are right
     extra_scores(examples, completions) -> {name: share}    printed beside the accuracy
+    prompt(text) -> str                 the prompt of a row whose question is this text. load makes
+                                        its prompts with it; sample.py, by --task, those of a user
     PROTOCOL = dict(n_shot, gen_length, block_length, steps)    how it is asked by default
 
 Every Example has a prompt, an answer and meta["id"], which are texts, and meta["gold"], the right
@@ -45,7 +47,7 @@ from tasks.files import read_jsonl
 
 # what a task has, and how many arguments each function takes
 NEEDED = {"load": 3, "extract": 1, "score": 2}
-OPTIONAL = {"has_format": 1, "extra_scores": 2}
+OPTIONAL = {"has_format": 1, "extra_scores": 2, "prompt": 1}
 PROTOCOL = {"n_shot": 0, "gen_length": 1, "block_length": 1, "steps": 1}     # and the least of each
 SPLITS = ("train", "validation", "test")
 N_VALIDATION = 256      # train rows held out where a dataset has no validation split of its own
@@ -223,6 +225,18 @@ def ids_of(texts: list[str]) -> list[str]:
 
 # ----------------------------------------------------------------------------------------------
 # prompts
+
+
+def task_prompt(name: str, text: str) -> str:
+    """Wrap a text as a task's rows are. Raises ValueError if the task or the text does not fit."""
+    task = load_task(name)
+    if not hasattr(task, "prompt"):
+        raise ValueError(f"tasks/{name}.py has no prompt(text) that would wrap a text as its rows "
+                         f"are; write the prompt out and send it with --raw")
+    prompt = task.prompt(text)
+    if not isinstance(prompt, str):
+        raise ValueError(f"tasks/{name}.py: prompt must return a text, not {prompt!r:.60}")
+    return prompt
 
 
 def question_prompt(question: str) -> str:

@@ -57,8 +57,12 @@ def to_examples(pairs: list[tuple[str, str]], split: str, trained_on: set | None
     for (anno, code), key in zip(pairs, ids):
         meta = {"id": f"django/{split}/{key}", "gold": code,
                 "in_train": trained_on and (anno, code) in trained_on}
-        examples.append(Example(f"Description: {anno}\nCode:", f" {code}", meta))
+        examples.append(Example(prompt(anno), f" {code}", meta))
     return examples
+
+
+def prompt(text: str) -> str:
+    return f"Description: {text.strip()}\nCode:"
 
 
 def extract(completion: str) -> str | None:

@@ -77,7 +77,11 @@ def to_example(row: dict, keep_marks: bool = False) -> Example:
     """Make the Example of a row; its id is a hash of the question."""
     answer = row["answer"] if keep_marks else MARKS.sub("", row["answer"])
     meta = {"id": f"gsm8k/{hash_of(row['question'])}", "gold": gold(row)}
-    return Example(question_prompt(row["question"].strip()), " " + answer.strip(), meta)
+    return Example(prompt(row["question"]), " " + answer.strip(), meta)
+
+
+def prompt(text: str) -> str:
+    return question_prompt(text.strip())
 
 
 def extract(completion: str, strict: bool = False) -> str | None:

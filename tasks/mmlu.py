@@ -41,7 +41,12 @@ def to_example(row: dict, row_id: str) -> Example:
     lines += [f"{letter}. {choice}" for letter, choice in zip(LETTERS, row["choices"])]
     letter = LETTERS[row["answer"]]
     meta = {"id": row_id, "gold": letter, "subject": row["subject"], "choices": row["choices"]}
-    return Example("\n".join(lines) + "\nAnswer:", " " + letter, meta)
+    return Example(prompt("\n".join(lines)), " " + letter, meta)
+
+
+def prompt(text: str) -> str:
+    """Return the prompt of a question and its choices, a line each: `A. ...` to `D. ...`."""
+    return f"{text}\nAnswer:"
 
 
 def subset(examples: list[Example], n: int = 500) -> list[Example]:

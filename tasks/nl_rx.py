@@ -128,8 +128,12 @@ def to_examples(pairs: list[tuple[str, str]], split: str) -> list[Example]:
     examples = []
     for (text, regex), key in zip(pairs, ids_of([f"{text}\n{regex}" for text, regex in pairs])):
         meta = {"id": f"nl_rx/{split}/{key}", "gold": regex}
-        examples.append(Example(f"Description: {text}\nRegex:", f" {regex}", meta))
+        examples.append(Example(prompt(text), f" {regex}", meta))
     return examples
+
+
+def prompt(text: str) -> str:
+    return f"Description: {text.strip()}\nRegex:"
 
 
 def extract(completion: str) -> str | None:

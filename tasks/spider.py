@@ -100,7 +100,20 @@ def to_example(row: dict, number: str, schemas: dict | None, data_dir: str, vari
     head = f"For db_id:[{db_id}]" if schemas is None else schemas[db_id]
     meta = {"id": f"spider/{number}", "gold": query.strip(), "db_id": db_id,
             "database": find_database(data_dir, db_id), "is_raw": "raw" in variant}
-    return Example(f"{head}\n\nQuestion: {question.strip()}\nSQL:", " " + query.strip(), meta)
+    return Example(framed(head, question), " " + query.strip(), meta)
+
+
+def framed(head: str, question: str) -> str:
+    return f"{head}\n\nQuestion: {question.strip()}\nSQL:"
+
+
+def prompt(text: str) -> str:
+    """Return the prompt of a schema and a question below it. Raises ValueError without a schema."""
+    head, _, question = text.strip().rpartition("\n\n")
+    if not head.strip():
+        raise ValueError("a prompt of spider is a schema (CREATE TABLE ..., or For db_id:[name]), "
+                         "a blank line and the question")
+    return framed(head, question)
 
 
 def score(completion: str, example: Example) -> bool:

@@ -12,8 +12,8 @@ to train, validation or test, so the three never share a question. They do share
 import random
 import zlib
 
-from tasks.common import Example, check_choice, question_prompt
-from tasks.gsm8k import extract, has_format, score  # answer format and metric are GSM8K's
+from tasks.common import Example, check_choice
+from tasks.gsm8k import extract, has_format, prompt, score  # its formats, its metric
 
 NAMES = "Anna Ben Carl Dora Emma Finn Gina Hugo Ida Jack Kim Leo".split()
 LARGEST = 7             # numbers in a story are drawn from 2 .. LARGEST
@@ -54,7 +54,7 @@ def load(split: str, data_dir: str = "", variant: str = "", n: int = 0) -> list[
         result = steps[-1].split("=")[1]
         answer = " " + "\n".join(steps) + f"\n#### {result}"
         meta = {"id": f"toy/{split}/{len(examples)}", "gold": result}
-        examples.append(Example(question_prompt(f"{story} {question}"), answer, meta))
+        examples.append(Example(prompt(f"{story} {question}"), answer, meta))
     return examples
 
 

@@ -26,12 +26,17 @@ def load(split: str, data_dir: str = "", variant: str = "", n: int = 0) -> list[
     examples = []
     for i, (story, _, steps) in enumerate(problems):
         if len(steps) == 1:
-            prompt, answer = f"Story: {story}\nSum:", steps[0].split("=")[0]
+            text, answer = story, steps[0].split("=")[0]
         else:
-            prompt, answer = "Sums:", "\n".join(rng.sample(sums, 3))
+            text, answer = "", "\n".join(rng.sample(sums, 3))
         meta = {"id": f"toy_base/{split}/{i}", "gold": answer}
-        examples.append(Example(prompt, " " + answer, meta))
+        examples.append(Example(prompt(text), " " + answer, meta))
     return examples
+
+
+def prompt(text: str) -> str:
+    """Return the prompt of a story; of no text, that of sums alone."""
+    return f"Story: {text.strip()}\nSum:" if text else "Sums:"
 
 
 def extract(completion: str) -> str:

@@ -267,7 +267,9 @@ CLASHES = {
     "sample.py": """--raw --chat / --infill=x --prompt=y / --infill=x / --chat
         / --chat --prompt= / --gen_length=10 --block_length=4 / --gen_length=600
         / --steps=1 --block_length=1 / --threshold=0.5 --factor=1 / --alg_temp=1
-        / --factor=1 --remasking=random / --html=full / --html=model
+        / --factor=1 --remasking=random / --html=full / --html=model / --svg=full / --svg=model
+        / --html=same --svg=same / --task=toy --raw / --task=toy --infill=x[MASK] / --task=common
+        / --task=nl_rx --prompt= / --task=spider / --task=toy --chat --prompt=
         / --init_from=data / --init_from=mine.py""",
     "eval_gsm8k.py": """--compare=A.jsonl / --compare=A.jsonl,A.jsonl
         / --compare=A.jsonl,B.jsonl,A.jsonl / --compare=A.jsonl,data/train.jsonl

@@ -23,6 +23,8 @@ from pretrained.tokenizer import byte_tokenizer, load_tokenizer
 from sample import SampleConfig
 from sampling.chat import Answer, newest, turn
 from sampling.reveal import Sampling
+from tasks.common import tokenize
+from tasks.toy import load
 
 ADDED = {"llada": ("<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>", "<|start_header_id|>",
                    "<|end_header_id|>", "<|eot_id|>"),
@@ -257,6 +259,20 @@ def test_a_model_without_a_chat_format_is_one_sentence(tmp_path, talk):
     tok.save(tmp_path)
     with pytest.raises(ValueError, match="no chat format"):
         talk(tmp_path, "Hi\n")
+
+
+@pytest.mark.parametrize("family", ADDED)
+def test_a_task_asks_a_chat_as_training_and_evaluation_do(family, folders, monkeypatch):
+    """The wrapped prompt is the user's message. Without a task the message is the text."""
+    tok, row, seen = load_tokenizer(str(folders[family]), chat=True), load("test", n=1)[0], []
+    question = row.prompt.removeprefix("Question: ").removesuffix("\nAnswer:")
+    monkeypatch.setattr(sample, "generate", lambda model, prompt, **_: (
+        seen.extend(prompt) or torch.tensor([[tok.eos_id]])))
+    for task in ("toy", ""):
+        sample.main(SampleConfig(init_from=str(folders[family]), chat=True, task=task,
+                                 prompt=question, device="cpu"))
+    [trained] = tokenize([row], tok, 1000)
+    assert seen == [trained.prompt, chat_ids(tok, [{"role": "user", "content": question}])]
 
 
 def test_the_defaults_of_a_chat_are_those_of_the_sampler_but_for_the_lengths():

@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from model import row_generators, uniform
 from pretrained.tokenizer import FILE_NAME, byte_tokenizer, load_tokenizer, toy_tokenizer
 from tasks import common, files, gsm8k, toy, toy_base
 from tasks.common import (Example, Row, batch_at, collate, few_shot, ids_of, load_examples,
-                          load_task, question_prompt, tokenize)
+                          load_task, question_prompt, task_prompt, tokenize)
 from tasks.files import read_json, read_jsonl, write_json
 from train import TrainConfig
 from training.setup import load_rows
@@ -681,6 +682,20 @@ def test_without_a_folder_and_a_network_one_sentence_mentions_data_dir(tmp_path)
 
 TASKS = "django", "gsm8k", "jsonl", "mmlu", "nl_rx", "spider", "toy", "toy_base"
 FOLDERS = {"nl_rx": "nl_rx_synth"}      # of shared/data, where it is not the task's name
+FORMS = {   # of a prompt; the groups, joined, are the text that a user would give
+    "django": r"Description: (.+)\nCode:", "gsm8k": r"Question: (.+)\nAnswer:",
+    "mmlu": r"(.+\nA\. .*\nB\. .*\nC\. .*\nD\. .*)\nAnswer:",
+    "nl_rx": r"Description: (.+)\nRegex:", "toy": r"Question: (.+)\nAnswer:",
+    "spider": r"(CREATE TABLE .+\n\n)Question: (.+)\nSQL:",
+    "toy_base": r"Story: (.+)\nSum:|Sums:"}
+
+
+@cache
+def rows_of_test(name):
+    folder = "" if name.startswith("toy") else DATA / FOLDERS.get(name, name)
+    if folder and not folder.is_dir():
+        pytest.skip(f"the rows are not at {folder}")
+    return load_examples(name, "test", str(folder))
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -688,13 +703,39 @@ def test_a_task_has_the_three_functions_and_its_examples_an_id_and_a_gold_answer
     task = load_task(name)
     assert task.__name__ == f"tasks.{name}"
     assert callable(task.extract)
-    folder = "" if name.startswith("toy") else DATA / FOLDERS.get(name, name)
-    if folder and not folder.is_dir():
-        pytest.skip(f"the rows are not at {folder}")
-    examples = load_examples(name, "test", str(folder))
+    examples = rows_of_test(name)
     assert len({example.meta["id"] for example in examples}) == len(examples)
     assert all(example.meta["gold"] for example in examples)
     assert all(task.score(example.answer, example) for example in examples[:20])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_prompt_is_that_of_the_row_with_the_same_question(name):
+    texts = set()
+    for example in rows_of_test(name)[:1000]:
+        found = re.fullmatch(FORMS[name], example.prompt, re.S)
+        texts.add(text := "".join(filter(None, found.groups())))
+        assert task_prompt(name, text) == example.prompt
+        assert name == "mmlu" or task_prompt(name, f" {text}\n" * bool(text)) == example.prompt
+    assert len(texts) > 100
+
+
+@pytest.mark.parametrize("text", ["How many?", "", "\n\nHow many?", "CREATE TABLE t (a text)\nHow"])
+def test_a_question_of_spider_without_a_schema_is_told_what_fits(text):
+    said = sentence(task_prompt, "spider", text, kind=ValueError)
+    assert "CREATE TABLE" in said and "blank line" in said
+
+
+def test_a_task_that_wraps_no_text_is_told_and_so_is_one_that_returns_none(own_task):
+    own_task(TASK)
+    assert "--raw" in sentence(task_prompt, "own", "x", kind=ValueError)
+    own_task(TASK + "\n\ndef prompt(text):\n    return f'{text}='\n")
+    sys.modules.pop("tasks.own")
+    assert task_prompt("own", "1+1") == load_examples("own", "test")[0].prompt
+    own_task(TASK + "\n\ndef prompt(text):\n    return [text]\n")
+    sys.modules.pop("tasks.own")
+    said = sentence(task_prompt, "own", "x", kind=ValueError)
+    assert "tasks/own.py: prompt must return a text, not ['x']" in said
 
 
 @pytest.mark.parametrize("name, words", [
@@ -778,6 +819,7 @@ NO_TASKS = {    # what is changed into what, and what the sentence says
     "extract of none": ("extract(completion):", "extract():", "extract must take 1 argument,"),
     "score of one": ("score(completion, example)", "score(completion)", "score must take 2"),
     "extra": ("def score", "extra_scores = len\n\n\ndef score", "extra_scores must take 2"),
+    "prompt": ("def score", "def prompt(a, b): 0\n\n\ndef score", "prompt must take 1 argument,"),
     "score a number": ('return extract(completion) == example.meta["gold"]', "return 1",
                        "True or False"),
     "score by answer": ('return extract(completion) == example.meta["gold"]',

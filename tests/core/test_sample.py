@@ -1,21 +1,24 @@
 """Laws of the sampler: no mask stays, nothing revealed changes, a batch and a reference agree."""
 import itertools
+import json
 import math
 import re
 import shlex
 import zlib
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 
 import sample
 from configurator import configure, printable
-from helpers import answer, script, seeded, tiny_model, write_checkpoint
+from helpers import answer, script, seeded, sentence, tiny_model, write_checkpoint
 from model import uniform
 from pretrained.tokenizer import byte_tokenizer, toy_tokenizer
 from sample import SampleConfig, complete, complete_gaps, load_model
 from sampling import view
+from sampling.asked import QUESTION, as_sent
 from sampling.reveal import draw, reveal_schedule
 from tasks import toy
 from tasks.common import question_prompt
@@ -408,16 +411,19 @@ def test_the_command_shows_masks_first_and_none_in_the_end(checkpoint):
     assert first == "\u2591" * 16
     assert [line.count("\u2591") for line in between] == list(range(15, 0, -1))
     assert "\u2591" not in last and last
-    assert re.fullmatch(r"16 passes, [\d.]+ tokens per pass, [\d.]+ tokens/s up to the end\n",
+    assert re.fullmatch(r'prompt as "Question: ... Answer:"\n'
+                        r"16 passes, [\d.]+ tokens per pass, [\d.]+ tokens/s up to the end\n",
                         done.stderr)
 
 
-def test_a_page_that_cannot_be_written_is_told_before_anything_is_generated(checkpoint, tmp_path):
+@pytest.mark.parametrize("name", ["html", "svg"])
+def test_a_picture_that_cannot_be_written_is_told_before_anything_is_generated(
+        name, checkpoint, tmp_path):
     (tmp_path / "file").write_text("")
-    for path in (tmp_path, tmp_path / "file" / "page.html"):
-        done = script("sample.py", "--device=cpu", f"--init_from={checkpoint}", f"--html={path}")
+    for path in (tmp_path, tmp_path / "file" / "page"):
+        done = script("sample.py", "--device=cpu", f"--init_from={checkpoint}", f"--{name}={path}")
         assert done.returncode == 1 and done.stdout == ""
-        assert len(done.stderr.strip().split("\n")) == 1
+        assert len(done.stderr.strip().split("\n")) == 1 and str(tmp_path) in done.stderr
 
 
 def test_a_missing_checkpoint_is_exit_code_1_and_one_line(tmp_path):
@@ -453,8 +459,108 @@ def test_a_raw_prompt_is_asked_as_it_is_and_an_infill_may_have_line_breaks(check
 def test_the_default_question_is_one_of_the_toys_that_no_training_row_has():
     story, question, _ = toy.TWO_STEPS[-1]
     fill = dict(n="Finn", m="Carl", o="pens", a=7, b=5)
-    assert sample.QUESTION == f"{story} {question}".format(**fill)
-    assert zlib.crc32(sample.QUESTION.encode()) % 100 in toy.SHARE_OF_SPLIT["test"]
+    assert QUESTION == f"{story} {question}".format(**fill)
+    assert zlib.crc32(QUESTION.encode()) % 100 in toy.SHARE_OF_SPLIT["test"]
+
+
+# ---- what is asked ----
+
+
+def asked(**given):
+    return as_sent(SampleConfig(**given))
+
+
+@pytest.fixture
+def run_of(tmp_path):
+    """Return a function that makes an out_dir with two checkpoints and this settings.json."""
+    def make(text):
+        for step in (5, 10):
+            write_checkpoint(tmp_path / f"step_{step:07d}", toy_tokenizer())
+        (tmp_path / "settings.json").write_text(text)
+        return str(tmp_path)
+    return make
+
+
+def test_a_prompt_is_wrapped_as_the_task_says_or_as_a_question_or_not_at_all(tmp_path):
+    nowhere = dict(init_from=str(tmp_path / "nowhere"))
+    text, said = asked(task="nl_rx", prompt="lines with a vowel")
+    assert text == "Description: lines with a vowel\nRegex:"
+    assert said == "prompt as the task nl_rx sends it"
+    assert asked(prompt="How?", **nowhere) == (
+        "Question: How?\nAnswer:", 'prompt as "Question: ... Answer:"')
+    assert asked(prompt="How?", raw=True) == ("How?", "prompt as it is (--raw)")
+    assert asked(prompt="How?", chat=True) == ("How?", "prompt as it is, as a message of a chat")
+    assert asked(infill=r"a\n[MASK]") == ("a\n[MASK]", "text as it is (--infill)")
+    text, said = asked(task="django", prompt="return x", chat=True)
+    assert text == "Description: return x\nCode:"
+    assert said == "prompt as the task django sends it, as a message of a chat"
+
+
+def test_a_run_asks_as_its_task_does_and_a_setting_goes_before(run_of):
+    folder = run_of('{"task": "nl_rx"}')
+    for path in (folder, f"{folder}/step_0000005", f"{folder}/step_0000010/"):
+        assert asked(init_from=path, prompt="a dog")[0] == "Description: a dog\nRegex:"
+    assert asked(init_from=folder, prompt="a dog", task="toy")[0] == "Question: a dog\nAnswer:"
+    assert asked(init_from=folder, prompt="a dog", raw=True)[0] == "a dog"
+    assert asked(init_from=folder, prompt="a dog", chat=True)[0] == "a dog"
+
+
+def test_the_settings_of_a_folder_that_is_no_run_are_not_read(checkpoint, run_of):
+    folder = run_of('{"task": "nl_rx"}')
+    write_checkpoint(Path(folder) / "model", toy_tokenizer())
+    (Path(folder) / "model" / "settings.json").write_text("{}")
+    for path in (f"{folder}/model", str(checkpoint)):
+        assert asked(init_from=path, prompt="How?")[0] == question_prompt("How?")
+    assert asked(init_from=run_of("{}"), prompt="How?")[0] == question_prompt("How?")
+
+
+@pytest.mark.parametrize("text, words", [
+    ('{"task": "mine"}', "was trained on the task mine: there is no task 'mine'; choose from"),
+    ('{"task": "spider"}', "a blank line and the question"),
+    ('{"task": ', "settings.json is not a JSON object"), ("[]", "settings.json is not a JSON obj")])
+def test_a_run_whose_prompts_cannot_be_made_says_why_and_any_text_may_be_sent_raw(
+        text, words, run_of):
+    folder = run_of(text)
+    assert words in sentence(asked, init_from=folder, prompt="How?")
+    assert asked(init_from=folder, prompt="How?", raw=True)[0] == "How?"
+    assert asked(init_from=folder, prompt="How?", task="toy")[0] == question_prompt("How?")
+
+
+def test_the_question_of_the_toy_goes_to_no_task_that_asks_otherwise(run_of):
+    for task in ("", "toy", "gsm8k"):
+        assert asked(task=task, init_from="nowhere")[0] == question_prompt(QUESTION)
+    assert "nl_rx needs a prompt" in sentence(asked, task="nl_rx")
+    assert "nl_rx needs a prompt" in sentence(asked, init_from=run_of('{"task": "nl_rx"}'))
+
+
+@pytest.mark.parametrize("given, words", [
+    (dict(task="toy", raw=True, prompt="x"), "raw"), (dict(task="toy", infill="[MASK]"), "infill"),
+    (dict(task="toy", chat=True), "conversation"),
+    (dict(html="page", svg="page", prompt="x"), "both are named page")], ids=str)
+def test_settings_that_contradict_each_other_are_told(given, words):
+    assert words in sentence(SampleConfig, **given)
+
+
+@pytest.mark.parametrize("task", ["nope", "../train", "wikitext", "common"])
+def test_what_is_no_task_is_told_before_a_model_is_loaded(task, monkeypatch):
+    monkeypatch.setattr(sample, "load_model", None)
+    said = sentence(sample.main, SampleConfig(task=task, prompt="x"), kind=ValueError)
+    assert task in said
+
+
+def test_the_page_and_the_terminal_say_how_a_prompt_was_sent(checkpoint, tmp_path, capsys):
+    for given, text, said in (
+            (dict(task="nl_rx"), "Description: a dog\nRegex:", "prompt as the task nl_rx sends it"),
+            (dict(raw=True), "a dog", "prompt as it is (--raw)")):
+        page = tmp_path / "page.html"
+        sample.main(SampleConfig(init_from=str(checkpoint), prompt="a dog", html=str(page),
+                                 svg=str(tmp_path / "a.svg"), device="cpu", **given))
+        first, *_ = capsys.readouterr().err.splitlines()
+        assert first == said
+        data = json.loads(re.search(r'"recording">(.*?)</script>', page.read_text("utf-8"))[1])
+        assert data["about"].endswith(f"up to the end; {said}")
+        assert data["prompt"] == text
+        assert "16 of 16" in (tmp_path / "a.svg").read_text("utf-8")
 
 
 @pytest.mark.parametrize("given, lengths", [
@@ -493,11 +599,12 @@ def test_broken_weights_end_in_a_sentence_and_not_in_an_answer(checkpoint, monke
     assert "passes" not in capsys.readouterr().err
 
 
-def test_a_conversation_has_no_page():
+@pytest.mark.parametrize("name", ["html", "svg"])
+def test_a_conversation_has_no_page_and_no_picture(name):
     for fits in (dict(chat=True, prompt="Hi"), dict(chat=True, infill="[MASK]")):
-        SampleConfig(html="page.html", **fits)
+        SampleConfig(**{name: "page"}, **fits)
     with pytest.raises(ValueError, match="give a prompt"):
-        SampleConfig(html="page.html", chat=True)
+        SampleConfig(**{name: "page"}, chat=True)
 
 
 @pytest.mark.parametrize("line", [line.strip() for line in sample.__doc__.splitlines()
