@@ -63,6 +63,7 @@ class EvalConfig(Sampling):
     compare: tuple[str, ...] = ()       # compare two files of answers, ask nothing
     seeds: tuple[str, ...] = ()         # average files of answers, one per seed, ask nothing
     batch_tokens: int = 8192            # most tokens of a batch, padding included: set by memory
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of weights, too; auto: bf16 on GPUs
     device: str = "auto"                # cpu, cuda, cuda:1, ...; auto takes a GPU if there is one
 
     def __post_init__(self):
@@ -119,7 +120,7 @@ def evaluate(cfg: EvalConfig, rank: int = 0, world: int = 1) -> tuple[dict, list
     task, examples = load_task(cfg.task), questions(cfg)
     out, settings = cfg.out or default_out(cfg), identity(cfg)
     answers.check_settings(out, settings)       # a mistake so far is told before the model is read
-    model, tok = load_model(cfg.init_from, cfg.device, cfg.revision, cfg.chat)
+    model, tok = load_model(cfg.init_from, cfg.device, cfg.revision, cfg.chat, cfg.dtype)
     if cfg.weights == "ema":
         load_ema(find_weights(cfg.init_from, cfg.revision), model)
     began = time.perf_counter()
@@ -233,6 +234,8 @@ def identity(cfg: EvalConfig) -> dict:
     """Return what the answers depend on: settings, and a hash of the weights."""
     folder = find_weights(cfg.init_from, cfg.revision)
     settings = {key: value for key, value in asdict(cfg).items() if key not in RUN_ONLY}
+    if cfg.dtype == "auto":             # answers from before this setting count
+        del settings["dtype"]
     return {**settings, "file": weights_file(folder), "weights_hash": fingerprint(folder)}
 
 

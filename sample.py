@@ -207,10 +207,10 @@ def complete_gaps(model, tok, text: str, s: Sampling, on_step=None, cost=None) -
     return tok.show(x[n:])
 
 
-def load_model(init_from: str, device: str, revision: str = "", chat: bool = False):
-    """Load a model for sampling, in bf16 where a GPU computes in it -> model, tokenizer."""
+def load_model(init_from: str, device: str, revision: str = "", chat=False, dtype: str = "auto"):
+    """Load a model for sampling; auto: in bf16 where a GPU computes in it -> model, tokenizer."""
     folder, device = find_weights(init_from, revision), pick_device(device)
-    dtype = pick_dtype("auto", device)
+    dtype = pick_dtype(dtype, device)
     tok = load_tokenizer(folder, chat)              # before the weights: its errors come at once
     model = DLLM.from_pretrained(folder, dtype, device=device)
     tok.check_fits(model.config)

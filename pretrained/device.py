@@ -37,7 +37,7 @@ def pick_device(name: str) -> torch.device:
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """Return the dtype; `auto` is bf16 on a GPU that computes in it, else fp32.
 
-    bf16 is rarely faster on a CPU.
+    On a CPU bf16 pays where the CPU multiplies in it (AMX) and the model is not tiny.
     """
     if name == "auto":
         has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
