@@ -680,7 +680,7 @@ def test_without_a_folder_and_a_network_one_sentence_mentions_data_dir(tmp_path)
 # ---- what all tasks share ----
 
 
-TASKS = "django", "gsm8k", "jsonl", "mmlu", "nl_rx", "spider", "toy", "toy_base"
+TASKS = "django", "gsm8k", "mmlu", "nl_rx", "spider", "toy", "toy_base"
 FOLDERS = {"nl_rx": "nl_rx_synth"}      # of shared/data, where it is not the task's name
 FORMS = {   # of a prompt; the groups, joined, are the text that a user would give
     "django": r"Description: (.+)\nCode:", "gsm8k": r"Question: (.+)\nAnswer:",
@@ -739,7 +739,7 @@ def test_a_task_that_wraps_no_text_is_told_and_so_is_one_that_returns_none(own_t
 
 
 @pytest.mark.parametrize("name, words", [
-    ("gsm8", ["'gsm8'", *TASKS]), ("", ["''"]), ("../sample", ["'../sample'"]),
+    ("gsm8", ["'gsm8'", "jsonl", "mixture", *TASKS]), ("", ["''"]), ("../sample", ["'../sample'"]),
     ("common", ["tasks/common.py", "load and extract and score"]), ("wikitext", ["lacks load"]),
     ("half_a_task", ["tasks/half_a_task.py", "lacks score", "tasks/common.py"])])
 def test_a_task_that_is_none_is_one_sentence_that_says_why(name, words, tmp_path, monkeypatch):
