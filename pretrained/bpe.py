@@ -1,4 +1,4 @@
-"""Byte-pair vocabularies: read what LLaDA, Dream and Qwen publish, for tiktoken to use.
+"""Byte-pair vocabularies: read what LLaDA, Dream, Qwen, Llama 3 and SmolLM2 publish, for tiktoken.
 
 A folder has HuggingFace's tokenizer.json, or vocab.json and merges.txt with files of added tokens.
 A vocabulary that is read here gives the same ids as the `tokenizers` library. A file that asks for
@@ -84,20 +84,23 @@ def read_tokenizer_json(spec: dict) -> BPE:
 
 def regex_of(steps: list[dict]) -> str:
     """Return the regex that splits a text into words as the steps of a pre_tokenizer do."""
-    kinds = [step["type"] for step in steps]
-    refuse_if(kinds not in (["ByteLevel"], ["Digits", "ByteLevel"], ["Split", "ByteLevel"])
-              or steps[-1]["add_prefix_space"]
-              or steps[-1].get("use_regex", True) == (kinds[0] == "Split")
-              or kinds[0] == "Digits" and not steps[0]["individual_digits"]
-              or kinds[0] == "Split" and (steps[0]["behavior"] != "Isolated" or steps[0]["invert"]
-                                          or "Regex" not in steps[0]["pattern"]),
-              f"its pre_tokenizer is {steps}; only ByteLevel with its own regex, alone or after "
-              f"individual Digits, or a Split by regex, then plain ByteLevel, is implemented")
-    if kinds[0] != "Split":
-        return GPT2_PATTERN if kinds == ["ByteLevel"] else DIGITS_PATTERN
-    regex = steps[0]["pattern"]["Regex"]
-    refuse_if(not isinstance(regex, str), f"its Split is by {regex!r}, which is not a regex")
-    return regex
+    last = steps[-1] if steps else {}
+    if last.get("type") == "ByteLevel" and not last["add_prefix_space"]:
+        kinds, first = [step["type"] for step in steps[:-1]], steps[0]
+        own_regex = last.get("use_regex", True)
+        if own_regex and not kinds:
+            return GPT2_PATTERN
+        if own_regex and kinds == ["Digits"] and first["individual_digits"]:
+            return DIGITS_PATTERN
+        if (not own_regex and kinds == ["Split"] and first["behavior"] == "Isolated"
+                and not first["invert"] and "Regex" in first["pattern"]):
+            regex = first["pattern"]["Regex"]
+            refuse_if(not isinstance(regex, str),
+                      f"its Split is by {regex!r}, which is not a regex")
+            return regex
+    raise ValueError(f"its pre_tokenizer is {steps}; only ByteLevel with its own regex, alone or "
+                     f"after individual Digits, and a Split by regex, then plain ByteLevel, are "
+                     f"implemented")
 
 
 def ids_before(steps: list[dict]) -> tuple[int, ...]:
@@ -176,9 +179,9 @@ def assemble(pattern: str, nfc: bool, vocab: dict, merges: list, tokens: list[di
     for token in tokens:
         text, i = token["content"], token["id"]
         for flag in ("single_word", "lstrip", "rstrip", "normalized"):
-            # GPT-2's is normalized, which is nothing if no normalizer changes the text around it
-            means_nothing = flag == "normalized" and not nfc and all(t.get(flag) for t in tokens)
-            refuse_if(token.get(flag) and not means_nothing, f"its added token {text!r} is {flag}")
+            # GPT-2's is normalized, which means nothing if no normalizer changes the text
+            refuse_if(token.get(flag) and (nfc or flag != "normalized"),
+                      f"its added token {text!r} is {flag}")
         refuse_if(not text, "it has an added token without text")
         refuse_if(added.setdefault(text, i) != i or vocab.get(text, i) != i,
                   f"its token {text!r} has two ids")

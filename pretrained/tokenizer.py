@@ -95,9 +95,11 @@ class Tokenizer:
     def encode(self, text: str, specials: bool = False) -> list[int]:
         """Text -> ids. With specials, the names of added tokens in the text become those tokens.
 
-        The ids are those of the `tokenizers` library, with two exceptions. The library always turns
-        names that are not flagged special, such as Qwen's <think>, into tokens. And its NFC is that
-        of Unicode 9, which orders a few newer combining marks in another way.
+        The ids are those of the `tokenizers` library, with these exceptions. The library always
+        turns names that are not flagged special, such as Qwen's <think>, into tokens, and looks for
+        names that are flagged normalized after the others. Its NFC is that of Unicode 9, which
+        orders a few newer combining marks in another way, and its Digits may know the 13 numerals
+        that Unicode 17 has added. It drops a byte that has no token; here that is a ValueError.
         """
         if specials:                    # names are found before NFC, in the text as it is
             ids = []

@@ -125,8 +125,20 @@ LLADA_BASE = ["<|startoftext|>", "<|endoftext|>", "[CLS]", "[gMASK]", "<|reserve
               "<|reserved_token_1|>", "<|mdm_mask|>", "<|reserved_token_2|>", "<role>", "</role>",
               "<|arithmetic_start|>", "<|number_end|>"]
 QWEN = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<tool_call>"]
+SMOL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<file_sep>",
+        "<empty_output>"]
 ADDED = {"llada": LLADA_BASE + HEADERS, "base": LLADA_BASE,
-            "dream": QWEN + ["<|beginoftext|>", "<|mask|>"], "qwen": QWEN + ["<|mask|>"]}
+         "dream": QWEN + ["<|beginoftext|>", "<|mask|>"], "qwen": QWEN + ["<|mask|>"],
+         "gpt2": ["<|endoftext|>", "<|mask|>", "<|a|>", "<|b|>", "<|c|>"], "smol": SMOL,
+         "llama3": ["<|begin_of_text|>", "<|end_of_text|>", *HEADERS, "<|MASK|>"]}
+# how text is split; GPT-2 and SmolLM2 leave it to ByteLevel's own regex
+LLAMA3_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+                  r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+PATTERNS = {"llada": LLADA_PATTERN, "base": LLADA_PATTERN, "dream": bpe.QWEN_PATTERN,
+            "qwen": bpe.QWEN_PATTERN, "llama3": LLAMA3_PATTERN}
+# tokens of Llama 3 that stand for a whole word; no merges make them
+WHOLE = [" unmistakably", " denoising", "zqzq", "\u4e16\u754c\u4f60\u597d",
+         " \u043c\u0438\u0440\u0430"]
 
 UGLY = [
     "", " ", "\n", "\r\n", "\r", "\t", "\n\n\n  \n\t x", " \t\n\r  x", "     x", "x     ",
@@ -153,21 +165,51 @@ TEACHING = UGLY + [path.read_text() for path in sorted(ROOT.glob("*.py"))] + [
         "\U0001f600\U0001f469\u200d\U0001f680 ")]
 
 
-def learn(pattern, added, size=700):
-    """Return a vocabulary that the library learns in the steps of LLaDA's and Qwen's files."""
+def learn(family, size=700):
+    """Return a vocabulary that the library learns in the steps of the family's files."""
     import tokenizers                   # which not every environment has
+    pre, pattern = tokenizers.pre_tokenizers, PATTERNS.get(family)
     lib = tokenizers.Tokenizer(tokenizers.models.BPE())
-    lib.normalizer = tokenizers.normalizers.NFC()
-    byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    lib.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-        [tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated"), byte_level])
+    if family in ("llada", "base", "dream", "qwen"):
+        lib.normalizer = tokenizers.normalizers.NFC()
+    first = [pre.Split(tokenizers.Regex(pattern), "isolated")] if pattern else []
+    first += [pre.Digits(individual_digits=True)] if family == "smol" else []
+    byte_level = pre.ByteLevel(add_prefix_space=False, use_regex=not pattern)
+    lib.pre_tokenizer = pre.Sequence([*first, byte_level]) if first else byte_level
     lib.decoder = tokenizers.decoders.ByteLevel()
     lib.post_processor = tokenizers.processors.ByteLevel()
     lib.train_from_iterator(TEACHING, tokenizers.trainers.BpeTrainer(
-        vocab_size=size, show_progress=False,
-        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())))
-    lib.add_tokens([tokenizers.AddedToken(text, special=True, normalized=False) for text in added])
+        vocab_size=size, show_progress=False, initial_alphabet=sorted(pre.ByteLevel.alphabet())))
+    if family == "llama3":
+        lib = as_converted(lib)
+    lib.add_tokens([tokenizers.AddedToken(text, special=True, normalized=False)
+                    for text in ADDED[family]])
+    if family == "llama3":
+        first = ADDED[family][0]
+        template = tokenizers.processors.TemplateProcessing(
+            single=f"{first} $A", special_tokens=[(first, lib.token_to_id(first))])
+        lib.post_processor = tokenizers.processors.Sequence([lib.post_processor, template])
     return lib
+
+
+def as_converted(lib):
+    """Return it as if converted from tiktoken: whole words first, every way to cut a token in two.
+
+    Five words are added that no merges make.
+    """
+    import tokenizers
+    char_of = {byte: char for char, byte in bpe.BYTE_OF.items()}
+    spec = json.loads(lib.to_str())
+    vocab = spec["model"]["vocab"]
+    for word in WHOLE:
+        vocab["".join(char_of[byte] for byte in word.encode())] = len(vocab)
+    merges = []
+    for token in vocab:                 # in the order of their ids
+        cuts = [(token[:k], token[k:]) for k in range(1, len(token))]
+        cuts = [pair for pair in cuts if pair[0] in vocab and pair[1] in vocab]
+        merges += sorted(cuts, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
+    spec["model"].update(merges=merges, ignore_merges=True)
+    return tokenizers.Tokenizer.from_str(json.dumps(spec))
 
 
 def write_tokenizers(root):
@@ -175,8 +217,10 @@ def write_tokenizers(root):
     for family, added in ADDED.items():
         folder = root / family
         folder.mkdir()
-        lib = learn(LLADA_PATTERN if family in ("llada", "base") else bpe.QWEN_PATTERN, added)
+        lib = learn(family)
         lib.save(str(folder / "tokenizer.json"))
+        if family == "smol":
+            write_json(folder / "tokenizer_config.json", {"mask_token": "<empty_output>"})
         if family == "dream":           # the slow kind has no tokenizer.json; kept for the library
             (folder / "tokenizer.json").rename(root / "dream.json")
             lib.model.save(str(folder))
