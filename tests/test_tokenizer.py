@@ -960,28 +960,35 @@ def any_text(rng):
     """A text of up to 40 pieces: those that have been hard, and any characters."""
     pieces = []
     for _ in range(rng.randrange(1, 40)):
-        i = rng.choice([rng.randrange(128), rng.randrange(0xd800), rng.randrange(0xe000, 0x110000)])
-        pieces.append(chr(i) if rng.random() < 0.2 else rng.choice(SPELLS))
+        if rng.random() < 0.8:
+            pieces.append(rng.choice(SPELLS))
+        else:                           # of ASCII, of the first plane, of the second, of any
+            first, last = rng.choice([(32, 127)] * 9 + [(128, 0xd800)] * 6
+                                     + [(0x10000, 0x20000)] * 4 + [(0xe000, 0x110000)])
+            pieces.append(chr(rng.randrange(first, last)))
     return "".join(c for c in "".join(pieces) if c not in STRANGE)
 
 
 @pytest.mark.slow
 def test_the_real_smollm2_gives_the_very_tokens_of_the_library(smollm2):
-    """20,000 texts of random pieces. What it has no tokens for, the library leaves out."""
+    """20,000 texts of random pieces, beside those from which the library leaves something out."""
     ours, theirs = load_tokenizer(str(smollm2), mask_token="<empty_output>"), real_library(smollm2)
     assert (ours.eos_id, ours.mask_id, ours.eot_id, ours.bos) == (0, 16, 2, [])
-    rng, refused = random.Random(0), 0
-    for _ in range(20_000):
+    rng, equal, refused = random.Random(0), 0, 0
+    while equal < 20_000:
         text = any_text(rng)
         ids = ids_of(theirs, text)
         try:
-            assert ours.encode(text) == ids and ours.decode(ids) == text, repr(text)
+            ours_ids = ours.encode(text)
         except ValueError as error:
             assert "has no token for" in str(error)
             assert theirs.decode(ids, skip_special_tokens=False) != text, repr(text)
             refused += 1
-    print(f"\n{refused} of 20,000 texts refused")
-    assert 0 < refused < 6000
+            continue
+        assert ours_ids == ids and ours.decode(ids) == text, repr(text)
+        equal += 1
+    print(f"\n{equal:,} texts are equal, {refused:,} refused")
+    assert 0 < refused < equal
 
 
 @pytest.mark.slow
@@ -995,7 +1002,7 @@ def test_the_real_smollm2_gives_the_very_tokens_of_all_rows(task, folder, smollm
     print(f"\n{len(rows):,} rows of {task}")
     assert len(rows) > 1000
     for row in rows:
-        for text in (row.prompt, row.answer, row.prompt + row.answer):
+        for text in (row.prompt, row.answer):
             assert ours.encode(text) == ids_of(theirs, text), repr(text)
 
 
