@@ -131,11 +131,12 @@ ADDED = {"llada": LLADA_BASE + HEADERS, "base": LLADA_BASE,
          "dream": QWEN + ["<|beginoftext|>", "<|mask|>"], "qwen": QWEN + ["<|mask|>"],
          "gpt2": ["<|endoftext|>", "<|mask|>", "<|a|>", "<|b|>", "<|c|>"], "smol": SMOL,
          "llama3": ["<|begin_of_text|>", "<|end_of_text|>", *HEADERS, "<|MASK|>"]}
-# how text is split; GPT-2 and SmolLM2 leave it to ByteLevel's own regex
+# how text is split; None and DIGITS leave it to ByteLevel's own regex
+DIGITS = "digits"
 LLAMA3_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
                   r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 PATTERNS = {"llada": LLADA_PATTERN, "base": LLADA_PATTERN, "dream": bpe.QWEN_PATTERN,
-            "qwen": bpe.QWEN_PATTERN, "llama3": LLAMA3_PATTERN}
+            "qwen": bpe.QWEN_PATTERN, "gpt2": None, "smol": DIGITS, "llama3": LLAMA3_PATTERN}
 # tokens of Llama 3 that stand for a whole word; no merges make them
 WHOLE = [" unmistakably", " denoising", "zqzq", "\u4e16\u754c\u4f60\u597d",
          " \u043c\u0438\u0440\u0430"]
@@ -165,29 +166,42 @@ TEACHING = UGLY + [path.read_text() for path in sorted(ROOT.glob("*.py"))] + [
         "\U0001f600\U0001f469\u200d\U0001f680 ")]
 
 
-def learn(family, size=700):
-    """Return a vocabulary that the library learns in the steps of the family's files."""
+def learn(pattern, added, size=700, nfc=True, converted=False):
+    """Return a vocabulary that the library learns in the steps of LLaDA's and Qwen's files.
+
+    pattern: None is ByteLevel's own, DIGITS the same after single digits. converted: the merges are
+    those of `as_converted`.
+    """
     import tokenizers                   # which not every environment has
-    pre, pattern = tokenizers.pre_tokenizers, PATTERNS.get(family)
+    pre = tokenizers.pre_tokenizers
     lib = tokenizers.Tokenizer(tokenizers.models.BPE())
-    if family in ("llada", "base", "dream", "qwen"):
+    if nfc:
         lib.normalizer = tokenizers.normalizers.NFC()
-    first = [pre.Split(tokenizers.Regex(pattern), "isolated")] if pattern else []
-    first += [pre.Digits(individual_digits=True)] if family == "smol" else []
-    byte_level = pre.ByteLevel(add_prefix_space=False, use_regex=not pattern)
-    lib.pre_tokenizer = pre.Sequence([*first, byte_level]) if first else byte_level
+    own_regex = pattern in (None, DIGITS)
+    steps = [pre.ByteLevel(add_prefix_space=False, use_regex=own_regex)]
+    if pattern == DIGITS:
+        steps.insert(0, pre.Digits(individual_digits=True))
+    elif not own_regex:
+        steps.insert(0, pre.Split(tokenizers.Regex(pattern), "isolated"))
+    lib.pre_tokenizer = pre.Sequence(steps) if steps[1:] else steps[0]
     lib.decoder = tokenizers.decoders.ByteLevel()
     lib.post_processor = tokenizers.processors.ByteLevel()
     lib.train_from_iterator(TEACHING, tokenizers.trainers.BpeTrainer(
         vocab_size=size, show_progress=False, initial_alphabet=sorted(pre.ByteLevel.alphabet())))
+    lib = as_converted(lib) if converted else lib
+    lib.add_tokens([tokenizers.AddedToken(text, special=True, normalized=False) for text in added])
+    return lib
+
+
+def learn_family(family, size=700):
+    """Return a vocabulary that the library learns in the steps of the family's files."""
+    import tokenizers
+    lib = learn(PATTERNS[family], ADDED[family], size, nfc=family not in ("gpt2", "smol", "llama3"),
+                converted=family == "llama3")
     if family == "llama3":
-        lib = as_converted(lib)
-    lib.add_tokens([tokenizers.AddedToken(text, special=True, normalized=False)
-                    for text in ADDED[family]])
-    if family == "llama3":
-        first = ADDED[family][0]
+        bos = ADDED[family][0]
         template = tokenizers.processors.TemplateProcessing(
-            single=f"{first} $A", special_tokens=[(first, lib.token_to_id(first))])
+            single=f"{bos} $A", special_tokens=[(bos, lib.token_to_id(bos))])
         lib.post_processor = tokenizers.processors.Sequence([lib.post_processor, template])
     return lib
 
@@ -217,7 +231,7 @@ def write_tokenizers(root):
     for family, added in ADDED.items():
         folder = root / family
         folder.mkdir()
-        lib = learn(family)
+        lib = learn_family(family)
         lib.save(str(folder / "tokenizer.json"))
         if family == "smol":
             write_json(folder / "tokenizer_config.json", {"mask_token": "<empty_output>"})

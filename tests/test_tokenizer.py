@@ -29,7 +29,7 @@ from pretrained import bpe
 from pretrained.chat_format import chat_ids
 from pretrained.tokenizer import (Tokenizer, byte_tokenizer, load_tokenizer, toy_tokenizer,
                                   word_tokenizer)
-from published import ADDED, HEADERS, TEACHING, UGLY, WHOLE, learn
+from published import ADDED, HEADERS, TEACHING, UGLY, WHOLE, learn_family
 from tasks.common import Example, load_examples, tokenize
 
 tokenizers = pytest.importorskip(
@@ -1029,7 +1029,7 @@ def test_the_real_smollm2_is_asked_as_its_template_says(smollm2):
 @pytest.mark.slow
 def test_a_megabyte_is_encoded_no_slower_than_by_the_library(tmp_path):
     """One text is one thread to both; CPU time, the best of three."""
-    learn("llada", 5000).save(str(tmp_path / "tokenizer.json"))
+    learn_family("llada", 5000).save(str(tmp_path / "tokenizer.json"))
     ours, theirs = both(spec_of(tmp_path.parent, tmp_path.name), tmp_path)
     text = "".join(TEACHING)
     text *= 1 + 1_000_000 // len(text)
