@@ -46,19 +46,20 @@ class Tokenizer:
     """Text to ids and back. Attributes, besides those of its vocabulary (bpe.BPE):
 
     eos_id      end-of-text, which also fills short answers
-    mask_id
+    mask_id     the mask_token of the published settings, or the first of bpe.MASKS
     eot_id      the end of a turn of a chat, or None
     bos         the ids that go before a plain prompt
     never       the ids that must not be sampled, because no text has them
     n_vocab     the highest id + 1
     chat        whether prompts are turns of a chat
+    template    the chat template in Jinja that came with a published tokenizer, or None
     """
 
     def __init__(self, name: str, vocabulary: bpe.BPE, files: dict[str, bytes] | None = None):
         """files: {name: content} of a published tokenizer, which `save` writes unchanged."""
         self.name, self.files, self.chat = name, files, False
         self.vocabulary = vocabulary
-        self.pattern, self.nfc, self.pieces, self.ranked, self.added = vocabulary
+        self.pattern, self.nfc, self.pieces, self.ranked, self.added, bos = vocabulary
         check_pattern(self.pattern)
         self.encoding = tiktoken.Encoding(
             name, pat_str=self.pattern, special_tokens={},
@@ -68,7 +69,9 @@ class Tokenizer:
         def first(*texts):
             return next((self.added[text] for text in texts if text in self.added), None)
         self.eos_id = first(*bpe.ENDS)
-        self.mask_id = first(bpe.named_token(files or {}, "mask_token"), *bpe.MASKS)
+        settings = bpe.settings_of(files or {})
+        self.template = settings["chat_template"]
+        self.mask_id = first(settings["mask_token"], *bpe.MASKS)
         self.eot_id = first("<|eot_id|>", "<|im_end|>")
         if self.eos_id is None or self.mask_id is None:
             raise ValueError(f"it has no {' or '.join(bpe.ENDS)}, or no mask: the mask_token of "
@@ -76,7 +79,8 @@ class Tokenizer:
         if self.eos_id == self.mask_id:
             raise ValueError("its mask_token is the end-of-text too; another token must be one")
         # Dream's state i scores token i+1, so nothing scores the first token: it must be given
-        self.bos = [self.added["<|beginoftext|>"]] if "<|beginoftext|>" in self.added else []
+        self.bos = list(bos) or [self.added[text] for text in ("<|beginoftext|>",)
+                                 if text in self.added]
         self.n_vocab = max(len(self.pieces), 1 + max(self.added.values()))
         sampled = {i for i, piece in enumerate(self.pieces) if piece} | {self.eos_id, self.eot_id}
         self.never = [i for i in range(self.n_vocab) if i not in sampled]
@@ -93,9 +97,11 @@ class Tokenizer:
     def encode(self, text: str, specials: bool = False) -> list[int]:
         """Text -> ids. With specials, the names of added tokens in the text become those tokens.
 
-        The ids are those of the `tokenizers` library, with two exceptions. The library always turns
-        names that are not flagged special, such as Qwen's <think>, into tokens. And its NFC is that
-        of Unicode 9, which orders a few newer combining marks in another way.
+        The ids are those of the `tokenizers` library, with these exceptions. The library always
+        turns names that are not flagged special, such as Qwen's <think>, into tokens, and looks for
+        names that are flagged normalized after the others. Its NFC is that of Unicode 9, which
+        orders a few newer combining marks in another way, and its Digits may know the 13 numerals
+        that Unicode 17 has added. It drops a byte that has no token; here that is a ValueError.
         """
         if specials:                    # names are found before NFC, in the text as it is
             ids = []
@@ -104,8 +110,8 @@ class Tokenizer:
             return ids
         text = self.normalize(text)
         if found := self.unknown.search(text):
-            raise ValueError(f"the tokenizer {self.name!r} has no token for {found[0]!r}, character "
-                             f"{found.start()} of the text {text[:40]!r}; take it out")
+            raise ValueError(f"the tokenizer {self.name!r} has no token for {found[0]!r}, which is "
+                             f"character {found.start()} of the text {text[:40]!r}; take it out")
         ranks = encode_ordinary(self.encoding, text)
         return ranks if self.ids_are_ranks else [self.ranked[rank] for rank in ranks]
 

@@ -125,8 +125,21 @@ LLADA_BASE = ["<|startoftext|>", "<|endoftext|>", "[CLS]", "[gMASK]", "<|reserve
               "<|reserved_token_1|>", "<|mdm_mask|>", "<|reserved_token_2|>", "<role>", "</role>",
               "<|arithmetic_start|>", "<|number_end|>"]
 QWEN = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<tool_call>"]
+SMOL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<file_sep>",
+        "<empty_output>"]
 ADDED = {"llada": LLADA_BASE + HEADERS, "base": LLADA_BASE,
-            "dream": QWEN + ["<|beginoftext|>", "<|mask|>"], "qwen": QWEN + ["<|mask|>"]}
+         "dream": QWEN + ["<|beginoftext|>", "<|mask|>"], "qwen": QWEN + ["<|mask|>"],
+         "gpt2": ["<|endoftext|>", "<|mask|>", "<|a|>", "<|b|>", "<|c|>"], "smol": SMOL,
+         "llama3": ["<|begin_of_text|>", "<|end_of_text|>", *HEADERS, "<|MASK|>"]}
+# how text is split; None and DIGITS leave it to ByteLevel's own regex
+DIGITS = "digits"
+LLAMA3_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+                  r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+PATTERNS = {"llada": LLADA_PATTERN, "base": LLADA_PATTERN, "dream": bpe.QWEN_PATTERN,
+            "qwen": bpe.QWEN_PATTERN, "gpt2": None, "smol": DIGITS, "llama3": LLAMA3_PATTERN}
+# tokens of Llama 3 that stand for a whole word; no merges make them
+WHOLE = [" unmistakably", " denoising", "zqzq", "\u4e16\u754c\u4f60\u597d",
+         " \u043c\u0438\u0440\u0430"]
 
 UGLY = [
     "", " ", "\n", "\r\n", "\r", "\t", "\n\n\n  \n\t x", " \t\n\r  x", "     x", "x     ",
@@ -153,21 +166,64 @@ TEACHING = UGLY + [path.read_text() for path in sorted(ROOT.glob("*.py"))] + [
         "\U0001f600\U0001f469\u200d\U0001f680 ")]
 
 
-def learn(pattern, added, size=700):
-    """Return a vocabulary that the library learns in the steps of LLaDA's and Qwen's files."""
+def learn(pattern, added, size=700, nfc=True, converted=False):
+    """Return a vocabulary that the library learns in the steps of LLaDA's and Qwen's files.
+
+    pattern: None is ByteLevel's own, DIGITS the same after single digits. converted: the merges are
+    those of `as_converted`.
+    """
     import tokenizers                   # which not every environment has
+    pre = tokenizers.pre_tokenizers
     lib = tokenizers.Tokenizer(tokenizers.models.BPE())
-    lib.normalizer = tokenizers.normalizers.NFC()
-    byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    lib.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-        [tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated"), byte_level])
+    if nfc:
+        lib.normalizer = tokenizers.normalizers.NFC()
+    own_regex = pattern in (None, DIGITS)
+    steps = [pre.ByteLevel(add_prefix_space=False, use_regex=own_regex)]
+    if pattern == DIGITS:
+        steps.insert(0, pre.Digits(individual_digits=True))
+    elif not own_regex:
+        steps.insert(0, pre.Split(tokenizers.Regex(pattern), "isolated"))
+    lib.pre_tokenizer = pre.Sequence(steps) if steps[1:] else steps[0]
     lib.decoder = tokenizers.decoders.ByteLevel()
     lib.post_processor = tokenizers.processors.ByteLevel()
     lib.train_from_iterator(TEACHING, tokenizers.trainers.BpeTrainer(
-        vocab_size=size, show_progress=False,
-        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())))
+        vocab_size=size, show_progress=False, initial_alphabet=sorted(pre.ByteLevel.alphabet())))
+    lib = as_converted(lib) if converted else lib
     lib.add_tokens([tokenizers.AddedToken(text, special=True, normalized=False) for text in added])
     return lib
+
+
+def learn_family(family, size=700):
+    """Return a vocabulary that the library learns in the steps of the family's files."""
+    import tokenizers
+    lib = learn(PATTERNS[family], ADDED[family], size, nfc=family not in ("gpt2", "smol", "llama3"),
+                converted=family == "llama3")
+    if family == "llama3":
+        bos = ADDED[family][0]
+        template = tokenizers.processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, lib.token_to_id(bos))])
+        lib.post_processor = tokenizers.processors.Sequence([lib.post_processor, template])
+    return lib
+
+
+def as_converted(lib):
+    """Return it as if converted from tiktoken: whole words first, every way to cut a token in two.
+
+    Five words are added that no merges make.
+    """
+    import tokenizers
+    char_of = {byte: char for char, byte in bpe.BYTE_OF.items()}
+    spec = json.loads(lib.to_str())
+    vocab = spec["model"]["vocab"]
+    for word in WHOLE:
+        vocab["".join(char_of[byte] for byte in word.encode())] = len(vocab)
+    merges = []
+    for token in vocab:                 # in the order of their ids
+        cuts = [(token[:k], token[k:]) for k in range(1, len(token))]
+        cuts = [pair for pair in cuts if pair[0] in vocab and pair[1] in vocab]
+        merges += sorted(cuts, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
+    spec["model"].update(merges=merges, ignore_merges=True)
+    return tokenizers.Tokenizer.from_str(json.dumps(spec))
 
 
 def write_tokenizers(root):
@@ -175,8 +231,10 @@ def write_tokenizers(root):
     for family, added in ADDED.items():
         folder = root / family
         folder.mkdir()
-        lib = learn(LLADA_PATTERN if family in ("llada", "base") else bpe.QWEN_PATTERN, added)
+        lib = learn_family(family)
         lib.save(str(folder / "tokenizer.json"))
+        if family == "smol":
+            write_json(folder / "tokenizer_config.json", {"mask_token": "<empty_output>"})
         if family == "dream":           # the slow kind has no tokenizer.json; kept for the library
             (folder / "tokenizer.json").rename(root / "dream.json")
             lib.model.save(str(folder))
