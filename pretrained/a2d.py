@@ -11,7 +11,8 @@ import json
 import os
 import re
 
-from pretrained.config import CONFIG, MASKS, added_tokens, read_config
+from pretrained.bpe import MASKS
+from pretrained.config import CONFIG, added_tokens, read_config
 from tasks.files import read_json
 
 CLASSES = {"llama": "A2DLlamaLMHeadModel", "qwen2": "A2DQwen2LMHeadModel",
@@ -21,7 +22,7 @@ NEW = "<|mask|>"                # dllm adds a token of this name, too
 
 
 def is_autoregressive(published: dict) -> bool:
-    return published.get("model_type") in CLASSES
+    return str(published.get("model_type")) in CLASSES      # a file may have anything there
 
 
 def adapt(folder, mask_token: str = "", shift: bool = False):

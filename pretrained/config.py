@@ -8,11 +8,12 @@ import json
 import math
 import os
 from dataclasses import fields
+from pathlib import Path
 
+from pretrained.bpe import ENDS, MASKS, settings_of
 from tasks.files import read_json
 
 CONFIG, MODEL_TYPE = "config.json", "dllm-jepa"
-MASKS = ("<|mdm_mask|>", "<|mask|>", "<|MASK|>", "<[MASK]>")    # how tokenizers call the mask
 
 # Fields of ModelConfig <- entries of config.json, or <|tokens|> of the tokenizer, for their id. The
 # first that exists counts. A value that is not a text holds for the whole family. eos_id is the
@@ -23,7 +24,7 @@ QWEN_KEYS = dict(
     n_embd="hidden_size", n_hidden="intermediate_size", norm_eps="rms_norm_eps",
     rope_theta="rope_theta", rope_factor="rope_factor", rope_original="rope_original",
     tied_head="tie_word_embeddings", mask_id=f"mask_token_id mask_token {' '.join(MASKS)}",
-    eos_id="<|endoftext|> <|end_of_text|> pad_token_id")
+    eos_id=f"{' '.join(ENDS)} pad_token_id")
 # an autoregressive model that was made a diffusion model (a2d.py), with its names and sizes
 A2D_KEYS = dict(QWEN_KEYS, shift="shift")
 KEYS = {
@@ -95,7 +96,8 @@ def config_fields(folder, published: dict) -> dict:
     if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
         raise ValueError(f"{where} has layer_types = {json.dumps(kinds)}; only full_attention is "
                          f"implemented")
-    given = {**added_tokens(folder), **published, **rope(where, published)}
+    added = added_tokens(folder)
+    given = {**added, **named_mask(folder, added), **published, **rope(where, published)}
     found = {}
     for field, keys in KEYS[family].items():
         if not isinstance(keys, str):
@@ -168,6 +170,13 @@ def added_tokens(folder) -> dict:
                          f"transformers writes them") from None
 
 
+def named_mask(folder, added: dict) -> dict:
+    """Return {"mask_token": its id} if the tokenizer's settings name one of the added tokens."""
+    paths = [Path(folder, name) for name in ("special_tokens_map.json", "tokenizer_config.json")]
+    name = settings_of({path.name: path.read_bytes() for path in paths if path.is_file()})
+    return {"mask_token": added[name["mask_token"]]} if name["mask_token"] in added else {}
+
+
 def check_sizes(config):
     """Raise ValueError, one sentence, unless a network of this ModelConfig can be built."""
     for field in fields(config):
@@ -183,6 +192,8 @@ def check_sizes(config):
         raise ValueError(f"norm_eps={config.norm_eps!r} must lie between 1e-20 and 0.1")
     if not 1 <= config.rope_theta <= 1e15:
         raise ValueError(f"rope_theta={config.rope_theta!r} must lie between 1 and 1e15")
+    if not 1 <= config.rope_factor <= 1e4:
+        raise ValueError(f"rope_factor={config.rope_factor!r} must lie between 1 and 10000")
     if config.n_head % config.n_kv_head or not config.head_dim and config.n_embd % config.n_head:
         raise ValueError(f"n_embd={config.n_embd} must be a multiple of n_head={config.n_head}, "
                          f"and n_head of n_kv_head={config.n_kv_head}")

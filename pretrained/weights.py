@@ -311,7 +311,7 @@ def read_model(folder, model, dtype, device, slices=None):
 
 
 def stored_for(folder, model) -> dict:
-    """Return the catalogue of a folder as the model uses it: a tied pair once, a new row counted."""
+    """Return the catalogue as the model uses it: a tied pair once, a new token's row counted."""
     stored, family = catalogue(folder), model.published["model_type"]
     head, embed = (published_name(name, family) for name in ("head.weight", "embed.weight"))
     if model.config.tied_head:
@@ -444,7 +444,8 @@ def describe_model(folder, build, mask_token: str = "", shift: bool = False):
     fields, stored = config_fields(folder, published), catalogue(folder)
     family = published["model_type"]
     if fields.get("tied_head") and is_untied(stored, family):
-        fields["tied_head"] = published[KEYS[family]["tied_head"]] = False
+        entry = "tied_head" if family == MODEL_TYPE else KEYS[family]["tied_head"]
+        fields["tied_head"] = published[entry] = False
         said += (f"{said and '; '}{folder}/{CONFIG} ties the head to the embedding, but the two "
                  f"are stored and differ: they are read apart")
     layers = {found[1] for name in stored if (found := re.search(r"\.(\d+)\.", name))}

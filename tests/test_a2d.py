@@ -320,3 +320,26 @@ def greedy(model, ids, n: int) -> list[int]:
     for _ in range(n):
         ids.append(causal_logits(model, torch.tensor([ids]))[0, -1].argmax().item())
     return ids[-n:]
+
+
+# ---- folders of dllm and iLLaDA ----
+
+
+@pytest.mark.parametrize("name", ["special_tokens_map.json", "tokenizer_config.json"])
+def test_the_mask_that_the_tokenizers_settings_name_is_the_models(name, tmp_path):
+    generate(tmp_path, "a2d-qwen3")                 # it has <|mask|>, id 37, too
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / name).write_text(json.dumps({**settings, "mask_token": {"content": "<|im_end|>"}}))
+    assert DLLM.on_meta(tmp_path).config.mask_id == 35
+
+
+def test_a_folder_as_illadas_model_card_describes_it_loads(tmp_path):
+    tensors = generate(tmp_path, "a2d-qwen3")
+    tensors = {name: p for name, p in tensors.items() if "_norm" not in name.split("attn.")[-1]}
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = dict(read_config(tmp_path), model_type="illada", mask_token_id=5)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = DLLM.from_pretrained(tmp_path)
+    assert model.config.mask_id == 5 and model.config.tied_head and not model.config.qk_norm
+    (tmp_path / "config.json").write_text(json.dumps(dict(config, hidden_act="gelu")))
+    assert "hidden_act" in sentence(DLLM.on_meta, tmp_path)
