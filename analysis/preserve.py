@@ -18,6 +18,7 @@ import sys
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the modules are one folder up
@@ -54,6 +55,7 @@ class PreserveConfig:
     rates: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # masking rates
     n_questions: int = 500              # of MMLU, a fixed draw; 0: all 14,042
     n_shot: int = 5                     # solved questions of the same subject before each, up to 5
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of weights, too; auto: bf16 on GPUs
     device: str = "auto"                # cpu, cuda, cuda:1, ...; auto takes a GPU if there is one
 
     def __post_init__(self):
@@ -123,8 +125,8 @@ def measure(cfg: PreserveConfig, name: str, text: str, asked: list[list[str]], e
                    for row in tokenize(some, tok, block_size, task)[:cfg.n_rows or None]]
             for task, some in examples.items()}
     # the device too: bf16 and fp32 give different numbers, and differences to a base are small
-    key = digest(weights, os.stat(weights).st_mtime_ns, device.type, windows.tolist(), cfg.rates,
-                 before, letters, rows)
+    key = digest(weights, os.stat(weights).st_mtime_ns, device.type, cfg.dtype, windows.tolist(),
+                 cfg.rates, before, letters, rows)
     path = Path(cfg.out) / f"{Path(name).name}_{key}.json"
     if path.is_file():
         measured = read_json(path)
@@ -132,7 +134,7 @@ def measure(cfg: PreserveConfig, name: str, text: str, asked: list[list[str]], e
             check_measured(measured, len(windows), len(cfg.rates), len(before), rows)
         return measured
 
-    model, _ = load_model(folder, cfg.device)
+    model, _ = load_model(folder, cfg.device, dtype=cfg.dtype)
     print(f"{name}: {len(windows)} windows, {len(before)} questions", file=sys.stderr)
     losses, log_p = held_out_losses(model, windows, cfg.rates), choose(model, before, letters)
     of_tasks = {task: losses_of_rows(model, some, cfg.rates) for task, some in rows.items()}

@@ -443,7 +443,7 @@ def describe_model(folder, build, mask_token: str = "", shift: bool = False):
     published, changed, said = adapt(folder, mask_token, shift)
     fields, stored = config_fields(folder, published), catalogue(folder)
     family = published["model_type"]
-    if fields.get("tied_head") and is_untied(stored, family):
+    if fields.get("tied_head") is True and is_untied(stored, family):
         entry = "tied_head" if family == MODEL_TYPE else KEYS[family]["tied_head"]
         fields["tied_head"] = published[entry] = False
         said += (f"{said and '; '}{folder}/{CONFIG} ties the head to the embedding, but the two "
