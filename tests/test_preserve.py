@@ -162,7 +162,8 @@ def test_what_was_measured_is_not_measured_again(cfg, monkeypatch):
     first, loaded = preserve.preserve(cfg), []
     load_model = preserve.load_model
     monkeypatch.setattr(preserve, "load_model",
-                        lambda name, device: loaded.append(name) or load_model(name, device))
+                        lambda name, device, **how: loaded.append(name) or load_model(name, device,
+                                                                                      **how))
     before = files_of(cfg)
     assert preserve.preserve(cfg) == first and loaded == [] and files_of(cfg) == before
     (Path(cfg.out) / next(name for name in before if name.startswith("tuned"))).unlink()
