@@ -5,10 +5,11 @@ Mask l of a text's L tokens, chosen uniformly, with l uniform in 1..L. Then
     log p(text)  >=  -L * E[ mean cross-entropy of the masked tokens ]
 
 LLaDA is evaluated this way (arXiv 2502.09992, its public get_log_likelihood.py). An exact number of
-masks has less variance than one coin per token; for one token the estimate is exact. Three uses:
+masks has less variance than one coin per token; for one token the estimate is exact. Four uses:
 
     log_likelihood      of answers given prompts, by Monte Carlo
     held_out_losses     of windows of a text, at fixed rates, under the same masks for every model
+    losses_of_rows      the same of answers, whose prompts stay visible
     choose              among answers of one token, all scored in one pass
 
 If state i scores token i + 1 (Dream), nothing scores the first token: it always stays visible.
@@ -70,9 +71,12 @@ def losses_of_rows(model, rows, rates, seed: int = 0, batch_tokens: int = BATCH_
 
     rows: pairs of ids and the number of them, at the front, that stay visible.
     """
-    losses = tqdm(mean_losses(model, masked_copies(rows, rates, seed), batch_tokens),
-                  "held-out loss", total=len(rows) * len(rates), leave=False, disable=None)
-    return torch.tensor(list(losses), dtype=torch.float64).view(len(rows), len(rates))
+    order = longest_first([ids for ids, _ in rows])
+    copies = masked_copies([rows[i] for i in order], rates, seed)
+    losses = tqdm(mean_losses(model, copies, batch_tokens), "held-out loss",
+                  total=len(rows) * len(rates), leave=False, disable=None)
+    losses = torch.tensor(list(losses), dtype=torch.float64).view(len(rows), len(rates))
+    return losses[torch.tensor(order).argsort()]
 
 
 def check_rates(rates):

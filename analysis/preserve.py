@@ -1,7 +1,7 @@
 """Preservation: what fine-tuning has kept of its base: Wikitext loss and MMLU, compared in pairs.
 
     python analysis/preserve.py --base=GSAI-ML/LLaDA-8B-Base --models=out/plain,out/jepa
-    python analysis/preserve.py --base=... --models=... --tasks=nl_rx,django,gsm8k      and of tasks
+    python analysis/preserve.py --base=... --models=... --tasks=nl_rx,django,gsm8k
 
 Every model gets the same windows under the same masks and the same questions, so its difference to
 the base has a small error. Of a task it gets held-out rows, with masks in the answers. The paper
@@ -121,16 +121,19 @@ def measure(cfg: PreserveConfig, name: str, text: str, asked: list[list[str]], e
     windows = wikitext.windows(text, tok, cfg.window, cfg.n_windows)
     block_size = DLLM.on_meta(folder).config.block_size
     before, letters, left_out = zip(*(shorten(tok, texts, block_size) for texts in zip(*asked)))
-    rows = {task: [(row.prompt + row.answer + [tok.eos_id], len(row.prompt))
-                   for row in tokenize(some, tok, block_size, task)[:cfg.n_rows or None]]
-            for task, some in examples.items()}
-    # the device too: bf16 and fp32 give different numbers, and differences to a base are small
-    key = digest(weights, os.stat(weights).st_mtime_ns, device.type, cfg.dtype, windows.tolist(),
-                 cfg.rates, before, letters, rows)
+    rows = {}
+    for task, some in examples.items():             # a row that exceeds block_size is left out
+        fitting = tokenize(some, tok, block_size, task)[:cfg.n_rows or None]
+        rows[task] = [(row.prompt + row.answer + [tok.eos_id], len(row.prompt)) for row in fitting]
+    # device and dtype too: bf16 and fp32 give different numbers, and differences are small
+    kind = device.type + cfg.dtype.removeprefix("auto")
+    texts = [windows.tolist(), before, *([rows] if rows else [])]
+    key = digest(weights, os.stat(weights).st_mtime_ns, kind, cfg.rates, letters, *texts)
     path = Path(cfg.out) / f"{Path(name).name}_{key}.json"
     if path.is_file():
         measured = read_json(path)
         with told(path, "what preserve.py measured"):
+            measured.setdefault("tasks", {})        # files from before there were any
             check_measured(measured, len(windows), len(cfg.rates), len(before), rows)
         return measured
 
@@ -140,7 +143,7 @@ def measure(cfg: PreserveConfig, name: str, text: str, asked: list[list[str]], e
     of_tasks = {task: losses_of_rows(model, some, cfg.rates) for task, some in rows.items()}
     if not all(numbers.isfinite().all() for numbers in (losses, log_p, *of_tasks.values())):
         raise ValueError(f"{name} gives probabilities that are not finite: its weights are broken")
-    measured = {"model": name, "weights": weights, "tokens": digest(windows.tolist(), before, rows),
+    measured = {"model": name, "weights": weights, "tokens": digest(*texts),
                 "fewer_shots": sum(map(bool, left_out)), "losses": losses.tolist(),
                 "log_p": log_p.tolist(),
                 "tasks": {task: numbers.tolist() for task, numbers in of_tasks.items()}}
@@ -197,7 +200,7 @@ def score_choices(log_p, base, gold) -> dict:
 
 
 def print_tables(summary: dict, cfg: PreserveConfig):
-    """Print a table of Wikitext and one of MMLU, a line per model."""
+    """Print a table of Wikitext, of each task and of MMLU, a line per model."""
     answers = [["", "right", "accuracy %", "stderr", "gained", "lost", "McNemar p", "mass"]]
     for name, scores in summary.items():
         label, is_base = name[-17:], name == cfg.base

@@ -4,9 +4,10 @@ An autoregressive model learns to fill masks: t ~ U(0, 1) on rows of NL-RX-SYNTH
 of those that have at most 96 tokens. Plain diffusion, no JEPA. The mask is a token that text
 cannot write and that these rows do not need.
     python pretrained/from_gguf.py --out_dir=models/smollm2
-    python train.py config/smollm2_base.py --data_dir=folder_with_gsm8k_nl_rx_django
-Who can reach the hub takes --init_from=HuggingFaceTB/SmolLM2-135M-Instruct in place of the first
-command, and no data_dir.
+    python train.py config/smollm2_base.py --data_dir=data
+data has the folders gsm8k, nl_rx and django. Who can reach the hub takes --init_from=HuggingFaceTB/
+SmolLM2-135M-Instruct in place of the first command, and no data_dir. Without amx_bf16 in `lscpu`
+add --dtype=float32, without a C++ compiler --compile=False.
 """
 
 out_dir = "out/smollm2_base"

@@ -4,7 +4,8 @@ The base of config/smollm2_base.py is tuned in the paper's form: the loss at t =
 view at 0.7, lambda 1, two layers in the predictor, EMA 0.996. Batch, steps and lr are ours, chosen
 on validation rows. Plain arm: --lambda_jepa=0 --out_dir=out/smollm2_plain. One seed of each takes
 minutes; docs/LOG.md has what came out.
-    python train.py config/smollm2_nl_rx.py --data_dir=folder_with_nl_rx
+    python train.py config/smollm2_nl_rx.py --data_dir=data/nl_rx
+Without amx_bf16 in `lscpu` add --dtype=float32, without a C++ compiler --compile=False.
 """
 
 out_dir = "out/smollm2_nl_rx"

@@ -1,18 +1,18 @@
 """Autoregressive to diffusion: read an ordinary Llama or Qwen as a masked-diffusion model.
 
 The tensors stay what they are. Attention looks both ways, and one token becomes [MASK]: the one
-that a setting names, else one that is called a mask or is reserved, else a new one, whose row of
-the embedding is the mean of all rows unless the embedding has a spare one. State i scores token i,
-as in dllm's a2d models; `shift` keeps the base's way, state i scores token i+1. The model cannot
-fill masks before it is trained. Its checkpoints say a2d-llama, a2d-qwen2 or a2d-qwen3, which are
-the names that dllm (github.com/ZHZisZZ/dllm) gives to its own conversions.
+that a setting or the tokenizer names, else one that is called a mask or is reserved, else a new
+one, whose row of the embedding is the mean of all rows unless the embedding has a spare one. State
+i scores token i, as in dllm's a2d models; `shift` keeps the base's way, state i scores token i+1.
+The model cannot fill masks before it is trained. Its checkpoints say a2d-llama, a2d-qwen2 or
+a2d-qwen3, which are the names that dllm (github.com/ZHZisZZ/dllm) gives to its own conversions.
 """
 import json
 import os
 import re
 
 from pretrained.bpe import MASKS
-from pretrained.config import CONFIG, added_tokens, read_config
+from pretrained.config import CONFIG, added_tokens, named_mask, read_config
 from tasks.files import read_json
 
 CLASSES = {"llama": "A2DLlamaLMHeadModel", "qwen2": "A2DQwen2LMHeadModel",
@@ -22,6 +22,7 @@ NEW = "<|mask|>"                # dllm adds a token of this name, too
 
 
 def is_autoregressive(published: dict) -> bool:
+    """Return whether config.json describes a model that is made a diffusion model here."""
     return str(published.get("model_type")) in CLASSES      # a file may have anything there
 
 
@@ -35,15 +36,18 @@ def adapt(folder, mask_token: str = "", shift: bool = False):
     if not is_autoregressive(published):
         if mask_token or shift:
             raise ValueError(f"mask_token and shift are for autoregressive weights; {folder} holds "
-                             f"a model of type {published.get('model_type')!r}, which has its own")
+                             f"a model of type {published.get('model_type')!r}, which has its own: "
+                             f"leave them out (--mask_token= --shift=False)")
         return published, {}, ""
     n_ids, added = ids_of_tokenizer(folder), added_tokens(folder)
-    token = mask_token or next((text for text in MASKS if text in added), "") or next(
-        (text for text in added if re.fullmatch(RESERVED, text)), "")
     if mask_token and mask_token not in added:
         raise ValueError(f"mask_token={mask_token!r} is not one of the tokens that {folder} adds "
-                         f"to its vocabulary, {', '.join(added) or 'which are none'}; without "
+                         f"to its vocabulary, such as {', '.join([*added][:8]) or 'none'}; without "
                          f"mask_token a new one is added")
+    named = named_mask(folder, added).get("mask_token")
+    token = mask_token or next((text for text, i in added.items() if i == named), "") or next(
+        (text for text in MASKS if text in added), "") or next(
+        (text for text in added if re.fullmatch(RESERVED, text)), "")
     mask_id, n_rows = added.get(token, n_ids), published.get("vocab_size")
     if type(n_rows) is not int or mask_id > n_rows:
         raise ValueError(f"{folder}/{CONFIG} has vocab_size = {json.dumps(n_rows)}; its tokenizer "
@@ -63,7 +67,8 @@ def ids_of_tokenizer(folder) -> int:
     """Return the number of ids of the tokenizer in a folder: the highest + 1."""
     path = os.path.join(folder, "tokenizer.json")
     if os.path.lexists(path):
-        vocab = read_json(path).get("model", {}).get("vocab", {})
+        model = read_json(path).get("model")
+        vocab = model.get("vocab") if isinstance(model, dict) else None
     elif os.path.lexists(path := os.path.join(folder, "vocab.json")):
         vocab = read_json(path)
     else:
@@ -77,21 +82,20 @@ def ids_of_tokenizer(folder) -> int:
 
 def files_with_mask(folder, token: str, mask_id: int, is_new: bool) -> dict[str, bytes]:
     """Return the tokenizer's files that have to say which token is the mask, as {name: bytes}."""
-    found = {"tokenizer_config.json": {}}
-    for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json"):
-        if os.path.lexists(path := os.path.join(folder, name)):
-            found[name] = read_json(path)
-    found["tokenizer_config.json"]["mask_token"] = token
-    if not is_new:
-        found = {"tokenizer_config.json": found["tokenizer_config.json"]}
-    else:
+    def read(name):
+        path = os.path.join(folder, name)
+        return read_json(path) if os.path.lexists(path) else {}
+    settings = {**read("tokenizer_config.json"), "mask_token": token}
+    found = {"tokenizer_config.json": settings}
+    if is_new:
         entry = dict(content=token, lstrip=False, normalized=False, rstrip=False,
                      single_word=False, special=True)
-        if "tokenizer.json" in found:
-            found["tokenizer.json"].setdefault("added_tokens", []).append({"id": mask_id, **entry})
+        if "added_tokens_decoder" in settings:
+            settings["added_tokens_decoder"][str(mask_id)] = entry
+        if whole := read("tokenizer.json"):
+            whole["added_tokens"] = [*(whole.get("added_tokens") or []), {"id": mask_id, **entry}]
+            found["tokenizer.json"] = whole
         else:
-            found.setdefault("added_tokens.json", {})[token] = mask_id
-        if "added_tokens_decoder" in found["tokenizer_config.json"]:
-            found["tokenizer_config.json"]["added_tokens_decoder"][str(mask_id)] = entry
+            found["added_tokens.json"] = {**read("added_tokens.json"), token: mask_id}
     return {name: json.dumps(content, ensure_ascii=False, indent=2).encode()
             for name, content in found.items()}

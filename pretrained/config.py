@@ -32,6 +32,7 @@ KEYS = {
         vocab_size="embedding_size vocab_size", block_size="max_sequence_length",
         n_layer="n_layers", n_head="n_heads", n_kv_head="n_kv_heads n_heads", n_embd="d_model",
         n_hidden="mlp_hidden_size", norm_eps="rms_norm_eps", rope_theta="rope_theta",
+        rope_factor="rope_factor", rope_original="rope_original",
         tied_head="weight_tying", mask_id="mask_token_id <|mdm_mask|>",
         eos_id="<|endoftext|> pad_token_id eos_token_id"),
     # Dream's config states 131072 positions, inherited from Qwen; its authors say that 2048 work
@@ -58,9 +59,10 @@ IMPLEMENTED = {
     "Dream": dict(hidden_act="silu", use_sliding_window=False, use_mrope=False,
                   quantization_config=None, block_size=None),   # block_size: block diffusion
     **dict.fromkeys(("a2d-llama", "a2d-qwen2", "a2d-qwen3", "illada"),
-                    dict(hidden_act="silu", use_sliding_window=False, attention_bias=False,
-                         mlp_bias=False, quantization_config=None)),
+                    dict(hidden_act="silu", use_sliding_window=False, use_mrope=False,
+                         attention_bias=False, mlp_bias=False, quantization_config=None)),
 }
+LLAMA3 = ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor")
 LARGEST = 1 << 24               # of any size; the largest published one is a few hundred thousand
 
 
@@ -77,10 +79,12 @@ def config_fields(folder, published: dict) -> dict:
     """
     where, family = os.path.join(folder, CONFIG), published.get("model_type")
     if family not in FAMILIES:
+        bases = [known.removeprefix("a2d-") for known in KEYS if known.startswith("a2d-")]
         raise ValueError(f"{folder} holds a model of type {family!r}; known are "
-                         f"{', '.join(FAMILIES)}")
+                         f"{', '.join([*FAMILIES, *bases])}")
     if family == MODEL_TYPE:
-        for key in sorted({*A2D_KEYS, "qkv_bias"} - (OPTIONAL - {"shift"}) - published.keys()):
+        needed = {*A2D_KEYS, "qkv_bias"} - (OPTIONAL - {"shift"})   # what the oldest ones state
+        for key in sorted(needed - published.keys()):
             raise ValueError(f"{where} lacks {key}")
         found = {key: value for key, value in published.items() if key != "model_type"}
         for key, value in found.items():
@@ -119,12 +123,18 @@ def rope(where: str, published: dict) -> dict:
     found, scaled = {}, {}
     left = [(key, value) for key, value in published.items()
             if key.startswith(("rope_", "rotary", "partial_rotary"))]
-    plain = {"rope_full_precision": True, "partial_rotary_factor": 1, "factor": 1}
+    plain = {"rope_full_precision": True, "rope_interleaved": False, "partial_rotary_factor": 1,
+             "factor": 1}
     for name, value in left:                        # which grows
         leaf = name.rpartition(".")[2]
         if isinstance(value, dict) and "llama3" in (value.get("rope_type"), value.get("type")):
-            scaled, value = llama3_scaling(where, name, value), {
-                key: value[key] for key in value if key == "rope_theta"}
+            scaling = llama3_scaling(where, name, value)
+            if scaled not in ({}, scaling):
+                raise ValueError(f"{where} states two different scalings of rope; remove the one "
+                                 f"that the weights were not trained with")
+            scaled = scaling
+            value = {key: inner for key, inner in value.items()
+                     if key not in LLAMA3 and inner != "llama3"}
         if isinstance(value, dict):
             left += [(f"{name}.{key}", inner) for key, inner in value.items()]
         elif leaf == "rope_theta" and value is not None:
@@ -144,7 +154,7 @@ def rope(where: str, published: dict) -> dict:
 
 def llama3_scaling(where: str, name: str, entry: dict) -> dict:
     """Return the scaling of a rope entry of type llama3. Raises ValueError unless it is complete,
-    with the two bounds that Llama 3.1 to 3.3 have (model.py, rope_frequencies)."""
+    with the two bounds that Llama 3.1 to 3.3 have (model.py, rope_table)."""
     factor, original = (entry.get(key) for key in ("factor", "original_max_position_embeddings"))
     if type(factor) not in (int, float) or type(original) is not int or (
             entry.get("low_freq_factor"), entry.get("high_freq_factor")) != (1, 4):
@@ -164,6 +174,8 @@ def added_tokens(folder) -> dict:
         found.update(added)
         for i, token in config.get("added_tokens_decoder", {}).items():
             found[token["content"]] = int(i)
+        if not all(isinstance(text, str) for text in found):
+            raise TypeError
         return found
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ValueError(f"the tokenizer's files in {folder} do not list their added tokens as "
@@ -173,7 +185,10 @@ def added_tokens(folder) -> dict:
 def named_mask(folder, added: dict) -> dict:
     """Return {"mask_token": its id} if the tokenizer's settings name one of the added tokens."""
     paths = [Path(folder, name) for name in ("special_tokens_map.json", "tokenizer_config.json")]
-    name = settings_of({path.name: path.read_bytes() for path in paths if path.is_file()})
+    try:
+        name = settings_of({path.name: path.read_bytes() for path in paths if path.is_file()})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the tokenizer's settings in {folder} cannot be read: {error}") from None
     return {"mask_token": added[name["mask_token"]]} if name["mask_token"] in added else {}
 
 

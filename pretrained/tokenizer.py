@@ -249,7 +249,9 @@ def load_tokenizer(name_or_dir: str, chat: bool = False, rows=(), mask_token="")
     tok = known[name_or_dir]() if name_or_dir in known else read_folder(
         Path(name_or_dir), chat, mask_token)
     tok.chat = chat
-    tok.prompt_ids("")                  # raises if there is no chat format
+    if tok.mask_id in (tok.eot_id, *tok.prompt_ids("")):    # prompt_ids raises if it has no chat
+        raise ValueError(f"the mask of {name_or_dir}, id {tok.mask_id}, is a token of its prompts "
+                         f"or ends a turn; choose another --mask_token")
     return tok
 
 

@@ -1,4 +1,4 @@
-"""Weights: read and write the folders in which LLaDA, Dream and Qwen3-diffusion are published.
+"""Weights: read and write the folders in which LLaDA, Dream, Llama and Qwen are published.
 
 Such a folder has a config.json, one model.safetensors or numbered parts with an index, and the
 small files of its tokenizer. The families call the same tensors and sizes by different names, and
@@ -44,7 +44,8 @@ SMALL_FILES = ("tokenizer*", "vocab*", "added_tokens.json", "special_tokens_map.
 FOREIGN = {     # endings of files that hold weights in a form that is not read here
     (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
         "a pickle, which can run code and is never read; convert it to safetensors",
-    (".gguf", ".ggml"): "made for llama.cpp; give the safetensors that it was made from",
+    (".gguf", ".ggml"): "made for llama.cpp; give the safetensors that it was made from, or try "
+                        "pretrained/from_gguf.py",
     (".h5", ".msgpack", ".onnx"): "of another framework; convert it to safetensors",
 }
 TRAINERS = r"training_args|optimizer|scheduler|rng_state"   # pickles beside weights, not weights
@@ -316,11 +317,11 @@ def stored_for(folder, model) -> dict:
     head, embed = (published_name(name, family) for name in ("head.weight", "embed.weight"))
     if model.config.tied_head:
         drop_copy(stored, head, embed)
-    if is_autoregressive(read_config(folder)):
+    base = read_config(folder)
+    if is_autoregressive(base) and base["vocab_size"] < model.config.vocab_size:    # by a2d.adapt
         for name in {head, embed} & stored.keys():
             n_rows, *width = stored[name].shape
-            if n_rows == model.config.vocab_size - 1:       # pretrained/a2d.py
-                stored[name] = stored[name]._replace(shape=(n_rows + 1, *width), has_new_row=True)
+            stored[name] = stored[name]._replace(shape=(n_rows + 1, *width), has_new_row=True)
     return stored
 
 
@@ -338,8 +339,10 @@ def drop_copy(stored: dict, head: str, embed: str):
 def is_untied(stored: dict, family: str) -> bool:
     """Return whether head and embedding are both stored and differ: then the head is the head."""
     head, embed = (published_name(name, family) for name in ("head.weight", "embed.weight"))
-    if head not in stored or embed not in stored or stored[head].shape != stored[embed].shape:
+    if head not in stored or embed not in stored:
         return False
+    if stored[head].shape != stored[embed].shape:
+        return True                     # then one of the two has a shape that does not fit
     (_, one), (_, other) = read_tensors({name: stored[name] for name in (head, embed)})
     return not torch.equal(one, other)
 

@@ -3,8 +3,8 @@
     --task=mixture --variant=nl_rx,django --data_dir=folder
 
 Each task is loaded from the folder of its name in data_dir (nl_rx also from nl_rx_synth), or from
-the hub without one, and asks, answers and scores as it does alone. A batch has the tasks in
-proportion to their rows. `extra_scores` gives the accuracy of each.
+its own place without one, which the toys need. It asks, answers and scores as it does alone. A
+batch has the tasks in proportion to their rows. `extra_scores` gives the accuracy of each.
 """
 from collections import defaultdict
 from pathlib import Path
@@ -31,13 +31,17 @@ def load(split: str, data_dir: str = "", variant: str = "") -> list[Example]:
 
 
 def folder_of(name: str, data_dir: str) -> str:
-    """Return the folder with a task's rows: data_dir/{name} or the one data_dir/{name}_*."""
+    """Return data_dir/{name}, or else the one folder data_dir/{name}_*; "" without data_dir."""
+    load_task(name)                     # raises for an unknown task
     if not data_dir:
         return ""
-    found = [path for pattern in (name, f"{name}_*") for path in Path(data_dir).glob(pattern)]
-    if not found:
-        raise FileNotFoundError(f"there is no folder {Path(data_dir, name)}; data_dir of a mixture "
-                                f"holds one folder for each task")
+    if Path(data_dir, name).is_dir():
+        return str(Path(data_dir, name))
+    found = [path for path in sorted(Path(data_dir).glob(f"{name}_*")) if path.is_dir()]
+    if len(found) != 1:
+        there = ", ".join(path.name for path in found) or "none"
+        raise FileNotFoundError(f"{data_dir} must hold a folder {name}, or one {name}_*; there is "
+                                f"{there}")
     return str(found[0])
 
 

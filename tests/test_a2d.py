@@ -343,3 +343,74 @@ def test_a_folder_as_illadas_model_card_describes_it_loads(tmp_path):
     assert model.config.mask_id == 5 and model.config.tied_head and not model.config.qk_norm
     (tmp_path / "config.json").write_text(json.dumps(dict(config, hidden_act="gelu")))
     assert "hidden_act" in sentence(DLLM.on_meta, tmp_path)
+
+
+# SmolLM2-135M's config.json on the hub, apart from its sizes
+HUB = {"is_llama_config": True, "rope_interleaved": False, "pretraining_tp": 1, "rope_scaling": None,
+       "attention_bias": False, "mlp_bias": False, "transformers.js_config": {"dtype": "q4"}}
+
+
+def test_smollm2s_config_on_the_hub_is_read(write):
+    folder, _ = write()
+    config = read_config(folder)
+    config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
+    (folder / "config.json").write_text(json.dumps({**config, **HUB}))
+    DLLM.from_checkpoint(folder)
+    (folder / "config.json").write_text(json.dumps({**config, **HUB, "rope_interleaved": True}))
+    assert "rope_interleaved" in sentence(DLLM.on_meta, folder)
+
+
+def test_llama_3s_rope_counts_in_every_family_and_hides_nothing(tmp_path):
+    generate(tmp_path, "llada")
+    config = read_config(tmp_path)
+    for entry, words in ((LLAMA3, ""), (dict(LLAMA3, partial_rotary_factor=0.5), "partial"),
+                         (dict(LLAMA3, type="yarn"), "yarn")):
+        entry = {**entry, "rope_theta": config["rope_theta"]}
+        (tmp_path / "config.json").write_text(json.dumps(dict(config, rope_scaling=entry)))
+        if words:
+            assert words in sentence(DLLM.on_meta, tmp_path)
+        else:
+            assert DLLM.on_meta(tmp_path).config.rope_factor == 8
+    two = dict(config, rope_scaling=LLAMA3 | {"rope_theta": config["rope_theta"]},
+               rope_parameters=LLAMA3 | {"rope_theta": config["rope_theta"], "factor": 4.0})
+    (tmp_path / "config.json").write_text(json.dumps(two))
+    assert "two different scalings" in sentence(DLLM.on_meta, tmp_path)
+
+
+def test_a_token_of_the_prompt_or_the_end_of_a_turn_is_no_mask(write):
+    folder, _ = write()
+    assert "--mask_token" in sentence(load_tokenizer, str(folder), mask_token="<|im_end|>")
+    assert "--mask_token" in sentence(load_tokenizer, str(folder), chat=True,
+                                      mask_token="<|im_start|>")
+    assert load_tokenizer(str(folder), mask_token="<|im_start|>").mask_id == 701
+
+
+def test_no_row_is_made_up_for_a_folder_that_lacks_one(write):
+    folder, _ = write()
+    config = read_config(folder)
+    (folder / "config.json").write_text(json.dumps(dict(config, vocab_size=V + 1)))
+    assert "shape" in sentence(DLLM.from_checkpoint, folder, mask_token="<empty>")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, "lm_head.weight": torch.zeros(5, 7)}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "lm_head" in sentence(DLLM.from_checkpoint, folder, mask_token="<empty>")
+
+
+@pytest.mark.parametrize("change", [{"model": None}, {"model": [1]}, {"model": {"vocab": 3}},
+                                    {"added_tokens": [{"content": 5, "id": 3}]},
+                                    {"added_tokens": [{"content": None, "id": 3}]}], ids=str)
+def test_a_damaged_tokenizer_is_one_sentence(change, write):
+    folder, _ = write()
+    content = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**content, **change}))
+    for call in (DLLM.on_meta, load_tokenizer):
+        assert str(folder) in sentence(call, str(folder))
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    (folder / "tokenizer_config.json").write_text('{"chat_template": [{}]}')
+    assert str(folder) in sentence(DLLM.on_meta, folder)
+
+
+def test_a_mask_that_the_base_already_names_is_taken(write):
+    folder, _ = write()
+    (folder / "special_tokens_map.json").write_text('{"mask_token": "<empty>"}')
+    assert DLLM.on_meta(folder).config.mask_id == load_tokenizer(str(folder)).mask_id == V - 1

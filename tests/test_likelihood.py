@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 import torch
 
-from analysis.likelihood import choose, held_out_losses, log_likelihood, stratified_masks
+from analysis.likelihood import (choose, held_out_losses, log_likelihood, losses_of_rows,
+                                 stratified_masks)
 from model import DLLM, ModelConfig
 
 VOCAB, EOS, MASK = 20, 18, 19
@@ -333,3 +334,16 @@ def test_measuring_leaves_the_model_and_the_random_state_as_they_were():
                for name, p in model.named_parameters())
     assert len(states) == 3 and not any(h.requires_grad for h in states)
     assert torch.is_grad_enabled()
+
+
+def test_losses_of_rows_of_any_lengths_do_not_depend_on_their_order_or_batch():
+    model = tiny()
+    rows = [(ids[:4 + n], n % 3) for n, ids in enumerate(texts(9, 12).tolist())]
+    losses = losses_of_rows(model, rows, RATES)
+    for order in (range(8, -1, -1), (4, 0, 8, 2, 6, 1, 5, 7, 3)):
+        again = losses_of_rows(model, [rows[i] for i in order], RATES, batch_tokens=30)
+        torch.testing.assert_close(again, losses[list(order)], atol=1e-6, rtol=1e-5)
+    sizes, encode = [], model.encode
+    model.encode = lambda xt, *rest: sizes.append(xt.numel()) or encode(xt, *rest)
+    losses_of_rows(model, rows, RATES, batch_tokens=30)
+    assert max(sizes) <= 30

@@ -1,10 +1,12 @@
 """Laws of the mixture of tasks."""
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from helpers import sentence, write_jsonl
 from tasks.common import load_examples, load_task
+from tasks.mixture import folder_of
 
 
 @pytest.fixture
@@ -51,3 +53,9 @@ def test_mistakes_are_one_sentence(data):
         assert variant in sentence(load_examples, "mixture", "train", data, variant)
     assert "gsm8k" in sentence(load_examples, "mixture", "train", data)          # its default
     assert "sql2" in sentence(load_examples, "mixture", "train", data, "sql2")
+    assert "/etc" in sentence(folder_of, "/etc", data)
+    for name in ("nl_rx_turk", "nl_rx_file"):
+        (Path(data) / name).mkdir()
+    assert "nl_rx_turk" in sentence(folder_of, "nl_rx", data)
+    (Path(data) / "nl_rx").mkdir()
+    assert folder_of("nl_rx", data) == f"{data}/nl_rx" and folder_of("toy", "") == ""

@@ -220,7 +220,7 @@ def named_tokenizer(cfg):
                          "config/tiny.py")
     is_words = cfg.tokenizer == "words"
     rows = load_examples(cfg.task, "train", cfg.data_dir, cfg.variant) if is_words else ()
-    return load_tokenizer(cfg.tokenizer, cfg.chat, rows)
+    return load_tokenizer(cfg.tokenizer, cfg.chat, rows, cfg.mask_token)
 
 
 def load_rows(task: str, split: str, cfg, tok, max_length: int, rank: int) -> list:
