@@ -232,8 +232,8 @@ def task_prompt(name: str, text: str) -> str:
     task = load_task(name)
     if not hasattr(task, "prompt"):
         raise ValueError(f"tasks/{name}.py has no prompt(text) that would wrap a text as its rows "
-                         f"are; name a task that does as --task, or write the prompt out and send it "
-                         f"with --raw")
+                         f"are; name a task that does as --task, or write the prompt out and send "
+                         f"it with --raw")
     prompt = task.prompt(text)
     if not isinstance(prompt, str):
         raise ValueError(f"tasks/{name}.py: prompt must return a text, not {prompt!r:.60}")
