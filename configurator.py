@@ -31,7 +31,7 @@ OUT_OF_MEMORY = r"out ?of ?memory|MemoryError|can(no|')t allocate memory|bad_all
 HOW_TO_RUN = {"resume", "overwrite", "device"}  # these leave a bare command its default config
 ELSEWHERE = dict(pair.split("=") for pair in """learning_rate=lr num_train_epochs=epochs
     max_iters=max_steps per_device_train_batch_size=micro_batch_size model_name_or_path=init_from
-    warmup_steps=warmup_ratio output_dir=out_dir max_new_tokens=gen_length""".split())  # = ours
+    output_dir=out_dir max_new_tokens=gen_length eval_steps=eval_every""".split())  # = ours
 
 
 def leave_quietly(kind, error, trace):

@@ -50,7 +50,7 @@ class EvalConfig(Sampling):
     weights: Literal["online", "ema"] = "online"  # ema: the target encoder under the online head
     base: str = ""                      # a second model to ask the same: its row, the difference
     chat: bool = False                  # ask in turns of a chat (Instruct models)
-    task: str = "gsm8k"                 # a module of tasks/: gsm8k, toy, nl_rx, spider, django
+    task: str = "gsm8k"                 # a module of tasks/: gsm8k, toy, nl_rx, django, jsonl
     data_dir: str = ""                  # a folder with {split}.jsonl[.gz]; empty: the task's own
     variant: str = ""                   # of the task; gsm8k: marks keeps <<...>> in the shots
     split: str = "test"                 # use validation, not test, to choose settings

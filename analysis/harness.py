@@ -36,6 +36,9 @@ from tasks.common import Example
 from tasks.files import write_text
 
 
+LENGTHS = "max_gen_toks", "max_new_tokens", "max_tokens"    # in a task, the most tokens to generate
+
+
 @dataclass
 class HarnessConfig(Sampling):
     init_from: str = ""                 # checkpoint, out_dir or hub name (GSAI-ML/LLaDA-8B-Base)
@@ -70,10 +73,25 @@ class HarnessConfig(Sampling):
 
     def of_request(self, kwargs: dict, n_before: int = 0):
         """Return the settings of a request with these generation_kwargs, asked n_before times."""
-        drawn = {key: kwargs[key] for key in ("temperature", "top_p", "top_k")
-                 if kwargs.get("do_sample") and key in kwargs}
-        length = self.gen_length or int(kwargs.get("max_gen_toks", 256))
+        drawn = {}
+        if kwargs.get("do_sample"):
+            drawn = {key: number(key, kwargs[key]) for key in ("temperature", "top_p", "top_k")
+                     if kwargs.get(key) is not None}
+        if "top_k" in drawn:            # transformers' 0 and vLLM's -1 are off
+            drawn["top_k"] = max(0, int(drawn["top_k"]))
+        lengths = [int(number(key, kwargs[key])) for key in LENGTHS if kwargs.get(key) is not None]
+        length = self.gen_length or [*lengths, 256][0]
+        if length < 1:
+            raise ValueError(f"a task asks for answers of {length} tokens; give --gen_length")
         return replace(self, gen_length=length, seed=self.seed + n_before, **drawn)
+
+
+def number(key: str, value) -> float:
+    """Return a number of a task's generation_kwargs, which YAML may have as a text."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"a task's {key} must be a number, not {value!r:.60}") from None
 
 
 def main(cfg: HarnessConfig):
@@ -146,11 +164,11 @@ class Answers:
         for i, context in enumerate(contexts):
             example = Example(context, "", {"id": i})
             groups.setdefault(astuple(settings[i]), []).append(example)
+        for i, s in enumerate(settings):        # all of them, before the first is generated
+            check_prompts(self.model.config, [range(lengths[i])], s.gen_length)
         bar = tqdm(total=len(contexts), desc="generate", unit="answer", disable=None)
         for examples in groups.values():
             s = settings[examples[0].meta["id"]]
-            prompts = [range(lengths[example.meta["id"]]) for example in examples]
-            check_prompts(self.model.config, prompts, s.gen_length)
             for batch in batches(examples, lengths, s):
                 made = complete(self.model, self.tok, [example.prompt for example in batch], s)
                 texts |= {example.meta["id"]: text for example, text in zip(batch, made)}

@@ -8,6 +8,7 @@ text, tinted by the probability that it had. CSS moves it; a browser that is ask
 motion shows the final text.
 """
 import math
+import re
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -61,7 +62,10 @@ class Part(NamedTuple):                 # what one line has of one of several te
 def save_svg(recording, path: str, name: str, cost):
     """Write the picture of a view.Recording. name: the model's; cost: the cost.Cost of the answer.
     """
-    about = [Path(name).resolve().name, f"{cost.numbers()['tokens_per_pass']:.2f} tokens per pass"]
+    folder = Path(name).resolve()
+    if re.fullmatch(r"step_\d+", folder.name):      # a checkpoint has the name of its run
+        folder = folder.parent
+    about = [folder.name, f"{cost.numbers()['tokens_per_pass']:.2f} tokens per pass"]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_text(path, picture(recording, cost.passes, about))
 
@@ -74,6 +78,9 @@ def picture(recording, n_passes: int, about=()) -> str:
     n_hidden = max(0, n_lines(prompt) - MOST_PROMPT_LINES)
     prompt = [trimmed(part._replace(line=part.line - n_hidden), " \n")
               for part in prompt if part.line >= n_hidden]
+
+    title = " ".join("".join(token.text for token in tokens if token.kind not in "em").split())
+    title = title or "Text condensing out of masks"
 
     n_frames = min(n_passes, MOST_FRAMES)
     frames = [math.ceil(token.reveal * n_frames / max(1, n_passes)) for token in tokens]
@@ -94,7 +101,7 @@ def picture(recording, n_passes: int, about=()) -> str:
     return "\n".join([
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{outer_width}" height="{height}" '
         f'viewBox="0 0 {outer_width} {height}" role="img" xml:space="preserve">',
-        "<title>Text condensing out of masks</title>",
+        f"<title>{escape(title)}</title>",
         f"<style>{STYLE}{motion(n_frames, sorted({*frames} - {0}))}{STILL}</style>",
         f'<rect class="card" x=".5" y=".5" width="{outer_width - 1}" height="{height - 1}" '
         f'rx="12"/>',

@@ -13,8 +13,8 @@ and may have
                                         accuracy counts answers that are right and in format, the
                                         flexible one (the headline) all that are right
     extra_scores(examples, completions) -> {name: share}    printed beside the accuracy
-    prompt(text) -> str                 the prompt of a row whose question is this text. load makes
-                                        its prompts with it; sample.py, by --task, those of a user
+    prompt(text) -> str                 the prompt that a row with this text has. load makes its
+                                        prompts with it; sample.py, by --task, those of a user
     PROTOCOL = dict(n_shot, gen_length, block_length, steps)    how it is asked by default
 
 Every Example has a prompt, an answer and meta["id"], which are texts, and meta["gold"], the right
@@ -232,7 +232,8 @@ def task_prompt(name: str, text: str) -> str:
     task = load_task(name)
     if not hasattr(task, "prompt"):
         raise ValueError(f"tasks/{name}.py has no prompt(text) that would wrap a text as its rows "
-                         f"are; write the prompt out and send it with --raw")
+                         f"are; name a task that does as --task, or write the prompt out and send "
+                         f"it with --raw")
     prompt = task.prompt(text)
     if not isinstance(prompt, str):
         raise ValueError(f"tasks/{name}.py: prompt must return a text, not {prompt!r:.60}")

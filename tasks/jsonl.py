@@ -2,14 +2,16 @@
 
     {"prompt": "24 May 1976 is ", "answer": "1976-05-24"}           one JSON object a line
 
-A row has the keys of one of FORMS, and all rows of a file those of the same one. A question is
-asked as `Question: ...\\nAnswer:`. Everything else is sent as it is: nothing is put between prompt
-and answer. `messages` are a chat of one user's and one assistant's turn; a conversation of several
-turns, or with a system message, is refused, because a prompt here is one text.
+A row has the keys of one of FORMS, and all rows of a file those of the same one; null is no second
+form. A question is asked as `Question: ...\\nAnswer:`, with a blank before its answer. Everything
+else is sent as it is: nothing is put between prompt and answer. `messages` are a chat of one user's
+and one assistant's turn; a conversation of several turns, or with a system message, is refused,
+because a prompt here is one text.
 
-An answer is right if its text equals the gold one, however blanks and line ends are written;
-`--variant=number` compares final numbers as GSM8K does. The gold answer is the row's answer, or its
-`gold`, if it has one. validation.jsonl is validation; without it that is the last tenth of train.
+An answer is right if its text, whole or up to a second `Question:`, equals the gold one, however
+blanks and line ends are written; `--variant=number` compares final numbers as GSM8K does. The gold
+answer is the row's answer, or its `gold`, if it has one. validation.jsonl is validation; without it
+that is the last tenth of train.
 """
 from collections import Counter
 from pathlib import Path
@@ -49,8 +51,8 @@ def read_pairs(source: str, data_dir: str, by_number: bool) -> list[tuple[str, s
     """Return the prompt, the answer and the gold answer, as it is compared, of each row."""
     path = rows_file(source, data_dir)
     if not path:
-        rest = ("; without one, score the rows held out of train: --split=validation"
-                if source == "test" else "")
+        rest = ("; without one, --test_questions=0 in train.py, and eval_gsm8k.py "
+                "--split=validation scores rows held out of train" if source == "test" else "")
         raise FileNotFoundError(f"there is no file {Path(data_dir) / source}.jsonl or .jsonl.gz"
                                 f"{rest}")
     pairs, form = [], None
@@ -63,8 +65,7 @@ def read_pairs(source: str, data_dir: str, by_number: bool) -> list[tuple[str, s
         prompt, answer = texts_of(row, form, where)
         gold = read(text_of(row, "gold", where) if "gold" in row else answer, by_number)
         if gold is None:
-            raise ValueError(f"{where} the gold answer has no "
-                             f"{'number' if by_number else 'text before Question:'} to compare")
+            raise ValueError(f"{where} the gold answer has no number to compare")
         pairs.append((prompt, answer, gold))
     return pairs
 
@@ -72,6 +73,7 @@ def read_pairs(source: str, data_dir: str, by_number: bool) -> list[tuple[str, s
 def form_of(row: dict, where: str) -> tuple[str, ...]:
     """Return the one form whose keys a row has."""
     found = [form for form in FORMS if row.keys() >= set(form)]
+    found = [form for form in found if all(row[key] is not None for key in form)] or found
     if len(found) != 1:
         known = "; ".join(" and ".join(form) for form in found or FORMS)
         raise ValueError(f"{where} a row must have the keys of one form, "
@@ -86,7 +88,7 @@ def texts_of(row: dict, form: tuple, where: str) -> tuple[str, str]:
     first, answer = (text_of(row, key, where) for key in form)
     if form[0] == "question":
         return question_prompt(first.strip()), f" {answer.strip()}"
-    if form[0] == "instruction" and row.get("input"):       # Alpaca's, often empty
+    if form[0] == "instruction" and str(row.get("input") or "").strip():    # often empty in Alpaca
         first += f"\n\n{text_of(row, 'input', where)}"
     return first, answer
 
@@ -109,14 +111,9 @@ def text_of(row: dict, key: str, where: str) -> str:
     return text
 
 
-def prompt(text: str) -> str:
-    """Return what is sent for a text of the user's: the text."""
-    return text
-
-
 def read(text: str, by_number: bool) -> str | None:
-    """Return what is compared: the text or its final number."""
-    return gsm8k.extract(text) if by_number else extract(text)
+    """Return what is compared of a gold answer: all of it, or its final number."""
+    return gsm8k.extract(text) if by_number else " ".join(text.split())
 
 
 def extract(completion: str) -> str | None:
@@ -128,7 +125,10 @@ def extract(completion: str) -> str | None:
 
 
 def score(completion: str, example: Example) -> bool:
-    return read(completion, example.meta["by_number"]) == example.meta["gold"]
+    """Return whether the answer is the gold one, which may itself go on with `Question:`."""
+    if example.meta["by_number"]:
+        return gsm8k.extract(completion) == example.meta["gold"]
+    return example.meta["gold"] in (read(completion, False), extract(completion))
 
 
 def extra_scores(examples: list[Example], completions: list[str]) -> dict[str, float]:

@@ -86,6 +86,26 @@ def test_a_request_that_comes_again_draws_other_numbers_only_if_the_task_samples
         assert asked().generate_until([request("one", kwargs)]) == [first]
 
 
+@pytest.mark.parametrize("kwargs, settings", [
+    ({"max_new_tokens": 4}, (4, 0.0, 1.0, 0)), ({"max_tokens": "4"}, (4, 0.0, 1.0, 0)),
+    ({"max_gen_toks": None, "max_new_tokens": "5"}, (5, 0.0, 1.0, 0)),
+    ({"do_sample": True, "temperature": None, "top_p": None, "top_k": None}, (256, 0.0, 1.0, 0)),
+    ({"do_sample": True, "temperature": "0.7", "top_p": "0.9", "top_k": "5"}, (256, 0.7, 0.9, 5)),
+    ({"do_sample": True, "temperature": 1, "top_k": -1}, (256, 1.0, 1.0, 0))], ids=str)
+def test_what_a_task_asks_for_is_read_under_each_name_null_or_as_a_text(kwargs, settings):
+    s = replace(CFG, gen_length=0, block_length=0, steps=0).of_request(kwargs)
+    assert (s.gen_length, s.temperature, s.top_p, s.top_k) == settings
+
+
+@pytest.mark.parametrize("kwargs, words", [
+    ({"max_gen_toks": "many"}, "max_gen_toks must be a number, not 'many'"),
+    ({"max_gen_toks": 0}, "answers of 0 tokens"),
+    ({"do_sample": True, "top_p": [1]}, "top_p must be a number")], ids=str)
+def test_what_a_task_asks_for_and_cannot_be_done_is_named(kwargs, words):
+    cfg = replace(CFG, gen_length=0, block_length=0, steps=0)
+    assert words in sentence(cfg.of_request, kwargs, kind=ValueError)
+
+
 # ---- likelihoods ----
 
 
@@ -192,6 +212,14 @@ def test_a_setting_that_does_not_fit_is_named(settings, words):
 
 def test_a_context_that_is_too_long_is_named_not_cut():
     said = sentence(asked().generate_until, [request("x" * 60, {})])
+    assert "prompts of up to 56 tokens fit" in said
+
+
+def test_all_contexts_are_checked_before_the_first_is_generated(monkeypatch):
+    monkeypatch.setattr(harness, "complete", None)
+    lm = asked(replace(CFG, gen_length=0, block_length=0, steps=0))
+    said = sentence(lm.generate_until, [request("one", {"max_gen_toks": 4}),
+                                        request("x" * 60, {"max_gen_toks": 8})])
     assert "prompts of up to 56 tokens fit" in said
 
 

@@ -8,7 +8,7 @@ from eval_gsm8k import EvalConfig, evaluate, questions
 from helpers import sentence, write_checkpoint, write_jsonl
 from pretrained.tokenizer import byte_tokenizer
 from tasks import gsm8k, jsonl
-from tasks.common import load_examples
+from tasks.common import load_examples, task_prompt
 
 Q, A = {"role": "user", "content": "2+3?"}, {"role": "assistant", "content": "It is 5."}
 # a row, the prompt and the answer that are made of it
@@ -18,6 +18,10 @@ FORMS = {
     "question": ({"question": "2+3? ", "answer": " 5\n"}, "Question: 2+3?\nAnswer:", " 5"),
     "instruction": ({"instruction": "Add.", "input": "2, 3", "output": "5"}, "Add.\n\n2, 3", "5"),
     "no input": ({"instruction": "Add.", "input": "", "output": "5"}, "Add.", "5"),
+    "blank input": ({"instruction": "Add.", "input": " \n", "output": "5"}, "Add.", "5"),
+    "null input": ({"instruction": "Add.", "input": None, "output": "5"}, "Add.", "5"),
+    "null form": ({"prompt": "2+3?", "completion": None, "answer": "5", "messages": None}, "2+3?",
+                  "5"),
     "messages": ({"messages": [Q, A]}, "2+3?", "It is 5."),
     "more keys": ({"question": "2+3?", "answer": "5", "id": 7, "input": 1},
                   "Question: 2+3?\nAnswer:", " 5"),
@@ -41,8 +45,9 @@ def test_each_form_of_row_becomes_its_prompt_and_answer(row, prompt, answer, tmp
     assert jsonl.score(answer, example) and not jsonl.score(answer + " more", example)
 
 
-def test_what_a_user_writes_is_sent_as_it_is():
-    assert jsonl.prompt(" 2+3\n") == " 2+3\n"
+def test_what_a_user_writes_is_not_wrapped_because_the_form_of_the_rows_is_not_known():
+    said = sentence(task_prompt, "jsonl", "2+3?", kind=ValueError)
+    assert "name a task that does as --task" in said and "--raw" in said
 
 
 # ---- splits ----
@@ -80,6 +85,8 @@ def made(gold: str, variant: str, tmp_path):
     ("New York", " New\n  York \n", True), ("New York", "new york", False),
     ("New York", "NewYork", False), ("5", "5.0", False), ("5", "", False), ("5", "4\n5", False),
     ("5", " 5\n\nQuestion: 3+4?\nAnswer: 7", True), ("Question: why?", "Question: why?", True),
+    ("a\nQuestion: b", "a\nQuestion:  b\n", True), ("a\nQuestion: b", "a", False),
+    ("a\nQuestion: b", "a\nQuestion: c", False), ("\nQuestion: b", "\nQuestion: b", True),
 ])
 def test_a_text_is_right_if_it_is_the_gold_one_apart_from_blanks(gold, text, is_right, tmp_path):
     assert jsonl.score(text, made(gold, "", tmp_path)) is is_right
@@ -144,7 +151,7 @@ BAD = {     # a second row, and what the sentence says of it
     "a list": ({"prompt": [Q], "answer": "5"}, "prompt must be a text"),
     "gold": ({"prompt": "?", "answer": "5", "gold": 5}, "gold must be a text"),
     "gold of blanks": ({"prompt": "?", "answer": "5", "gold": " "}, "gold must be a text"),
-    "gold cut away": ({"prompt": "?", "answer": "\nQuestion: why?"}, "no text before Question:"),
+    "two forms of null": ({"prompt": "?", "answer": None, "completion": None}, "not of several"),
 }
 BAD_CHATS = {
     "system": chat({"role": "system", "content": "Add."}, Q, A), "long": chat(Q, A, Q, A),
@@ -194,6 +201,7 @@ def test_what_is_missing_is_said(tmp_path):
     assert "1 rows; more than 1" in sentence(load_examples, "jsonl", "train", str(tmp_path))
     said = sentence(load_examples, "jsonl", "test", str(tmp_path))
     assert f"{tmp_path / 'test.jsonl'}" in said and "--split=validation" in said
+    assert "--test_questions=0" in said
     (tmp_path / "train.jsonl").unlink()
     for split in ("train", "validation"):
         assert str(tmp_path / "train.jsonl") in sentence(load_examples, "jsonl", split,

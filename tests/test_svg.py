@@ -183,6 +183,23 @@ def test_the_same_recording_is_the_same_file_and_names_only_the_models_folder(tm
         save_svg(recording_of("abcd"), str(tmp_path), "tiny", cost)
 
 
+def test_a_checkpoint_of_a_run_is_named_as_the_run(tmp_path):
+    save_svg(recording_of("abcd"), str(tmp_path / "a.svg"), "out/tiny/step_0000520/", Cost())
+    assert "> \u00b7 tiny \u00b7 " in (tmp_path / "a.svg").read_text("utf-8")
+
+
+def test_the_title_is_the_text_of_the_answer():
+    recording = Recording(TOK)
+    for x, p in frames([*b"5 < 7 &\n8", EOS, 103], [*range(11)]):
+        recording.show(x, p)
+    for n_passes, title in (11, "5 < 7 & 8"), (0, "5 < 7 & 8"):
+        root = ElementTree.fromstring(drawn(recording, n_passes).encode())
+        assert root.find(f"{NS}title").text == title
+    masks = Recording(TOK)
+    masks.show(torch.tensor([MASK] * 3), torch.zeros(3))
+    assert "<title>Text condensing out of masks</title>" in drawn(masks)
+
+
 def test_a_long_answer_is_a_small_file():
     recording = Recording(toy_tokenizer(), "How many?" * 20)
     ids = torch.tensor(recording.tok.encode("Anna has 3 boxes with 4 apples in each. " * 40)[:256])

@@ -51,8 +51,7 @@ class Log:
             self.say(f"{self.path}: {n_broken} broken line{'s' * (n_broken > 1)} left out")
         self.say(resumed_line(settings))
         self.send, self.end_tracking = start_tracking(settings["track"], out_dir, settings, step)
-        self.bar = tqdm(total=n_steps, initial=step, desc=printable(out_dir), unit="step",
-                        smoothing=0)    # the time that is left, by the mean since the start
+        self.bar = tqdm(total=n_steps, initial=step, desc=printable(out_dir), unit="step")
 
     def is_due(self, step: int) -> bool:
         """Return whether a line is written after this step; after the first, to show the base."""
@@ -84,7 +83,7 @@ class Log:
         self.seconds, self.steps, self.tokens = 0.0, 0, 0
         if self.rank == 0:
             shown = [name for name in ("diffusion", "jepa", "lr") if name in numbers]
-            self.bar.n = step
+            self.bar.n = step       # set, not updated: the time left is by the mean since the start
             self.bar.set_postfix({name: f"{numbers[name]:.4g}" for name in shown}
                                  | {"tokens/s": f"{speed:,.0f}"})
             rounded = {name: float(f"{value:.6g}") if math.isfinite(value) else None

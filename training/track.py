@@ -37,7 +37,8 @@ def start_tracking(track: str, out_dir: str, settings: dict, step: int):
                              id=id_file.read_text(), resume="allow", dir=out_dir, config=settings,
                              allow_val_change=True)
         except wandb.Error as error:
-            raise OSError(f"track='wandb' does not start: {str(error).splitlines()[0]} "
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise OSError(f"track='wandb' does not start: {first} "
                           f"(WANDB_MODE=offline would keep the run on this machine)") from None
         # the steps after the last checkpoint come again, and wandb's own count does not go back
         run.define_metric("*", step_metric="step")

@@ -505,6 +505,17 @@ def test_a_run_asks_as_its_task_does_and_a_setting_goes_before(run_of):
     assert asked(init_from=folder, prompt="a dog", chat=True)[0] == "a dog"
 
 
+def test_a_run_trained_with_chat_is_asked_with_its_task_in_a_chat_and_says_so_out_of_one(run_of):
+    folder = run_of('{"task": "nl_rx", "chat": true}')
+    wrapped = "Description: a dog\nRegex:"
+    assert asked(init_from=folder, prompt="a dog", chat=True) == (
+        wrapped, "prompt as the task nl_rx sends it, as a message of a chat")
+    assert asked(init_from=folder, prompt="a dog") == (
+        wrapped, "prompt as the task nl_rx sends it; the run was trained with --chat")
+    assert asked(init_from=folder, prompt="a dog", chat=True, raw=True)[0] == "a dog"
+    assert asked(init_from=folder, chat=True)[0] == ""      # a conversation sends what is typed
+
+
 def test_the_settings_of_a_folder_that_is_no_run_are_not_read(checkpoint, run_of):
     folder = run_of('{"task": "nl_rx"}')
     write_checkpoint(Path(folder) / "model", toy_tokenizer())
@@ -536,7 +547,9 @@ def test_the_question_of_the_toy_goes_to_no_task_that_asks_otherwise(run_of):
 @pytest.mark.parametrize("given, words", [
     (dict(task="toy", raw=True, prompt="x"), "raw"), (dict(task="toy", infill="[MASK]"), "infill"),
     (dict(task="toy", chat=True), "conversation"),
-    (dict(html="page", svg="page", prompt="x"), "both are named page")], ids=str)
+    (dict(prompt="x", infill="[MASK]"), "give one of them"),
+    (dict(html="page", svg="page", prompt="x"), "both are named page"),
+    (dict(html="out/../page", svg="./page", prompt="x"), "both are named ./page")], ids=str)
 def test_settings_that_contradict_each_other_are_told(given, words):
     assert words in sentence(SampleConfig, **given)
 
