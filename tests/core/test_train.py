@@ -412,7 +412,7 @@ def test_a_run_is_never_started_over_by_accident(cfg, monkeypatch):
 
 
 @pytest.mark.parametrize("damage, words", [
-    ("truncate", "truncated"), ("foreign", "llama"), ("no config", "no checkpoint"),
+    ("truncate", "truncated"), ("foreign", "gpt2"), ("no config", "no checkpoint"),
     ("other shape", "shape"), ("no tokenizer", "tokenizer")])
 def test_a_damaged_checkpoint_stops_with_one_sentence(cfg, monkeypatch, damage, words):
     main(cfg)
@@ -422,7 +422,7 @@ def test_a_damaged_checkpoint_stops_with_one_sentence(cfg, monkeypatch, damage, 
         with open(folder / "model.safetensors", "r+b") as file:
             file.truncate(1000)
     elif damage == "foreign":
-        (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+        (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     elif damage == "no config":
         folder.rename(folder.with_name("elsewhere"))
     elif damage == "other shape":
