@@ -340,7 +340,8 @@ def test_a_folder_as_illadas_model_card_describes_it_loads(tmp_path):
 
 # SmolLM2-135M's config.json on the hub, apart from its sizes
 HUB = {"is_llama_config": True, "rope_interleaved": False, "pretraining_tp": 1,
-       "rope_scaling": None, "attention_bias": False, "mlp_bias": False, "transformers.js_config": {"dtype": "q4"}}
+       "rope_scaling": None, "attention_bias": False, "mlp_bias": False,
+       "transformers.js_config": {"dtype": "q4"}}
 
 
 def test_smollm2s_config_on_the_hub_is_read(write):
