@@ -45,9 +45,9 @@ def adapt(folder, mask_token: str = "", shift: bool = False):
                          f"to its vocabulary, such as {', '.join([*added][:8]) or 'none'}; without "
                          f"mask_token a new one is added")
     named = named_mask(folder, added).get("mask_token")
-    token = mask_token or next((text for text, i in added.items() if i == named), "") or next(
-        (text for text in MASKS if text in added), "") or next(
-        (text for text in added if re.fullmatch(RESERVED, text)), "")
+    candidates = [mask_token, *(text for text, i in added.items() if i == named), *MASKS,
+                  *(text for text in added if re.fullmatch(RESERVED, text))]
+    token = next((text for text in candidates if text in added), "")
     mask_id, n_rows = added.get(token, n_ids), published.get("vocab_size")
     if type(n_rows) is not int or mask_id > n_rows:
         raise ValueError(f"{folder}/{CONFIG} has vocab_size = {json.dumps(n_rows)}; its tokenizer "

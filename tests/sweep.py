@@ -262,7 +262,8 @@ def state_of(folder: Path) -> dict:
     """Return {path: what it holds, or what it is} of all files below a folder."""
     found = {}
     for path, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if name not in (".git", ".venv", "__pycache__")]
+        folders[:] = [name for name in folders if name not in (".git", ".venv", "__pycache__",
+                                                               ".hypothesis")]
         for name in names:
             one = os.path.join(path, name)
             found[os.path.relpath(one, folder)] = (

@@ -20,7 +20,7 @@ class Error(Exception):
     pass
 
 def write(*what):
-    with open(os.environ["TRACKED"], "a") as file:
+    with open(PATH, "a") as file:
         file.write(json.dumps(what) + "\\n")
 
 class Run:
@@ -43,10 +43,10 @@ def init(**settings):
 def tracked(monkeypatch, tmp_path):
     """Put a stand-in for wandb on the path -> a function that returns its calls [[name, what]]."""
     (tmp_path / "packages").mkdir()
-    (tmp_path / "packages/wandb.py").write_text(WANDB)
+    # the path is in the file: a fork of an older server has an older environment
+    (tmp_path / "packages/wandb.py").write_text(f"PATH = {str(tmp_path / 'calls')!r}\n{WANDB}")
     monkeypatch.syspath_prepend(tmp_path / "packages")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"))
-    monkeypatch.setenv("TRACKED", str(tmp_path / "calls"))
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     yield lambda: [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
     sys.modules.pop("wandb", None)

@@ -276,8 +276,9 @@ def test_a_head_that_takes_the_embeddings_name_keeps_its_place_among_the_files()
     found = {"a": weights.Stored("1", (2,)), "head": weights.Stored("1", (3,)),
              "b": weights.Stored("2", (4,))}
     weights.drop_copy(found, "head", "embed")
-    assert list(found.items()) == [("a", ("1", (2,), "")), ("embed", ("1", (3,), "head")),
-                                   ("b", ("2", (4,), ""))]
+    assert list(found.items()) == [("a", weights.Stored("1", (2,))),
+                                   ("embed", weights.Stored("1", (3,), "head")),
+                                   ("b", weights.Stored("2", (4,)))]
 
 
 def test_what_save_model_of_safetensors_writes_is_read(tmp_path):

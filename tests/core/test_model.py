@@ -271,7 +271,7 @@ def test_where_picks_rows_of_the_full_logits(config):
 
 def test_rope_makes_scores_depend_on_the_distance_alone():
     T, D = 12, 8
-    cos, sin = rope_table(T, D, 10_000.0, "cpu")
+    cos, sin = rope_table(T, replace(LLADA, head_dim=D, rope_theta=10_000.0), "cpu")
     q, k = torch.randn(2, D, generator=seeded())
     q, k = (rotate(x.expand(1, 1, T, D), cos, sin)[0, 0] for x in (q, k))
     scores = q @ k.T
@@ -289,13 +289,13 @@ def test_rope_turns_the_complex_number_of_dimensions_j_and_j_plus_half():
     angle = torch.arange(T)[:, None] * theta ** (-2 * torch.arange(4).double() / D)
     z = z * torch.exp(1j * angle)
     expected = torch.cat([z.real, z.imag], dim=-1).float()
-    table = rope_table(T, D, theta, "cpu")
+    table = rope_table(T, replace(LLADA, head_dim=D, rope_theta=theta), "cpu")
     torch.testing.assert_close(rotate(x, *table), expected, atol=1e-5, rtol=0)
 
 
 def test_rope_turns_bf16_in_fp32():
     x = torch.randn(1, 1, 16, 64, generator=seeded()).bfloat16()
-    table = rope_table(16, 64, 500_000.0, "cpu")
+    table = rope_table(16, replace(LLADA, head_dim=64), "cpu")
     assert all(part.dtype == torch.float32 for part in table)
     assert torch.equal(rotate(x, *table), rotate(x.float(), *table).bfloat16())
 
