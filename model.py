@@ -320,17 +320,17 @@ class DLLM(nn.Module):
         return cls.from_checkpoint(weights.find_weights(name_or_dir, revision), dtype, device)
 
     @classmethod
-    def from_checkpoint(cls, folder, dtype=torch.float32, device="cpu", **adapt):
-        """Load a folder of any family, or an out_dir's newest checkpoint; adapt: see on_meta.
+    def from_checkpoint(cls, folder, dtype=torch.float32, device="cpu", **a2d):
+        """Load a folder of any family, or an out_dir's newest checkpoint; a2d: see on_meta.
         Raises ValueError or FileNotFoundError, one sentence, when it does not fit."""
-        model = cls.on_meta(folder, **adapt)
+        model = cls.on_meta(folder, **a2d)
         weights.load_model(model, folder, dtype, device)
         return model
 
     @classmethod
-    def on_meta(cls, folder, **adapt):
-        """Build it as shapes without memory; adapt: mask_token and shift (pretrained/a2d.py)."""
-        return weights.describe_model(folder, lambda fields: cls(ModelConfig(**fields)), **adapt)
+    def on_meta(cls, folder, **a2d):
+        """Build it as shapes without memory; a2d: mask_token and shift (pretrained/a2d.py)."""
+        return weights.describe_model(folder, lambda fields: cls(ModelConfig(**fields)), **a2d)
 
     def save(self, folder, dtype=None):
         """Write into a folder that exists, as the model's family publishes it; None: own dtype.

@@ -35,7 +35,6 @@ from sampling.reveal import Sampling
 from tasks.common import Example
 from tasks.files import write_text
 
-
 LENGTHS = "max_gen_toks", "max_new_tokens", "max_tokens"    # in a task, the most tokens to generate
 
 

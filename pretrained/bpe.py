@@ -25,7 +25,7 @@ DIGITS_PATTERN = (r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+"
                   r"| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+")
 QWEN_CLASSES = (None, "Qwen2Tokenizer", "Qwen2TokenizerFast", "DreamTokenizer")
 
-# the first that a vocabulary has; tokenizer_config.json may name another mask
+# the first that a vocabulary has; the settings of a tokenizer may name another mask
 ENDS = ("<|endoftext|>", "<|end_of_text|>")
 MASKS = ("<|mdm_mask|>", "<|mask|>", "<|MASK|>", "<[MASK]>")
 

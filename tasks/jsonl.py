@@ -58,10 +58,11 @@ def read_pairs(source: str, data_dir: str, by_number: bool) -> list[tuple[str, s
     pairs, form = [], None
     for number, row in read_lines(path):
         where = f"{path}, line {number}:"
-        form = form or form_of(row, where)
-        if form_of(row, where) != form:
-            raise ValueError(f"{where} the row has {' and '.join(form_of(row, where))}, those "
-                             f"above {' and '.join(form)}; a file has rows of one form")
+        found = form_of(row, where)
+        form = form or found
+        if found != form:
+            raise ValueError(f"{where} the row has {' and '.join(found)}, those above "
+                             f"{' and '.join(form)}; a file has rows of one form")
         prompt, answer = texts_of(row, form, where)
         gold = read(text_of(row, "gold", where) if "gold" in row else answer, by_number)
         if gold is None:
@@ -100,8 +101,7 @@ def turns_of(messages, where: str) -> tuple[str, str]:
     if [turn.get("role") for turn in turns] != ["user", "assistant"]:
         raise ValueError(f"{where} messages must be one turn of the role user and one of the role "
                          f"assistant; write a longer conversation as a row of prompt and answer")
-    prompt, answer = (text_of(turn, "content", where) for turn in turns)
-    return prompt, answer
+    return tuple(text_of(turn, "content", where) for turn in turns)
 
 
 def text_of(row: dict, key: str, where: str) -> str:

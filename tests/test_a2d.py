@@ -77,8 +77,6 @@ def write(tmp_path, vocabulary):
 @pytest.mark.parametrize("changes", [
     {}, dict(tie_word_embeddings=False), dict(rope_parameters=LLAMA3)], ids=str)
 def test_with_causal_attention_the_logits_are_transformers(kind, changes, write):
-    if changes.get("rope_parameters") and kind != "llama":
-        pytest.skip("only Llama has this rope")
     folder, theirs = write(kind, **changes)
     ours = DLLM.from_checkpoint(folder)
     ids = torch.randint(V, (3, 200), generator=seeded())

@@ -167,13 +167,13 @@ def load(cfg, resume_dir, device):
             raise ValueError(f"init_from={cfg.init_from!r} is a checkpoint in out_dir, which a new "
                              f"run removes; choose another --out_dir")
         # a checkpoint that the run has written is a diffusion model already
-        adapt = dict(mask_token=cfg.mask_token, shift=cfg.shift) if folder != resume_dir else {}
-        tok = load_tokenizer(folder, cfg.chat, mask_token=adapt.get("mask_token", ""))
+        a2d = dict(mask_token=cfg.mask_token, shift=cfg.shift) if folder != resume_dir else {}
+        tok = load_tokenizer(folder, cfg.chat, mask_token=a2d.get("mask_token", ""))
         if cfg.shard:
-            model = DLLM.on_meta(folder, **adapt)
+            model = DLLM.on_meta(folder, **a2d)
         else:
             stored_dtype = dtype if cfg.lora_rank else torch.float32
-            model = DLLM.from_checkpoint(folder, stored_dtype, device, **adapt)
+            model = DLLM.from_checkpoint(folder, stored_dtype, device, **a2d)
         if cfg.tokenizer and named_tokenizer(cfg) != tok:
             raise ValueError(f"tokenizer={cfg.tokenizer!r} is not the vocabulary that {folder} was "
                              f"trained with ({tok.name!r}, {tok.n_vocab} tokens); leave it out")

@@ -16,8 +16,10 @@ from tasks.files import write_text
 
 def check_installed(track: str):
     """Raise ValueError, one sentence, if the package is missing; a folder of its name is none."""
-    spec = None if track == "none" else importlib.util.find_spec(track)
-    if track != "none" and not (spec and spec.origin):
+    if track == "none":
+        return
+    spec = importlib.util.find_spec(track)
+    if not (spec and spec.origin):
         raise ValueError(f"track={track!r} needs a package that is not installed here; "
                          f"`pip install {track}` would help")
 
