@@ -171,6 +171,9 @@ def records_of_result(line: dict, where: str):
         elsewhere = {"data_dir", *own.keys() & {"init_from"}}
         own["train"] = options_of(line["train"], OF_A_RUN | IN_THE_KEY | elsewhere)
     yield f"runs of the arm {arm!r} of {config!r}", own, where
+    if line.get("init_from") is not None and line.get("seed") is not None:  # a block: compared
+        base = "/".join(Path(line["init_from"]).parts[-2:])
+        yield f"runs of seed {line['seed']} of {config!r}", {"init_from": base}, where
     if line.get("command"):
         kind = f"{line['split']} scores of {config!r} at {line['n_shot']} shots"
         yield kind, {"command": options_of(line["command"], OF_A_SCORE)}, where

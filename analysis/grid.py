@@ -19,7 +19,7 @@ import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the modules are one folder up
@@ -29,7 +29,8 @@ from configurator import configure, printable, run  # first: it sets variables t
 from tqdm import tqdm
 
 from analysis.arms import ARMS
-from analysis.checks import check_alike, check_log_line, records_of_result, split_options
+from analysis.checks import (base_of_arm, check_alike, check_log_line, records_of_result,
+                             split_options)
 from analysis.frames import choose, frame_of, key_of, read_lines, read_results
 from analysis.tables import render
 from eval_gsm8k import EvalConfig
@@ -41,6 +42,7 @@ from training.log import git_commit
 SET_HERE = {"train": {"seed", "out_dir", "resume", "overwrite", "export_dir"},
             "evaluate": {"init_from", "task", "split", "n_shot", "out", "compare", "seeds"}}
 MOST_PROCESSES = 1024   # a slip is answered at once, and not by a full machine
+PAUSE = 0.1             # seconds between two looks at the processes
 
 
 @dataclass
@@ -50,14 +52,17 @@ class GridConfig:
     seeds: tuple[int, ...] = (42, 123, 777)     # of training (paper)
     lambdas: tuple[float, ...] = ()     # weights of the JEPA term (paper: 0.5,1,2); empty: config's
     depths: tuple[int, ...] = ()        # of the predictor (paper: 1,2,3,4,5); empty: the config's
+    bases: tuple[str, ...] = ()         # init_from of the seeds in turns; empty: the config's
     n_shots: tuple[int, ...] = (0, 4)   # solved examples before a question (paper)
+    splits: tuple[Literal["validation", "test"], ...] = ("validation", "test")  # what is scored
     train: str = ""                     # more options of every train.py
     evaluate: str = ""                  # more options of every eval_gsm8k.py, such as --limit=200
     processes: int = 1                  # of each run, by torchrun
+    jobs: int = 1                       # runs at a time; from 2 on each has one thread of the CPU
     out_dir: str = "out/grid"           # results.jsonl, and a folder for each run
 
     def __post_init__(self):
-        for name in ("configs", "arms", "seeds", "n_shots"):
+        for name in ("configs", "arms", "seeds", "n_shots", "splits"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; it takes one or more, separated by commas")
         for arm in self.arms:
@@ -71,11 +76,17 @@ class GridConfig:
                              "arms lacks; add it, or give one of each")
         if min(self.n_shots) < 0:
             raise ValueError(f"n_shots={','.join(map(str, self.n_shots))} must not be negative")
-        if not 1 <= self.processes <= MOST_PROCESSES or not min(self.lambdas, default=1) > 0:
-            raise ValueError(f"processes={self.processes} must lie in 1..{MOST_PROCESSES}, and "
-                             f"lambdas={self.lambdas} above 0, which is plain's")
+        if not min(self.lambdas, default=1) > 0:
+            raise ValueError(f"lambdas={self.lambdas} must lie above 0, which is plain's")
+        for name in ("processes", "jobs"):
+            if not 1 <= getattr(self, name) <= MOST_PROCESSES:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in 1..{MOST_PROCESSES}")
+        if len({base_of_arm(base) for base in self.bases}) > 1:
+            raise ValueError(f"bases={','.join(self.bases)} must have one name but for their seed, "
+                             f"such as out/base_seed1,out/base_seed2")
         for name, set_here in SET_HERE.items():
-            split_options(name, getattr(self, name), set_here)
+            more = {"init_from"} if name == "train" and self.bases else set()
+            split_options(name, getattr(self, name), set_here | more)
 
 
 class Cell(NamedTuple):
@@ -106,8 +117,9 @@ def work_through(cfg: GridConfig, grid):
         pairs = [(weight, depth) for weight in cfg.lambdas or [own.lambda_jepa]
                  for depth in cfg.depths or [own.n_pred_layer]]
         arms = cfg.arms
-        if own.init_from:
-            rest.append(cell_of(cfg, path, "base", pairs[0]))
+        if "test" in cfg.splits and (cfg.bases or own.init_from):
+            rest += [cell_of(cfg, path, "base", pairs[0], seed)
+                     for seed in cfg.seeds[:len(cfg.bases)] or [None]]
         if len(pairs) > 1:              # all other arms wait for the choice
             trials[path] = [cell_of(cfg, path, "jepa", pair, seed)
                             for seed in cfg.seeds for pair in pairs]
@@ -129,15 +141,18 @@ def work_through(cfg: GridConfig, grid):
         rest += [cell_of(cfg, path, arm, pair, seed) for seed in cfg.seeds
                  for arm in cfg.arms if arm != "plain"]
     grid.check(rest)
-    grid.work(rest, ["validation", "test"], "scoring")
+    grid.work(rest, cfg.splits, "scoring")
 
 
 def cell_of(cfg: GridConfig, path: str, arm: str, pair: tuple, seed=None) -> Cell:
     """Make the cell of an arm at a (lambda, depth), unless the arm sets these itself.
 
-    Raises ValueError, one sentence, for settings that train.py would refuse.
+    Of `bases` the seeds take one each, in the order of both lists, and begin again when they are
+    through. Raises ValueError, one sentence, for settings that train.py would refuse.
     """
     options = [path, *shlex.split(cfg.train)]
+    if cfg.bases:
+        options.append(f"--init_from={cfg.bases[cfg.seeds.index(seed) % len(cfg.bases)]}")
     own = configure(TrainConfig, options)
     if own.resume or own.overwrite or own.export_dir:
         raise ValueError(f"{path} sets resume, overwrite or export_dir, which is for a run by "
@@ -151,7 +166,7 @@ def cell_of(cfg: GridConfig, path: str, arm: str, pair: tuple, seed=None) -> Cel
     if arm == "jepa" and not weight:
         raise ValueError(f"{path} has lambda_jepa=0, which is the arm plain; --lambdas=1 would fit")
     if arm == "base":
-        weight, depth, name = 0.0, 0, arm
+        weight, depth, name = 0.0, 0, arm + f"_seed{seed}" * bool(cfg.bases)
     else:
         name = arm + f"_lambda{weight}_depth{depth}" * bool(weight) + f"_seed{seed}"
         changes.append(f"--seed={seed}")
@@ -222,22 +237,51 @@ class Grid:
         return [(split, n_shot) for split in splits for n_shot in self.cfg.n_shots
                 if (split, n_shot) not in done]
 
-    def work(self, cells: list[Cell], splits: list[str], title: str):
-        """Train cells and score them on splits, as far as that is not done."""
+    def work(self, cells: list[Cell], splits, title: str):
+        """Train cells and score them on splits, as far as that is not done, `jobs` at a time.
+
+        They go seed by seed, so that a study that is broken off has all arms of the first seeds.
+        """
+        seeds = [None, *self.cfg.seeds]
+        cells = sorted(cells, key=lambda cell: seeds.index(cell.key["seed"]))
         cells = {cell.folder: cell for cell in cells if self.todo(cell, splits)}    # each once
-        for cell in tqdm(cells.values(), desc=title, unit="run", disable=not cells):
-            cell.folder.mkdir(parents=True, exist_ok=True)
-            if cell.train and not self.known(cell):     # --resume ends at once if all is trained
-                command = [*cell.train, *["--resume"] * is_begun(cell)]
-                if self.has_failed(command, cell.folder / "train.txt"):
-                    continue
-            for split, n_shot in self.todo(cell, splits):
-                self.score(cell, split, n_shot)
+        waiting = [self.steps(cell, splits) for cell in cells.values()]
+        running = {}                    # {steps of a cell: the process that they wait for}
+        with tqdm(total=len(cells), desc=title, unit="run", disable=not cells) as bar:
+            try:
+                while waiting or running:
+                    while waiting and len(running) < self.cfg.jobs:
+                        running[waiting.pop(0)] = None
+                    for steps, child in list(running.items()):
+                        if child and child.poll() is None:
+                            continue
+                        running[steps] = next(steps, None)
+                        if not running[steps]:
+                            del running[steps]
+                            bar.update()
+                    time.sleep(PAUSE)
+            finally:                    # after Ctrl-C, too
+                children = [child for child in running.values() if child]
+                for child in children:
+                    child.terminate()
+                for child in children:
+                    child.wait()        # train.py saves its state first
+
+    def steps(self, cell: Cell, splits):
+        """Train a cell and score it on splits. Yields each process; go on when it has ended."""
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        if cell.train and not self.known(cell):         # --resume ends at once if all is trained
+            command = [*cell.train, *["--resume"] * is_begun(cell)]
+            if (yield from self.has_failed(command, cell.folder / "train.txt")):
+                return
+        for split, n_shot in self.todo(cell, splits):
+            yield from self.score(cell, split, n_shot)
 
     def score(self, cell: Cell, split: str, n_shot: int):
-        """Run the evaluation and append its result to the file."""
+        """Run the evaluation and append its result to the file. Yields the process."""
         out, began = cell.folder / f"{split}_{n_shot}shot.jsonl", time.perf_counter()
-        if self.has_failed(self.eval_command(cell, split, n_shot), out.with_suffix(".txt")):
+        command = self.eval_command(cell, split, n_shot)
+        if (yield from self.has_failed(command, out.with_suffix(".txt"))):
             return
         scores = read_json(out.with_suffix(".json"))
         line = {**self.about(cell, split, n_shot),
@@ -267,14 +311,10 @@ class Grid:
                 f"--device={own.device}", *shlex.split(self.cfg.evaluate), f"--split={split}",
                 f"--n_shot={n_shot}", f"--out={cell.folder}/{split}_{n_shot}shot.jsonl"]
 
-    def has_failed(self, command: list[str], output: Path) -> bool:
-        """Run a command to its end, and note a failure."""
+    def has_failed(self, command: list[str], output: Path):
+        """Start a command and yield its process. When that has ended, note and return a failure."""
         child = self.launch(command, output)
-        try:
-            child.wait()
-        finally:                        # after Ctrl-C, too
-            child.terminate()
-            child.wait()                # train.py saves its state first
+        yield child
         if child.returncode:
             last = output.read_text(errors="replace").strip().splitlines()[-1:]
             self.failures.append(f"{as_typed(command)}\n    exit code {child.returncode}; {output} "
@@ -283,12 +323,15 @@ class Grid:
 
     def launch(self, command: list[str], output: Path):
         """Start a command; it holds the lock as long as it runs."""
-        n, start = self.cfg.processes, [sys.executable]
+        n, start, environment = self.cfg.processes, [sys.executable], dict(os.environ)
+        if self.cfg.jobs > 1:
+            environment.setdefault("OMP_NUM_THREADS", "1")
         if n > 1:
             start += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"]
         with open(output, "a") as file:
             return subprocess.Popen([*start, str(ROOT / command[0]), *command[1:]],
                                     stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+                                    env=environment,
                                     pass_fds=(self.lock.fileno(),))
 
 

@@ -237,7 +237,8 @@ OTHER = dict(seed=7, task="toy", variant="marks", chat=True, max_length=63, eos_
              t_ctx=0.3, t_tgt=0.8, n_pred_layer=1, ema_decay=0.5, mask_scope="all",
              diffusion_t="uniform", loss_form="llada_sft", objective="consistency",
              target="random", masks="nested", pool="masked", pool_layer=1, pred_width=8,
-             pred_lr=0.0, ema_dtype="bfloat16", anchor=1e-4, lora_rank=2, lora_alpha=9.0,
+             pred_lr=0.0, ema_dtype="bfloat16", tau=0.5, active_block=8, anchor=1e-4, lora_rank=2,
+             lora_alpha=9.0,
              lora_targets=("q_proj",), optimizer="lean", beta2=0.9, rows="1 with hash 0",
              n_layer=1, n_head=2, n_kv_head=1, n_embd=32, n_hidden=64, block_size=99,
              mask_token="<x>", shift=True)

@@ -58,6 +58,7 @@ def refusal(cfg):
 class Fake:
     """Stands for train.py and eval_gsm8k.py: notes the command, writes what they would."""
     wait = terminate = lambda self: None
+    poll = lambda self: self.returncode
 
     def __init__(self, accuracy=lambda words: 0.5, fails=lambda words: False):
         self.accuracy, self.fails, self.commands = accuracy, fails, []
@@ -84,6 +85,7 @@ class Fake:
 
     def use(self, monkeypatch):
         self.cells = []
+        monkeypatch.setattr(grid, "PAUSE", 0)
         monkeypatch.setattr(Grid, "launch", lambda *args: self(*args))
         monkeypatch.setattr(grid, "cell_of", lambda *args: self.cells.append(cell_of(*args))
                             or self.cells[-1])

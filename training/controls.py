@@ -28,6 +28,15 @@ the same batches and masks, because those depend on (seed, step, example id) alo
                       embeds the last token, we the mean; its predictor is k extra tokens, ours g.
                       It takes the cosine of raw states, we of layer-normed ones. Its loss dropout
                       leaves the term out of some steps and does not rescale lambda; we have none
+      infonce         each z_hat has to tell its own target from those of all rows of the batch: the
+                      cross-entropy of cos(z_hat_i, z_tgt_j) / tau over j. A term that can only be
+                      small if something about the example is predicted: a positive control
+      blockwise       no term, lambda is 0: other masks for the diffusion loss (Blockwise SFT,
+                      arXiv 2508.19529). One block of the answer, of `active_block` tokens, is
+                      masked at rate t and has the loss; all before it is clean, all after it is
+                      masked. Theirs: 32 tokens, t ~ U(0, 1) (our diffusion_t="uniform"), the mean
+                      over masked tokens. They draw each block of a row at most once, we draw with
+                      replacement; our end-of-text that fills an answer is part of it, as elsewhere
     anchor      lambda * |theta - base|^2 in the loss, the paper's other baseline (1e-4; that the
                 square is summed and not averaged is our guess)
 
@@ -42,7 +51,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from jepa import DLLMJEPA, Predictor, average, cosine_distance, layer_norm, pool
-from model import Linear, Padded, forward_process, row_generators
+from model import Linear, Padded, forward_process, row_generators, uniform
 from pretrained.device import stream, to_device
 from training.ranks import gather_batch, local_part, scatter_batch, sum_over_ranks
 
@@ -50,7 +59,7 @@ from training.ranks import gather_batch, local_part, scatter_batch, sum_over_ran
 @dataclass
 class ControlConfig:
     """Settings of training/controls.py; the defaults are the paper's method."""
-    objective: Literal["jepa", "consistency", "two_gradients"] = "jepa"  # the last is LLM-JEPA's
+    objective: Literal["jepa", "consistency", "two_gradients", "infonce", "blockwise"] = "jepa"
     target: Literal["ema", "online", "frozen", "shuffled", "mean", "random"] = "ema"  # of z_hat
     masks: Literal["independent", "nested"] = "independent"  # nested: the lighter in the heavier
     pool: Literal["visible", "answer_visible", "masked", "all_real"] = "visible"  # what is averaged
@@ -58,14 +67,18 @@ class ControlConfig:
     pred_width: int = 0                 # bottleneck around the predictor; 0: none
     pred_lr: float = 1.0                # learning rate of the predictor, in units of lr; 0: frozen
     ema_dtype: Literal["float32", "bfloat16"] = "float32"  # of the target; bfloat16 stalls
+    tau: float = 0.1                    # temperature of infonce (SimCLR's, arXiv 2002.05709)
+    active_block: int = 32              # tokens of a block of blockwise (arXiv 2508.19529)
     anchor: float = 0.0                 # weight of |theta - base|^2 (the paper's baseline: 1e-4)
 
 
 # the paper's value of each, and which of them the other objectives do not use
 PAPER = {"objective": "jepa", "target": "ema", "masks": "independent", "pool": "visible",
          "pool_layer": 0, "pred_width": 0, "pred_lr": 1.0, "ema_dtype": "float32"}
-UNUSED = {"jepa": (), "consistency": ("pool", "pool_layer", "pred_width", "pred_lr"),
-          "two_gradients": ("target", "masks", "pool", "pool_layer", "ema_dtype")}
+UNUSED = {"jepa": (), "infonce": (),
+          "consistency": ("pool", "pool_layer", "pred_width", "pred_lr"),
+          "two_gradients": ("target", "masks", "pool", "pool_layer", "ema_dtype"),
+          "blockwise": tuple(name for name in PAPER if name != "objective")}
 
 
 def check_controls(cfg):
@@ -84,9 +97,16 @@ def check_controls(cfg):
     if cfg.target == "random" and cfg.masks != "independent":
         raise ValueError(f"target='random' has no second view to be masked: it does not use "
                          f"masks={cfg.masks!r}")
-    if cfg.target == "shuffled" and cfg.batch_size < 2:
-        raise ValueError("target='shuffled' takes another row of the batch: batch_size must be at "
-                         "least 2")
+    for name, value in (("target", "shuffled"), ("objective", "infonce")):
+        if getattr(cfg, name) == value and cfg.batch_size < 2:
+            raise ValueError(f"{name}={value!r} takes other rows of the batch: batch_size must be "
+                             f"at least 2")
+    if cfg.objective == "infonce" and cfg.target == "mean":
+        raise ValueError("objective='infonce' tells the targets of rows apart, and target='mean' "
+                         "gives all rows one; choose another target")
+    if cfg.objective == "blockwise" and cfg.lambda_jepa:
+        raise ValueError(f"objective='blockwise' has no JEPA term, and lambda_jepa="
+                         f"{cfg.lambda_jepa:g} weighs one; lambda_jepa=0 would fit")
     if cfg.anchor and (cfg.lora_rank or cfg.optimizer == "lean"):
         raise ValueError(f"anchor={cfg.anchor:g} pulls at all weights in fp32: it needs "
                          f"lora_rank=0 and optimizer='adamw'")
@@ -97,7 +117,8 @@ def check_controls(cfg):
 
 def has_control(cfg) -> bool:
     """Return whether any setting differs from the paper's method."""
-    return cfg.lambda_jepa > 0 and any(getattr(cfg, name) != PAPER[name] for name in PAPER)
+    has_another = any(getattr(cfg, name) != PAPER[name] for name in PAPER)
+    return cfg.objective == "blockwise" or cfg.lambda_jepa > 0 and has_another
 
 
 def make_control(model, cfg: ControlConfig, paper: dict):
@@ -111,7 +132,8 @@ def make_control(model, cfg: ControlConfig, paper: dict):
     paper = paper | {"ema_decay": decay}
     if cfg.objective == "consistency":
         paper = paper | {"n_pred_layer": 0}
-    kind = {"jepa": Control, "consistency": Consistency, "two_gradients": TwoGradients}
+    kind = {"jepa": Control, "consistency": Consistency, "two_gradients": TwoGradients,
+            "infonce": InfoNCE, "blockwise": Blockwise}
     return kind[cfg.objective](model, cfg, **paper)
 
 
@@ -265,6 +287,57 @@ class TwoGradients(Control):
         self.trace |= {"mean": mean.detach(), "z_hat": z_hat.detach(), "z_tgt": z_answer.detach()}
         loss = diffusion + self.lambda_jepa * jepa
         return loss, {"diffusion": diffusion.detach(), "jepa": jepa.detach()}
+
+
+class InfoNCE(Control):
+    """Each row's prediction is nearer to its own target than to those of the other rows."""
+
+    def __init__(self, model, cfg: ControlConfig, **paper):
+        super().__init__(model, cfg, **paper)
+        self.tau, self.every_target = cfg.tau, None
+
+    def embed_targets(self, batches):
+        targets = super().embed_targets(batches)
+        self.every_target = gather_batch(targets)                           # (B of the step, C)
+        return targets
+
+    def forward(self, x0, maskable, is_real, generator, z_tgt=None):
+        if z_tgt is None:
+            [z_tgt] = self.embed_targets([(x0, maskable, is_real, generator)])
+        maskable, is_content = self.scope(x0, maskable, is_real)
+        t_ctx, xt_ctx, is_masked_ctx = self.context_view(x0, maskable, generator)
+        h = self.model.encode(xt_ctx, is_real)
+        diffusion = self.diffusion_term(h, x0, is_masked_ctx, maskable, t_ctx)
+
+        mean = self.summary(h, is_masked_ctx, maskable, is_content)
+        z_hat = self.predictor(layer_norm(mean))
+        own = F.cosine_similarity(z_hat.float(), z_tgt, dim=-1)             # (b,)
+        every = F.normalize(z_hat.float(), dim=-1) @ F.normalize(self.every_target, dim=-1).T
+        infonce = ((every / self.tau).logsumexp(dim=-1) - own / self.tau).mean()
+        self.trace |= {"mean": mean.detach(), "z_hat": z_hat.detach(), "z_tgt": z_tgt}
+        loss = diffusion + self.lambda_jepa * infonce
+        return loss, {"diffusion": diffusion.detach(), "infonce": infonce.detach()}
+
+
+class Blockwise(DLLMJEPA):
+    """Plain fine-tuning on one block of each answer: clean before it, all masked after it."""
+
+    def __init__(self, model, cfg: ControlConfig, **paper):
+        super().__init__(model, **paper)
+        self.length, self.is_active = cfg.active_block, None
+
+    def context_view(self, x0, maskable, generator):
+        block = (maskable.cumsum(dim=1) - 1).div(self.length, rounding_mode="floor")    # (B, T)
+        n_blocks = block.amax(dim=1, keepdim=True) + 1                      # (B, 1)
+        apart = [torch.Generator(g.device).manual_seed(g.initial_seed() ^ 2) for g in generator]
+        active = (uniform((len(x0), 1), apart, x0.device) * n_blocks).long()
+        self.is_active = maskable & (block == active)       # apart: the masks are those of plain
+        t_ctx, xt_ctx, is_masked_ctx = super().context_view(x0, self.is_active, generator)
+        is_after = maskable & (block > active)
+        return t_ctx, xt_ctx.masked_fill(is_after, self.model.config.mask_id), is_masked_ctx
+
+    def diffusion_term(self, h, x0, is_masked, maskable, t):
+        return super().diffusion_term(h, x0, is_masked, self.is_active, t)  # its length divides
 
 
 class Anchor:

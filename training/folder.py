@@ -25,8 +25,9 @@ from training.ranks import on_all_ranks, rank_and_world
 STATE = "train_state"
 FIXED = set("""seed task variant chat rows max_length eos_fill batch_size init_weights preset
     lambda_jepa t_ctx t_tgt n_pred_layer ema_decay mask_scope diffusion_t loss_form objective target
-    masks pool pool_layer pred_width pred_lr ema_dtype anchor lora_rank lora_alpha lora_targets
-    optimizer beta2 mask_token shift n_layer n_head n_kv_head n_embd n_hidden block_size""".split())
+    masks pool pool_layer pred_width pred_lr ema_dtype tau active_block anchor lora_rank lora_alpha
+    lora_targets optimizer beta2 mask_token shift n_layer n_head n_kv_head n_embd n_hidden
+    block_size""".split())
 SAID = set("lr min_lr_ratio warmup_ratio epochs max_steps n_steps weight_decay grad_clip dtype"
            .split())
 # the rows of data_dir, the vocabulary of tokenizer and the weights of init_from are compared

@@ -102,8 +102,9 @@ def check_settings(cfg):
         ("ema_decay", lambda x: 0 <= x <= 1, "must lie in [0, 1]; the paper has 0.996"),
         ("beta2", lambda x: 0 <= x < 1, "must lie in [0, 1); AdamW's own is 0.999"),
         ("min_lr_ratio warmup_ratio", lambda x: 0 <= x <= 1, "must lie in [0, 1]"),
-        ("batch_size max_length log_every eval_every eval_rows save_every keep",
+        ("batch_size max_length log_every eval_every eval_rows save_every keep active_block",
          lambda n: n >= 1, "must be at least 1"),
+        ("tau", lambda x: x > 0, "must be above 0; SimCLR has 0.1"),
         ("lambda_jepa n_pred_layer micro_batch_size max_steps epochs lr weight_decay grad_clip "
          "seed test_questions pool_layer pred_width pred_lr anchor lora_rank lora_alpha n_layer "
          "n_head n_kv_head n_embd n_hidden block_size",
