@@ -298,7 +298,7 @@ class DLLM(nn.Module):
         two matrices that write to the residual stream, much as LLaDA. The embedding's 0.5 and the
         head's 0.02 are ours: tiny models learn arithmetic faster with a wide embedding."""
         def normal_(p, std):
-            p.copy_(torch.randn(p.shape, generator=generator) * std)
+            p.copy_(torch.randn(p.shape, generator=generator, device=generator.device) * std)
         normal_(self.embed.weight, 0.5)
         normal_(self.head.weight, 0.02)
         for block in self.blocks:
