@@ -466,7 +466,7 @@ def attention(check: Check):
             leaves = [x.detach().clone().requires_grad_() for x in inputs]
 
             def both():
-                y = layout.attention(*leaves)
+                y = layout.attention(*leaves, config.n_kv_head != config.n_head)
                 y.backward(torch.ones_like(y))
                 return y
             which = f"{preset}, {is_real.shape[0]} rows to {is_real.shape[1]} tokens, {name}"
