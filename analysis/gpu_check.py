@@ -4,7 +4,7 @@
     python analysis/gpu_check.py --parts=memory,sampler     these alone; others on file stay
     python analysis/gpu_check.py --device=cpu --dry         seconds: does the check itself run?
 
-    environment   versions; the GPU's own matrix products and copies, the floors of all that follows
+    environment   versions; the GPU's own matrix products and copies, the floors of what follows
     parity        fp32 on the CPU against fp32 and bf16 on the GPU: logits, loss, gradients, training
     attention     which kernel serves which layout of rows, its time, packed against padded
     bench         a step at LLaDA-8B's width: seven kinds, and the share of the GPU's own peak
@@ -386,8 +386,9 @@ def environment(check: Check):
         yield Figure("memory", of.total_memory / 1e9, "GB")
         yield Figure("multiprocessors", of.multi_processor_count)
         yield Figure("compute capability", f"{of.major}.{of.minor}")
-        yield Figure("CUDA, cuDNN, NCCL", f"{torch.version.cuda}, {torch.backends.cudnn.version()}, "
-                                          f"{'.'.join(map(str, torch.cuda.nccl.version()))}")
+        nccl = ".".join(map(str, torch.cuda.nccl.version()))
+        yield Figure("CUDA, cuDNN, NCCL",
+                     f"{torch.version.cuda}, {torch.backends.cudnn.version()}, {nccl}")
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             done = subprocess.run(["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm",
                                    "--format=csv,noheader"], capture_output=True, text=True,
@@ -693,6 +694,8 @@ def waits_of_a_step(check: Check):
             with count_waits(check.device) as waits:
                 step()
             yield Figure(f"{name}: host waits", sum(waits.values()), of=as_text(waits))
+            if not check.is_cuda:
+                continue
             names, _ = profiled(check, step)
             kept = {key: n for key, n in names.items() if "Synchronize" in key
                     or key.startswith("Memcpy") or "LaunchKernel" in key}
@@ -776,8 +779,8 @@ def toy_run(check: Check, out_dir: Path, *options) -> dict:
             contextlib.redirect_stderr(nowhere)):
         train.main(cfg)
     lines = [json.loads(line) for line in (out_dir / "log.jsonl").read_text().splitlines()]
-    return {"loss": [line["loss"] for line in lines if "loss" in line],
-            "held_out": [line["held_out"]["toy"]["0.5"] for line in lines if "held_out" in line][-1]}
+    held_out = [line["held_out"]["toy"]["0.5"] for line in lines if "held_out" in line]
+    return {"loss": [line["loss"] for line in lines if "loss" in line], "held_out": held_out[-1]}
 
 
 def tests(check: Check):
