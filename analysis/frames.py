@@ -170,7 +170,7 @@ def with_runs(cfg):
     base = cfg.base or (bases[0] if len(bases) == 1 else "")
     if base not in bases:
         have = f"the bases {', '.join(bases)}; choose one" if bases else "no base"
-        raise ValueError(f"base={cfg.base!r} does not fit grid={cfg.grid!r}, whose runs have {have}")
+        raise ValueError(f"base={cfg.base!r} does not fit grid={cfg.grid!r}: its runs have {have}")
     answers = tuned["answers"][tuned["init_from"] == base]
     folders = dict.fromkeys(str(Path(path).parent) for path in answers)
     return replace(cfg, base=base, models=tuple(folders))

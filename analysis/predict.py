@@ -1,6 +1,6 @@
 """Closed forms: parameters, FLOPs and memory of a model, without running anything.
 
-    python analysis/predict.py      FLOPs of a step of LLaDA-8B, memory and time on four sets of GPUs
+    python analysis/predict.py      LLaDA-8B: FLOPs of a step, memory and time on four sets of GPUs
 
 tests/test_bench.py holds parameters and FLOPs to what PyTorch counts, and bytes to what it keeps.
 """
@@ -54,7 +54,7 @@ def main(cfg: PredictConfig):
         speed = setup.n_gpu * PEAKS[setup.gpu] * MFU
         times = [f"{(n * trunk + head) / speed:.2f} s" for n in (passes, passes + 1)]
         rows.append([setup.name, f"{gb:.1f}", f"{setup.gigabytes:.0f}", *times])
-    print(f"\nPredicted, not measured: memory of a GPU, and time of a step at {MFU:.0%} of the peak")
+    print(f"\nPredicted, not measured: memory of a GPU, time of a step at {MFU:.0%} of the peak")
     print_table(rows)
 
 

@@ -241,7 +241,8 @@ def print_losses(scores: dict, cfg: PreserveConfig):
     table = [["", *(f"{t:g}" for t in cfg.rates), "mean", "minus base", "95 %"]]
     for name, s in scores.items():
         against = [f"{s['minus_base']:+.4f}", f"{s['half_95']:.4f}"]
-        table.append([brief_name(name, 17), *(f"{loss:.2f}" for loss in s["by_rate"]), f"{s['mean']:.4f}",
+        losses = [f"{loss:.2f}" for loss in s["by_rate"]]
+        table.append([brief_name(name, 17), *losses, f"{s['mean']:.4f}",
                       *(["", ""] if name == cfg.base else against)])
     print_table(table)
 
