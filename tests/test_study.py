@@ -64,6 +64,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setattr(Grid, "launch", lambda grid, command, output: Done(command))
     monkeypatch.setattr(compare, "run_all",
                         lambda jobs, n: [run_here(command) for _, command in jobs])
+    monkeypatch.setattr("analysis.grid.PAUSE", 0, raising=False)
     monkeypatch.setattr("signal.signal", lambda *args: None)
     Path("results").symlink_to(ROOT / "results")
     Path("config").mkdir()
@@ -95,7 +96,8 @@ def write_stand_in(path: str):
 
 class Done:
     """A process of a grid that has run here, and ended well."""
-    returncode, wait, terminate = 0, lambda self: None, lambda self: None
+    returncode, poll = 0, lambda self: 0
+    wait = terminate = lambda self: None
 
     def __init__(self, command):
         run_here(command)
@@ -136,10 +138,15 @@ def test_each_command_for_the_paper_runs_and_prints_what_the_table_says(here, ca
             assert re.search(rf"out/figures/\S*/{name}.png, .svg: ", said[number]), (item, name)
         for name in re.findall(r"(?<!figure )`([^`]+)`", shown):
             assert name in said[number], (item, name)
-    main = said["1"].partition("## Main table, 4-shot")[2].partition("\n## ")[0]
-    for path in parts_of_page()["1"][0][2].partition("=")[2].split(","):
-        [row] = [row for row in main.splitlines() if row.startswith(f"| {Path(path).stem} |")]
-        assert "not run" not in row, row
+    cells = {Path(path).stem for path in parts_of_page()["1"][0][2].partition("=")[2].split(",")}
+    for number, table, n_rows, configs in (
+            ("1", "Main table, 4-shot", 8, cells), ("1", "0-shot", 8, cells),
+            ("2", "Sensitivity to the rates", 4, {"llada8b_gsm8k"}),
+            ("3", "Ablation", 4, {"llada8b_gsm8k"})):
+        text = said[number].partition(f"\n## {table}")[2].partition("\n## ")[0]
+        rows = [line for line in text.splitlines() if line.startswith("| ")
+                and line.split()[1] in configs]
+        assert len(rows) == n_rows and "not run" not in "".join(rows), (table, rows)
     table = said["5"].partition("\nBase preservation\n")[2]
     ours = [line for line in table.splitlines() if "llada8b_gsm8k_wide_t" in line]
     assert len(ours) == 4 and "not run" not in "".join(ours)
