@@ -6,6 +6,7 @@ results.jsonl (grid.py) has a line a score, log.jsonl (train.py) the losses of a
 import os
 import re
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -149,6 +150,32 @@ def pairs_of(results: pd.DataFrame) -> list[tuple]:
     return sorted(set(zip(results["lambda"], results["depth"])))
 
 
+def with_runs(cfg):
+    """Return settings whose base and models are those of cfg.grid, an out_dir of grid.py, or as
+    they are without a grid.
+
+    The models are the runs at the chosen (lambda, depth) that began at that base. Raises OSError or
+    ValueError, one sentence, if they cannot be found, or if there is no base or no model.
+    """
+    if not cfg.grid:
+        if not cfg.base or not cfg.models:
+            raise ValueError("name a base and models to compare with it: --base=... --models=..., "
+                             "or the runs of a grid: --grid=...")
+        return cfg
+    if cfg.models:
+        raise ValueError(f"grid={cfg.grid!r} brings its own models; leave out --models or --grid")
+    results = at_chosen(frame_of(read_results([Path(cfg.grid) / "results.jsonl"])))
+    tuned = results[(results["arm"] != "base") & results["init_from"].astype(bool)]
+    bases = list(dict.fromkeys(tuned["init_from"]))
+    base = cfg.base or (bases[0] if len(bases) == 1 else "")
+    if base not in bases:
+        have = f"the bases {', '.join(bases)}; choose one" if bases else "no base"
+        raise ValueError(f"base={cfg.base!r} does not fit grid={cfg.grid!r}: its runs have {have}")
+    answers = tuned["answers"][tuned["init_from"] == base]
+    folders = dict.fromkeys(str(Path(path).parent) for path in answers)
+    return replace(cfg, base=base, models=tuple(folders))
+
+
 # ----------------------------------------------------------------------------------------------
 # all logs of a study
 
@@ -284,6 +311,12 @@ def run_of(path) -> str:
     path = Path(path)
     path = path.parent if re.fullmatch(r"step_\d+", path.name) else path
     return "/".join(path.parts[-2:])
+
+
+def brief_name(path, width: int) -> str:
+    """Return the arm and seed of a run, or the path of another model: the end of it, to fit."""
+    about = about_run(path)
+    return (f"{about['arm']} {about['seed']}" if about["seed"] else str(path))[-width:]
 
 
 def by_arm(frame: pd.DataFrame) -> pd.DataFrame:
