@@ -25,7 +25,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from model import Linear, diffusion_loss, forward_process, uniform
-from pretrained.device import to_device
+from pretrained.device import stream, to_device
 
 
 class DLLMJEPA(nn.Module):
@@ -160,7 +160,7 @@ class Predictor(nn.Module):
                            "down_proj": Linear(4 * width, width)})
             for _ in range(n_layer))
         self.norm = nn.LayerNorm(width) if n_layer else nn.Identity()
-        generator = torch.Generator().manual_seed(seed)
+        generator = stream(seed, "predictor")
         for module in self.modules():
             if isinstance(module, Linear):
                 nn.init.normal_(module.weight, std=module.in_features ** -0.5, generator=generator)

@@ -12,7 +12,6 @@ One class covers LLaDA (arXiv 2502.09992), Dream (arXiv 2508.15487), Llama and Q
 differences are fields of `ModelConfig`; their names for weights are in pretrained/weights.py.
 Sizes in comments: B rows, T tokens, C width, V vocabulary, H heads, D width of a head.
 """
-import hashlib
 import math
 from dataclasses import asdict, dataclass
 
@@ -24,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrained import weights
 from pretrained.config import MODEL_TYPE, check_sizes
-from pretrained.device import index_of, to_device
+from pretrained.device import index_of, stream, to_device
 
 NLL_CHUNK = 1024                 # tokens whose logits exist at once: 0.5 GB in fp32 at V = 126k
 
@@ -299,7 +298,7 @@ class DLLM(nn.Module):
         two matrices that write to the residual stream, much as LLaDA. The embedding's 0.5 and the
         head's 0.02 are ours: tiny models learn arithmetic faster with a wide embedding."""
         def normal_(p, std):
-            p.copy_(torch.randn(p.shape, generator=generator) * std)
+            p.copy_(torch.randn(p.shape, generator=generator, device=generator.device) * std)
         normal_(self.embed.weight, 0.5)
         normal_(self.head.weight, 0.02)
         for block in self.blocks:
@@ -343,12 +342,9 @@ class DLLM(nn.Module):
 
 
 def row_generators(seed: int, step: int, example_ids, device="cpu") -> list[torch.Generator]:
-    """Make one generator a row, seeded by (seed, step, example id) alone: a row gets the same masks
-    on one process or eight, in a batch of 64 or 4 x 16, and after a restart."""
-    def hashed(example_id):
-        digest = hashlib.blake2b(f"{seed} {step} {example_id}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little") >> 1        # 63 bits, of which a CPU uses 32
-    return [torch.Generator(device).manual_seed(hashed(i)) for i in example_ids]
+    """Make one generator a row, of (seed, step, example id) alone: a row gets the same masks on one
+    process or eight, in a batch of 64 or 4 x 16, and after a restart."""
+    return [stream(seed, step, example_id, device=device) for example_id in example_ids]
 
 
 def uniform(shape, generator, device, dtype=torch.float32):

@@ -45,7 +45,7 @@ from analysis.console import print_table
 from analysis.predict import (PEAKS, check_ranges, head_flops, name_of, parameters, shape_of,
                               trunk_flops)
 from jepa import DLLMJEPA, pool
-from model import NLL_CHUNK, DLLM, ModelConfig, forward_process, row_generators
+from model import NLL_CHUNK, DLLM, ModelConfig, RMSNorm, forward_process, row_generators
 from pretrained.device import pick_device, pick_dtype, to_device
 from tasks import gsm8k
 from tasks.common import Row, batch_at, collate
@@ -80,8 +80,7 @@ def main(cfg: BenchConfig):
     device = pick_device(cfg.device)
     config = shape_of(cfg.preset, cfg.n_layer, cfg.width)
     rows = make_rows(cfg, config)
-    model = DLLM(config).init_weights(torch.Generator().manual_seed(SEED)).to(device)
-    model.compute_dtype = pick_dtype("auto", device)
+    model = random_model(config, device)
     model.checkpoint_activations = cfg.checkpoint_activations
     steps = make_steps(cfg, model)
     name = name_of(device)
@@ -94,9 +93,7 @@ def main(cfg: BenchConfig):
                     "closed_form": step_flops(kind, cfg, config, rows)}
              for kind, step in steps.items()}
     if cfg.compile:
-        for network in {net for step in steps.values() for net in step.networks()}:
-            for block in network.blocks:
-                block.compile(dynamic=True)
+        compile_blocks(steps)
     measure(cfg, rows, steps, found, device)
 
     table = [["", "ms", "/ plain", "tokens/s", "peak GB", "GFLOP", "closed form", "MFU"]]
@@ -114,7 +111,27 @@ def main(cfg: BenchConfig):
 
 
 # ----------------------------------------------------------------------------------------------
-# rows and steps
+# model, rows and steps
+
+
+def random_model(config: ModelConfig, device, dtype=torch.float32) -> DLLM:
+    """Make a model with random weights on the device, where 8 B are drawn in seconds."""
+    with torch.device("meta"):
+        model = DLLM(config)
+    model = model.to(dtype).to_empty(device=device)
+    model.tie()                                     # to_empty has made two tensors of one
+    for module in model.modules():
+        if isinstance(module, RMSNorm):
+            torch.nn.init.ones_(module.weight)
+    model.compute_dtype = pick_dtype("auto", device)
+    return model.init_weights(torch.Generator(device).manual_seed(SEED))
+
+
+def compile_blocks(steps: dict):
+    """Compile each block of all networks, as train.py does."""
+    for network in {net for step in steps.values() for net in step.networks()}:
+        for block in network.blocks:
+            block.compile(dynamic=True)
 
 
 def make_rows(cfg: BenchConfig, config: ModelConfig) -> list[Row]:
@@ -127,13 +144,18 @@ def make_rows(cfg: BenchConfig, config: ModelConfig) -> list[Row]:
         count = re.compile(r"[A-Za-z]+|[0-9]|[^\sA-Za-z0-9]|\n").findall
         lengths = [(len(count(row.prompt)), len(count(row.answer)))
                    for row in gsm8k.load("train", cfg.data_dir)]
-    ids = torch.randint(2, config.vocab_size - 1, (PAD_TO,),
-                        generator=torch.Generator().manual_seed(SEED)).tolist()
-    ids = [i + (i >= config.mask_id) for i in ids]  # never the mask
-    rows = [Row(i, ids[:p], ids[p:p + a]) for i, (p, a) in enumerate(lengths) if p + a < PAD_TO]
+    rows = random_rows(config, [pair for pair in lengths if sum(pair) < PAD_TO])
     if not rows:
         raise ValueError(f"no row of {cfg.data_dir} has fewer than {PAD_TO} tokens")
     return rows
+
+
+def random_rows(config: ModelConfig, lengths) -> list[Row]:
+    """Make a row of random tokens for each (tokens of the prompt, of the answer)."""
+    ids = torch.randint(2, config.vocab_size - 1, (PAD_TO,),
+                        generator=torch.Generator().manual_seed(SEED)).tolist()
+    ids = [i + (i >= config.mask_id) for i in ids]  # never the mask
+    return [Row(i, ids[:p], ids[p:p + a]) for i, (p, a) in enumerate(lengths)]
 
 
 def batch_of(cfg: BenchConfig, rows, step: int):
@@ -188,6 +210,9 @@ class Step:
 
     def __call__(self, *batch):
         self.forward_backward(*batch)
+        self.update()
+
+    def update(self):
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.objective.update_target()

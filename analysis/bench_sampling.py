@@ -74,6 +74,23 @@ def main(cfg: SamplingBenchConfig):
     model = random_model(config, device)
     prompts = torch.randint(2, config.vocab_size, (cfg.batch_size, cfg.prompt_length),
                             generator=torch.Generator().manual_seed(SEED))
+    print(f"{name_of(device)}, {torch.get_num_threads()} threads, {model.compute_dtype}, "
+          f"{sum(p.numel() for p in model.parameters()):,} parameters, {cfg.batch_size} x "
+          f"{cfg.prompt_length} + {cfg.gen_length} tokens, {cfg.blocks} blocks of {cfg.block_length}")
+
+    found = measure(model, prompts, cfg)
+    table = [["", "seconds", "passes", "tokens/s", "over exact", "as exact"]]
+    for way, of in found.items():
+        table.append([way, f"{of['seconds']:.2f}", f"{of['passes']}", f"{of['tokens_per_s']:.1f}",
+                      f"{of['over_exact']:.2f}", f"{of['as_exact']:.1%}"])
+    print_table(table)
+    if cfg.json:
+        print(json.dumps({"ways": found, "device": name_of(device), "settings": vars(cfg),
+                          "dtype": str(model.compute_dtype)}))
+
+
+def measure(model, prompts, cfg: SamplingBenchConfig) -> dict:
+    """Time all ways in turns -> {way: {passes, seconds, tokens_per_s, over_exact, as_exact}}."""
     L, passes = cfg.block_length, max(1, round(cfg.block_length / PER_PASS))  # of a block
     ways = {"straightforward": partial(straightforward, model, prompts, cfg),
             "exact": partial(first_blocks, model, prompts, cfg, "none", L),
@@ -81,10 +98,6 @@ def main(cfg: SamplingBenchConfig):
             "dual": partial(first_blocks, model, prompts, cfg, "dual", L),
             f"dual, {L / passes:.2f} a pass": partial(first_blocks, model, prompts, cfg, "dual",
                                                       passes)}
-    print(f"{name_of(device)}, {torch.get_num_threads()} threads, {model.compute_dtype}, "
-          f"{sum(p.numel() for p in model.parameters()):,} parameters, {cfg.batch_size} x "
-          f"{cfg.prompt_length} + {cfg.gen_length} tokens, {cfg.blocks} blocks of {L}")
-
     generate(model, prompts, Sampling(L, L, min(2, L), cache="dual"))  # warm-up
     found, tokens = {way: {"runs": []} for way in ways}, {}
     for way in tqdm([*ways] * cfg.runs, unit="way"):
@@ -92,19 +105,13 @@ def main(cfg: SamplingBenchConfig):
         answer, found[way]["passes"] = ways[way]()
         tokens[way] = answer.cpu()  # synchronises
         found[way]["runs"].append(time.perf_counter() - began)
-    table = [["", "seconds", "passes", "tokens/s", "over exact", "as exact"]]
     exact = statistics.median(found["exact"]["runs"])
     for way, of in found.items():
         of["seconds"] = statistics.median(of.pop("runs"))
         of["tokens_per_s"] = answer.numel() / of["seconds"]
         of["over_exact"] = exact / of["seconds"]
         of["as_exact"] = (tokens[way] == tokens["exact"]).float().mean().item()
-        table.append([way, f"{of['seconds']:.2f}", f"{of['passes']}", f"{of['tokens_per_s']:.1f}",
-                      f"{of['over_exact']:.2f}", f"{of['as_exact']:.1%}"])
-    print_table(table)
-    if cfg.json:
-        print(json.dumps({"ways": found, "device": name_of(device), "settings": vars(cfg),
-                          "dtype": str(model.compute_dtype)}))
+    return found
 
 
 def random_model(config: ModelConfig, device) -> DLLM:

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -286,6 +287,7 @@ class Grid:
         line = {**self.about(cell, split, n_shot),
                 "metrics": {key: value for key, value in scores.items() if key != "settings"},
                 "held_out": held_out(cell.folder), "revision": git_commit(),
+                "time": datetime.now(UTC).isoformat(timespec="seconds"),
                 "seconds": round(time.perf_counter() - began, 1),
                 "answers": str(out.relative_to(self.cfg.out_dir))}
         with open(self.path, "ab", buffering=0) as file:    # one write: the whole line or nothing

@@ -1,4 +1,7 @@
-"""Devices: which device and dtype a run uses, and copies to a GPU without a synchronisation."""
+"""Devices: which device and dtype a run uses, copies to a GPU without a synchronisation, and the
+random streams of a device."""
+import hashlib
+
 import torch
 
 
@@ -43,3 +46,11 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         name = "bfloat16" if has_bf16 else "float32"
     return getattr(torch, name)
+
+
+def stream(*key, device="cpu") -> torch.Generator:
+    """Make a generator seeded by a hash of the key, so that every consumer draws numbers of its
+    own: a row's masks by (seed, step, example id), an initial weight by (seed, whose it is)."""
+    digest = hashlib.blake2b(" ".join(map(str, key)).encode(), digest_size=8).digest()
+    seed = int.from_bytes(digest, "little") >> 1            # 63 bits, of which a CPU uses 32
+    return torch.Generator(device).manual_seed(seed)

@@ -52,7 +52,7 @@ import torch.nn.functional as F
 
 from jepa import DLLMJEPA, Predictor, average, cosine_distance, layer_norm, pool
 from model import Linear, Padded, forward_process, row_generators, uniform
-from pretrained.device import to_device
+from pretrained.device import stream, to_device
 from training.ranks import gather_batch, local_part, scatter_batch, sum_over_ranks
 
 
@@ -215,7 +215,7 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.down, self.up = Linear(C, width), Linear(width, C)
         self.inner = Predictor(width, n_layer, seed)
-        generator = torch.Generator().manual_seed(seed + 1)
+        generator = stream(seed, "bottleneck")
         for linear in (self.down, self.up):
             nn.init.normal_(linear.weight, std=linear.in_features ** -0.5, generator=generator)
             nn.init.zeros_(linear.bias)

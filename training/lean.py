@@ -21,6 +21,8 @@ import math
 
 import torch
 
+from pretrained.device import stream
+
 CHUNK = 1 << 24                 # weights updated at a time, which bounds the fp32 copies
 
 
@@ -83,8 +85,7 @@ class Lean(torch.optim.Optimizer):
                 state["step"] += 1
                 step = int(state["step"])
                 if p.device not in generators:
-                    generators[p.device] = torch.Generator(p.device).manual_seed(
-                        (self.seed * 1_000_003 + step) % 2 ** 63)
+                    generators[p.device] = stream(self.seed, "lean", step, device=p.device)
                 stored = [p, state["exp_avg"], state["exp_avg_sq"]]
                 stored += [state["low"]] if "low" in state else []
                 for chunks in zip(p.grad.reshape(-1).split(CHUNK),

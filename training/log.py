@@ -171,7 +171,8 @@ def has_words(line: str) -> bool:
 
 
 def git_commit() -> str:
+    """Return the revision, with "-dirty" if a tracked file differs from it."""
     here = os.path.dirname(os.path.abspath(__file__))
-    found = subprocess.run(["git", "-C", here, "rev-parse", "--short", "HEAD"],
+    found = subprocess.run(["git", "-C", here, "describe", "--always", "--exclude=*", "--dirty"],
                            capture_output=True, text=True)
     return found.stdout.strip() or "unknown"

@@ -18,6 +18,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from model import Linear
+from pretrained.device import stream
 from pretrained.weights import catalogue, published_name, read_tensors
 
 
@@ -59,7 +60,7 @@ def add_lora(model, rank: int, alpha: float, targets, seed: int):
         if name not in known:
             raise ValueError(f"lora_targets has {name!r}; there are {', '.join(known)}")
     model.requires_grad_(False)
-    generator = torch.Generator().manual_seed(seed)
+    generator = stream(seed, "lora")
     for block in model.blocks:
         for name in targets:
             setattr(block, name, LoRALinear(getattr(block, name), rank, alpha / rank, generator))
