@@ -224,8 +224,8 @@ def test_arms_go_with_adapters_half_weights_and_packed_rows(base, cfg, tmp_path,
 @pytest.mark.slow
 @pytest.mark.parametrize("arm", [dict(target="shuffled"), dict(target="mean"),
                                  dict(target="random"), dict(objective="two_gradients"),
-                                 dict(objective="infonce"), dict(pool_layer=2), dict(pred_lr=0.0), dict(masks="nested")],
-                         ids=str)
+                                 dict(objective="infonce"), dict(pool_layer=2),
+                                 dict(pred_lr=0.0), dict(masks="nested")], ids=str)
 @pytest.mark.parametrize("shard", [False, True])
 def test_two_processes_change_no_arm_and_nor_does_sharding(cfg, tmp_path, arm, shard):
     cfg = replace(cfg, max_steps=1, lambda_jepa=2.0, micro_batch_size=2, **arm)

@@ -86,6 +86,7 @@ class Fake:
     def use(self, monkeypatch):
         self.cells = []
         monkeypatch.setattr(grid, "PAUSE", 0)
+        monkeypatch.setattr(grid, "find_weights", lambda *_: None)
         monkeypatch.setattr(Grid, "launch", lambda *args: self(*args))
         monkeypatch.setattr(grid, "cell_of", lambda *args: self.cells.append(cell_of(*args))
                             or self.cells[-1])
@@ -191,10 +192,16 @@ def test_a_seed_has_one_base_in_all_arms(cfg, monkeypatch):
     (dict(bases=("a/base1", "a/base2")), "but for their seed"),
     (dict(bases=("a/base", "")), "but for their seed"),
     (dict(bases=BASES, train="--init_from=x"), "leave out init_from"),
-    (dict(splits=()), "splits is empty"), (dict(jobs=0), "jobs=0 must lie in 1..")])
+    (dict(splits=()), "splits is empty"),
+    (dict(splits=("train",)), "'train'; there are validation, test"), (dict(jobs=0), "jobs=0 must lie in 1..")])
 def test_bases_splits_and_jobs_that_do_not_fit_are_refused(cfg, settings, words):
     with pytest.raises(ValueError, match=words):
         change(cfg, **settings)
+
+
+def test_a_base_that_is_not_there_is_told_before_anything_runs(cfg, monkeypatch):
+    monkeypatch.setattr(Grid, "launch", None)
+    assert "nowhere/base_seed9" in refusal(change(cfg, bases=("./nowhere/base_seed9",)))
 
 
 @pytest.mark.parametrize("splits", [("validation",), ("test",)])
