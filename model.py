@@ -129,9 +129,9 @@ class Padded:
     def leave(self, x):
         return x
 
-    def attention(self, q, k, v):
+    def attention(self, q, k, v, is_gqa: bool):         # a flag: shapes are symbols when compiled
         return F.scaled_dot_product_attention(q, k, v, attn_mask=self.attend,   # not causal
-                                              enable_gqa=q.shape[1] != k.shape[1])
+                                              enable_gqa=is_gqa)
 
 
 class Packed:
@@ -156,14 +156,13 @@ class Packed:
         return x.new_zeros(*self.shape, x.shape[-1]).index_put(self.index, x[0])
 
     @torch.compiler.disable         # the lengths change with each batch and would be compiled in
-    def attention(self, q, k, v):
+    def attention(self, q, k, v, is_gqa: bool):
         """q (1, H, N, D), k and v with H or fewer heads -> (1, H, N, D), each row by itself."""
         if q.is_cuda and q.dtype != torch.float32:          # the kernel has half precision only
             return self.varlen(q, k, v)
-        gqa = q.shape[1] != k.shape[1]
         by_row = zip(*(x.split(self.lengths, dim=2) for x in (q, k, v)))
-        return torch.cat([F.scaled_dot_product_attention(*row, enable_gqa=gqa) for row in by_row],
-                         dim=2)
+        return torch.cat([F.scaled_dot_product_attention(*row, enable_gqa=is_gqa)
+                          for row in by_row], dim=2)
 
     def varlen(self, q, k, v):
         # repeat each key and value head for its group: torch 2.11 has no enable_gqa here
@@ -180,7 +179,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         C, D = config.n_embd, config.head_dim or config.n_embd // config.n_head
-        self.head_dim = D
+        self.head_dim, self.is_gqa = D, config.n_kv_head != config.n_head
         self.attn_norm = RMSNorm(C, config.norm_eps)
         self.q_proj = Linear(C, config.n_head * D, bias=config.qkv_bias)
         self.k_proj = Linear(C, config.n_kv_head * D, bias=config.qkv_bias)
@@ -199,7 +198,7 @@ class Block(nn.Module):
         q, k, v = (proj(y).view(B, T, -1, self.head_dim).transpose(1, 2)    # (B, H, T, D)
                    for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
-        y = layout.attention(q, k, v)
+        y = layout.attention(q, k, v, self.is_gqa)
         x = x + self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
         y = self.mlp_norm(x)
         return x + self.down_proj(F.silu(self.gate_proj(y)) * self.up_proj(y))
@@ -249,8 +248,11 @@ class DLLM(nn.Module):
                              f"block_size={self.config.block_size}")
         if layout is None:
             layout = (Packed if self.pack and is_real is not None else Padded)(is_real, device)
-        cos, sin = rope_table(T, self.config, device)
-        xt, cos, sin = layout.enter(to_device(xt, device), cos, sin)
+        return self.run(to_device(xt, device), layout)
+
+    def run(self, xt, layout):
+        """What FSDP calls: it would wait for every input that is still on the CPU."""
+        xt, cos, sin = layout.enter(xt, *rope_table(xt.shape[1], self.config, xt.device))
         x = self.embed(xt).to(self.compute_dtype)
         every = {"none": 0, "selective": 2, "full": 1}[self.checkpoint_activations]
         for i, block in enumerate(self.blocks):

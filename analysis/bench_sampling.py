@@ -76,7 +76,8 @@ def main(cfg: SamplingBenchConfig):
                             generator=torch.Generator().manual_seed(SEED))
     print(f"{name_of(device)}, {torch.get_num_threads()} threads, {model.compute_dtype}, "
           f"{sum(p.numel() for p in model.parameters()):,} parameters, {cfg.batch_size} x "
-          f"{cfg.prompt_length} + {cfg.gen_length} tokens, {cfg.blocks} blocks of {cfg.block_length}")
+          f"{cfg.prompt_length} + {cfg.gen_length} tokens, {cfg.blocks} blocks of "
+          f"{cfg.block_length}")
 
     found = measure(model, prompts, cfg)
     table = [["", "seconds", "passes", "tokens/s", "over exact", "as exact"]]

@@ -4,7 +4,7 @@
     python analysis/gpu_check.py --parts=memory,sampler     these alone; others on file stay
     python analysis/gpu_check.py --device=cpu --dry         seconds: does the check itself run?
 
-    environment   versions; the GPU's own matrix products and copies, the floors of all that follows
+    environment   versions; the GPU's own matrix products and copies, the floors of what follows
     parity        fp32 on the CPU against fp32 and bf16 on the GPU: logits, loss, gradients, training
     attention     which kernel serves which layout of rows, its time, packed against padded
     bench         a step at LLaDA-8B's width: seven kinds, and the share of the GPU's own peak
@@ -28,6 +28,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -68,7 +69,7 @@ SEED = 42
 LENGTHS = [(32, 41), (39, 47), (42, 52), (55, 47), (48, 61), (49, 67), (55, 68), (61, 68), (49, 88),
            (66, 79), (55, 99), (63, 101), (74, 101), (47, 140), (82, 123), (85, 148)]
 LEAVE = 0.85                # share of the GPU's memory that a part may be predicted to use
-SECONDS = {"environment": 5, "parity": 15, "attention": 12, "bench": 30, "memory": 50,
+SECONDS = {"environment": 5, "parity": 15, "attention": 12, "bench": 30, "memory": 60,
            "sampler": 30, "waits": 20, "loop": 25, "compile": 70, "tests": 45}  # on an H100, about
 
 
@@ -119,7 +120,8 @@ def main(cfg: GPUCheckConfig):
         if check.is_lost():             # an illegal access: nothing runs in this process any more
             page.left_out(part, "the GPU's context was lost; a new process goes on")
             rest = cfg.parts[cfg.parts.index(part) + 1:]
-            if rest:
+            left = 60 * cfg.minutes - (time.perf_counter() - began)
+            if rest and left > 0:
                 options = [f"--parts={','.join(rest)}", f"--minutes={left / 60:.2f}"]
                 os.execv(sys.executable, [sys.executable, *sys.argv, *options])
     print("\n" + page.text())
@@ -246,6 +248,7 @@ class Check:
         self.device, self.dry, self.n_layer = device, cfg.dry, cfg.n_layer
         self.is_cuda = device.type == "cuda"
         self.dtype = pick_dtype("auto", device)
+        self.lengths = LENGTHS[:4] if cfg.dry else LENGTHS
         self.matmul, self.bandwidth = self.speed()
         self.total = torch.cuda.get_device_properties(device).total_memory if self.is_cuda else 8e9
 
@@ -281,12 +284,12 @@ class Check:
         return False
 
     def shape(self, preset: str, n_layer: int = 0):
-        """Return a preset's ModelConfig; dry: with its heads 8 wide and a small vocabulary."""
+        """Return a preset's ModelConfig; dry: a narrow one of two layers and few words."""
         config = predict.shape_of(preset, n_layer)
         if not self.dry:
             return config
         return replace(config, vocab_size=300, mask_id=1, eos_id=0, n_layer=min(config.n_layer, 2),
-                       n_embd=8 * config.n_head, n_hidden=16 * config.n_head)
+                       n_head=4, n_kv_head=min(config.n_kv_head, 4), n_embd=32, n_hidden=64)
 
     def peak_gb(self) -> float:
         return torch.cuda.max_memory_allocated(self.device) / 1e9 if self.is_cuda else 0.0
@@ -383,8 +386,9 @@ def environment(check: Check):
         yield Figure("memory", of.total_memory / 1e9, "GB")
         yield Figure("multiprocessors", of.multi_processor_count)
         yield Figure("compute capability", f"{of.major}.{of.minor}")
-        yield Figure("CUDA, cuDNN, NCCL", f"{torch.version.cuda}, {torch.backends.cudnn.version()}, "
-                                          f"{'.'.join(map(str, torch.cuda.nccl.version()))}")
+        nccl = ".".join(map(str, torch.cuda.nccl.version()))
+        yield Figure("CUDA, cuDNN, NCCL",
+                     f"{torch.version.cuda}, {torch.backends.cudnn.version()}, {nccl}")
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             done = subprocess.run(["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm",
                                    "--format=csv,noheader"], capture_output=True, text=True,
@@ -408,7 +412,7 @@ def parity(check: Check):
     for name, config in (("MHA", tiny), ("GQA, shift, bias", dream)):
         model = random_model(config, torch.device("cpu"))
         model.compute_dtype = torch.float32
-        rows = random_rows(config, LENGTHS)
+        rows = random_rows(config, check.lengths)
         expected = numbers_of(model, rows, pack=False)
         for dtype, limit in ((torch.float32, 1e-3), (torch.bfloat16, 0.1)):
             for pack in (False, True):
@@ -445,8 +449,8 @@ def attention(check: Check):
     """Forward and backward of one layer's attention in each layout: time, kernel, difference."""
     D = 8 if check.dry else 128
     for preset, scale in (("llada-8b", 1), ("dream-7b", 1), ("llada-8b", 4), ("dream-7b", 4)):
-        config = predict.shape_of(preset)
-        lengths = torch.tensor([scale * sum(pair) for pair in LENGTHS])
+        config = check.shape(preset)
+        lengths = torch.tensor([scale * sum(pair) for pair in check.lengths])
         if check.dry:
             lengths = lengths // 16 + 1
         is_real = torch.arange(int(lengths.max())) < lengths[:, None]                   # (B, T)
@@ -466,7 +470,7 @@ def attention(check: Check):
             leaves = [x.detach().clone().requires_grad_() for x in inputs]
 
             def both():
-                y = layout.attention(*leaves)
+                y = layout.attention(*leaves, config.n_kv_head != config.n_head)
                 y.backward(torch.ones_like(y))
                 return y
             which = f"{preset}, {is_real.shape[0]} rows to {is_real.shape[1]} tokens, {name}"
@@ -496,13 +500,13 @@ def make_bench(check: Check, compiled: bool):
     """Return settings, config, rows and steps of bench.py at LLaDA's width, as many as fit."""
     n_layer = min(check.n_layer, 2) if check.dry else check.n_layer
     config = check.shape("llada-8b", n_layer)
-    # weights, gradients, moments, two targets in fp32; logits of all positions
-    while (24 * sum(predict.parameters(config).values()) + 20e9 > LEAVE * check.total
+    # weights, gradients, moments, two targets in fp32; the predictor, logits of all positions
+    while (24 * sum(predict.parameters(config).values()) + 26e9 > LEAVE * check.total
            and config.n_layer > 1 and not check.dry):
         config = replace(config, n_layer=config.n_layer - 1)
     cfg = BenchConfig(preset="llada-8b", n_layer=config.n_layer, steps=2 if check.dry else 5,
-                      batch_size=16, compile=compiled, device=check.device.type)
-    rows = random_rows(config, LENGTHS)
+                      batch_size=len(check.lengths), compile=compiled, device=check.device.type)
+    rows = random_rows(config, check.lengths)
     model = random_model(config, check.device)
     return cfg, config, rows, bench.make_steps(cfg, model)
 
@@ -532,7 +536,7 @@ def timed_steps(check: Check, cfg, config, rows, steps, prefix: str = ""):
     found = {kind: {"flops": 0, "closed_form": bench.step_flops(kind, cfg, config, rows)}
              for kind in steps}
     bench.measure(cfg, rows, steps, found, check.device)
-    tokens = sum(map(sum, LENGTHS)) + len(LENGTHS)
+    tokens = sum(len(row.prompt) + len(row.answer) + 1 for row in rows)
     yield Figure(f"{prefix}shape", f"{config.n_layer} layers, {len(rows)} rows of "
                                    f"{tokens / len(rows):.0f} tokens on average")
     for kind, of in found.items():
@@ -587,7 +591,6 @@ def measured_config(check: Check, cfg, setup, config):
         cfg, config = replace(cfg, batch_size=4, micro_batch_size=2), replace(config, n_layer=2)
     free()
     objective, optimizer = make_training(check, cfg, config)
-    at_rest = torch.cuda.memory_allocated(check.device) / 1e9 if check.is_cuda else 0.0
     rows = random_rows(config, (LENGTHS * 4)[:cfg.batch_size])
     size, times = cfg.micro_batch_size, []
     free()
@@ -599,12 +602,13 @@ def measured_config(check: Check, cfg, setup, config):
         loss = training_step(cfg, objective, optimizer, batches)
         check.synchronize()
         times.append(time.perf_counter() - began)
+    at_rest = torch.cuda.memory_allocated(check.device) / 1e9 if check.is_cuda else 0.0
     which = f"{setup.name}, {config.n_layer} layers, micro-batches of {size}"
     tokens = sum(int(batch[2].sum()) for batch in batches)
     per_pass = tokens // len(batches)
     predicted = predict.memory(setup, config, per_pass)
     states = sum(gb for key, gb in predicted.items() if key not in ("activations", "grads"))
-    yield Figure(f"{which}: weights and states at rest, before the first step", at_rest, "GB",
+    yield Figure(f"{which}: weights and states between two steps", at_rest, "GB",
                  states, "predicted, with moments")
     yield Figure(f"{which}: peak", check.peak_gb(), "GB", sum(predicted.values()), "predicted")
     if check.is_cuda:
@@ -661,12 +665,14 @@ def sampler(check: Check):
 
 def waits_of_a_step(check: Check):
     """Host waits of a step without a log line: its cause is a transfer or a size read back."""
-    config = replace(check.shape("llada-8b", 2), vocab_size=1024, mask_id=1, eos_id=0,
-                     n_embd=512, n_hidden=1024, n_head=4, n_kv_head=4)
+    config = check.shape("llada-8b", 2)
+    if not check.dry:       # a narrow model waits where a wide one does
+        config = replace(config, vocab_size=1024, mask_id=1, eos_id=0, n_embd=512, n_hidden=1024,
+                         n_head=4, n_kv_head=4)
     cases = {"plain": "--lambda_jepa=0", "jepa": "", "jepa, packed": "--pack",
              "lean": "--optimizer=lean", "LoRA": "--init_from=none --lora_rank=4",
              "two gradients": "--objective=two_gradients", "one rank, sharded": ""}
-    rows = random_rows(config, LENGTHS)
+    rows = random_rows(config, check.lengths)
     for name, options in cases.items():
         cfg = configure(TrainConfig, options.split())
         try:
@@ -680,7 +686,7 @@ def waits_of_a_step(check: Check):
                 objective, optimizer = make_training(check, cfg, config)
 
             def step():
-                batches = [batch_of(rows[i:i + 8], config.eos_id) for i in (0, 8)]
+                batches = [batch_of(rows[i::2], config.eos_id) for i in (0, 1)]
                 return training_step(cfg, objective, optimizer, batches)
             for _ in range(2):
                 step()
@@ -688,6 +694,8 @@ def waits_of_a_step(check: Check):
             with count_waits(check.device) as waits:
                 step()
             yield Figure(f"{name}: host waits", sum(waits.values()), of=as_text(waits))
+            if not check.is_cuda:
+                continue
             names, _ = profiled(check, step)
             kept = {key: n for key, n in names.items() if "Synchronize" in key
                     or key.startswith("Memcpy") or "LaunchKernel" in key}
@@ -702,7 +710,11 @@ def waits_of_a_step(check: Check):
 
 def loop(check: Check):
     """Train the toy by train.py itself, in all ways that a GPU changes; then sample from it."""
-    here, folder = check.device.type, Path(os.environ.get("TMPDIR", "/tmp")) / f"check{os.getpid()}"
+    with tempfile.TemporaryDirectory() as folder:
+        yield from runs_of_the_toy(check, Path(folder), check.device.type)
+
+
+def runs_of_the_toy(check: Check, folder: Path, here: str):
     base = toy_run(check, folder / "cpu", "--device=cpu", "--dtype=float32")
     runs = {"fp32": ["--dtype=float32"], "bf16": [], "fp32, packed": ["--dtype=float32", "--pack"],
             "bf16, packed": ["--pack"], "bf16, lean": ["--optimizer=lean"],
@@ -767,8 +779,8 @@ def toy_run(check: Check, out_dir: Path, *options) -> dict:
             contextlib.redirect_stderr(nowhere)):
         train.main(cfg)
     lines = [json.loads(line) for line in (out_dir / "log.jsonl").read_text().splitlines()]
-    return {"loss": [line["loss"] for line in lines if "loss" in line],
-            "held_out": [line["held_out"]["toy"]["0.5"] for line in lines if "held_out" in line][-1]}
+    held_out = [line["held_out"]["toy"]["0.5"] for line in lines if "held_out" in line]
+    return {"loss": [line["loss"] for line in lines if "loss" in line], "held_out": held_out[-1]}
 
 
 def tests(check: Check):

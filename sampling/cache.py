@@ -41,13 +41,13 @@ class Cache:
         return x
 
     @torch.compiler.disable             # it counts the layers
-    def attention(self, q, k, v):
+    def attention(self, q, k, v, is_gqa: bool):
         """q, k, v (B, H, L, D) of the computed columns -> (B, H, L, D); attends to all T tokens."""
         if self.columns is None:
             self.layers.append((k, v))
-            return self.padded.attention(q, k, v)
+            return self.padded.attention(q, k, v, is_gqa)
         stored = self.layers[self.n_layers_read]
         self.n_layers_read += 1
         for old, new in zip(stored, (k, v)):
             old[self.row_index, :, self.columns] = new.transpose(1, 2)      # (B, L, H, D)
-        return self.padded.attention(q, *stored)
+        return self.padded.attention(q, *stored, is_gqa)

@@ -51,7 +51,7 @@ def assert_same(one, two):
         torch.testing.assert_close(one[1][name], two[1][name])
     scale = max(grad.abs().max() for grad in one[2].values()).item()
     for name in one[2]:
-        torch.testing.assert_close(one[2][name], two[2][name], atol=1e-6 * scale, rtol=1e-4,
+        torch.testing.assert_close(one[2][name], two[2][name], atol=2e-6 * scale, rtol=1e-4,
                                    msg=lambda text: f"{name}: {text}")
 
 
@@ -110,7 +110,7 @@ def test_the_kernel_for_rows_of_any_length_is_called_as_it_wants(monkeypatch):
     is_real = torch.arange(9) < torch.tensor([[9], [2], [5]])
     rows = Packed(is_real, torch.device("cpu"))
     q, k, v = (torch.randn(1, H, 16, 8, generator=seeded(H)) for H in (4, 2, 2))
-    torch.testing.assert_close(rows.varlen(q, k, v), rows.attention(q, k, v))
+    torch.testing.assert_close(rows.varlen(q, k, v), rows.attention(q, k, v, q.shape != k.shape))
 
 
 def test_padding_costs_a_packed_model_nothing():

@@ -27,10 +27,10 @@ def shard(objective, device, folder=None):
         for block in encoder.blocks:
             fully_shard(block, mesh=mesh, mp_policy=policy)
         # Embedding, norm and head are one group, because they may be tied. The model's group stays
-        # gathered from encode to the end of backward, so that unembed finds the head.
+        # gathered from run to the end of backward, so that unembed finds the head.
         # unembed gets no hooks: they would reduce the group before the embedding's gradient.
         fully_shard(encoder, mesh=mesh, mp_policy=policy, reshard_after_forward=encoder is target)
-        register_fsdp_forward_method(encoder, "encode")
+        register_fsdp_forward_method(encoder, "run")
     if hasattr(objective, "predictor"):
         fully_shard(objective.predictor, mesh=mesh)     # computes in fp32
     if folder is None:

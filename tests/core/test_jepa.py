@@ -10,6 +10,7 @@ from helpers import (CONFIG, IDS, as_batch, eight_rows, flops_of, make_model, se
                      wide_batch)
 from jepa import DLLMJEPA, Predictor, cosine_distance, ema_update, make_target, pool
 from model import diffusion_loss, forward_process, row_generators, uniform
+from pretrained.device import stream
 from tasks.common import Row
 from training.diagnostics import embedding_numbers
 
@@ -152,6 +153,18 @@ def test_an_optimizer_step_moves_model_and_predictor_and_the_update_the_target()
         expected = 0.9 * before[f"target.{name}"] + 0.1 * online
         torch.testing.assert_close(p, expected, atol=1e-7, rtol=1e-6)
         assert not torch.equal(p, before[f"target.{name}"]) and not torch.equal(p, online)
+
+
+def test_the_model_and_the_predictor_draw_from_streams_of_their_own():
+    model = make_model()                            # from seed 0, like the predictor here
+    [*matrices] = [p.flatten() for p in Predictor(CONFIG.n_embd, 2, seed=0).parameters()
+                   if p.ndim > 1]
+    for theirs in [p.flatten() for p in model.parameters() if p.ndim > 1]:
+        for ours in matrices:
+            n = min(len(ours), len(theirs))
+            assert torch.corrcoef(torch.stack([ours[:n], theirs[:n]]))[0, 1].abs() < 5 / n ** 0.5
+    assert len({stream(*key).initial_seed() for key in (
+        (0, "predictor"), (1, "predictor"), (0, "lora"), (0, "predictor", 0))}) == 4
 
 
 @pytest.mark.parametrize("n_layer", [1, 3])
