@@ -12,7 +12,7 @@ import pytest
 from helpers import PATIENCE
 
 from analysis import grid
-from analysis.arms import ARMS
+from analysis.arms import ARMS, plain_of
 from analysis.grid import Grid, GridConfig, cell_of
 from analysis.frames import key_of, read_results
 from configurator import configure
@@ -496,6 +496,15 @@ def test_every_arm_is_one_that_train_py_takes(cfg, config):
     cfg = change(cfg, train=f"{cfg.train} --init_from=out/base --tokenizer=")   # for the anchor
     for arm in ARMS:
         assert cell_of(cfg, config, arm, (0.5, 3), 7).settings.seed == 7
+
+
+def test_an_arm_is_compared_with_plain_tuning_at_its_own_diffusion_rate(cfg, config):
+    cfg = change(cfg, train=f"{cfg.train} --init_from=out/base --tokenizer=")
+    for arm in ARMS:
+        own, plain = (cell_of(cfg, config, name, (0.5, 3), 7).settings
+                      for name in (arm, plain_of(arm)))
+        assert (plain.lambda_jepa, plain.objective, plain.diffusion_t) == (
+            0, "jepa", own.diffusion_t), arm
 
 
 # ---- the whole path ----
