@@ -57,5 +57,6 @@ def rank_of(arm: str) -> tuple:
 
 
 def plain_of(arm: str) -> str:
-    """Return the arm that an arm is compared with: the same without its JEPA term."""
-    return "plain_uniform" if arm in ("jepa_uniform", "plain_uniform") else "plain"
+    """Return the arm that an arm is compared with: plain tuning at its own diffusion rate."""
+    is_uniform = arm in ARMS and "--diffusion_t=uniform" in ARMS[arm].options
+    return "plain_uniform" if is_uniform else "plain"

@@ -19,7 +19,7 @@ import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the modules are one folder up
@@ -34,6 +34,7 @@ from analysis.checks import (base_of_arm, check_alike, check_log_line, records_o
 from analysis.frames import choose, frame_of, key_of, read_lines, read_results
 from analysis.tables import render
 from eval_gsm8k import EvalConfig
+from pretrained.weights import find_weights
 from tasks.files import lock, read_json
 from train import TrainConfig
 from training.log import git_commit
@@ -42,6 +43,7 @@ from training.log import git_commit
 SET_HERE = {"train": {"seed", "out_dir", "resume", "overwrite", "export_dir"},
             "evaluate": {"init_from", "task", "split", "n_shot", "out", "compare", "seeds"}}
 MOST_PROCESSES = 1024   # a slip is answered at once, and not by a full machine
+SPLITS = "validation", "test"
 PAUSE = 0.1             # seconds between two looks at the processes
 
 
@@ -54,7 +56,7 @@ class GridConfig:
     depths: tuple[int, ...] = ()        # of the predictor (paper: 1,2,3,4,5); empty: the config's
     bases: tuple[str, ...] = ()         # init_from of the seeds in turns; empty: the config's
     n_shots: tuple[int, ...] = (0, 4)   # solved examples before a question (paper)
-    splits: tuple[Literal["validation", "test"], ...] = ("validation", "test")  # what is scored
+    splits: tuple[str, ...] = SPLITS    # what is scored; a pair is chosen on validation anyway
     train: str = ""                     # more options of every train.py
     evaluate: str = ""                  # more options of every eval_gsm8k.py, such as --limit=200
     processes: int = 1                  # of each run, by torchrun
@@ -68,6 +70,8 @@ class GridConfig:
         for arm in self.arms:
             if arm not in ARMS:
                 raise ValueError(f"there is no arm {arm!r}; choose from {', '.join(ARMS)}")
+        if unknown := [split for split in self.splits if split not in SPLITS]:
+            raise ValueError(f"splits has {unknown[0]!r}; there are {', '.join(SPLITS)}")
         if len({Path(path).stem for path in self.configs}) < len(self.configs):
             raise ValueError(f"configs={','.join(self.configs)} has the same file name twice, and "
                              f"results go by that name; use two out_dirs")
@@ -114,6 +118,8 @@ def work_through(cfg: GridConfig, grid):
     trials, rest = {}, []               # {config: the cells that it chooses from}, cells to score
     for path in cfg.configs:
         own = configure(TrainConfig, [path, *shlex.split(cfg.train)])
+        for base in cfg.bases:          # a mistake is told now, and not after the runs before it
+            find_weights(base, own.revision)
         pairs = [(weight, depth) for weight in cfg.lambdas or [own.lambda_jepa]
                  for depth in cfg.depths or [own.n_pred_layer]]
         arms = cfg.arms
@@ -209,7 +215,7 @@ class Grid:
         for cell in cells:
             for n_shot in self.cfg.n_shots:
                 configure(EvalConfig, self.eval_command(cell, "test", n_shot)[1:])
-                records += [record for split in ("validation", "test") for record
+                records += [record for split in SPLITS for record
                             in records_of_result(self.about(cell, split, n_shot), "this command")]
             other = f"choose another --out_dir, or remove {cell.folder} and its lines"
             if cell.train and (self.known(cell) or is_begun(cell)):

@@ -49,7 +49,7 @@ TURNS = "setting", "file", "clash", "setting", "file", "typing"
 # what may be accepted: a pattern of "kind script: what is bad", and why
 ALLOWED = {
     r"tables.py: --results=$": "of --results and --preserve one is enough",
-    r"grid.py: --(arms|seeds|n_shots)=(.+),\2$": "what is named twice is run once",
+    r"grid.py: --(arms|seeds|n_shots|bases|splits)=(.+),\2$": "what is named twice is run once",
     r"=(\u0663|1_0)$": "Python reads it as a number",
     r"=1e-320$": "a tiny number is a number",
     r"--(?!length|batch|max_l|keep|\w+_every|eval_|t_|rates|top_p|window$|blocks|runs|prompt_|proc)"

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers import (CONFIG, IDS, as_batch, assert_same_step, eight_rows, flops_of, lines,
-                     loss_lines, make_model, run_ranks, seeded, sentence_of, step, tensors,
-                     wide_batch, without_clock)
+from helpers import (CONFIG, IDS, as_batch, assert_resuming_changes_nothing, assert_same_step,
+                     eight_rows, flops_of, lines, loss_lines, make_model, run_ranks, seeded,
+                     sentence_of, step, tensors, wide_batch, without_clock)
 from jepa import DLLMJEPA, cosine_distance, ema_update, pool
 from model import DLLM, PRESETS, ModelConfig, diffusion_loss, forward_process, row_generators
 from pretrained.tokenizer import load_tokenizer
@@ -25,7 +25,7 @@ ARMS = [dict(target="online"), dict(target="frozen"), dict(target="shuffled"), d
         dict(target="random"), dict(masks="nested"), dict(pool="answer_visible"),
         dict(pool="masked"), dict(pool="all_real"), dict(pool_layer=1), dict(pred_width=8),
         dict(pred_lr=0.0), dict(pred_lr=10.0), dict(ema_dtype="bfloat16"),
-        dict(objective="consistency"), dict(objective="two_gradients")]
+        dict(objective="consistency"), dict(objective="two_gradients"), dict(objective="infonce")]
 NAMES = ["-".join(f"{k}={v}" for k, v in arm.items()) for arm in ARMS]
 
 
@@ -33,7 +33,7 @@ def make_arm(model=None, lambda_jepa=1.0, t_ctx=0.2, t_tgt=0.7, n_pred_layer=2, 
     """The objective that train.py would make of a TrainConfig with these settings."""
     paper = {name: settings.pop(name) for name in ("diffusion_t", "mask_scope", "loss_form",
                                                    "ema_decay") if name in settings}
-    cfg = TrainConfig(**settings)
+    cfg = TrainConfig(lambda_jepa=lambda_jepa, **settings)
     paper = dict(lambda_jepa=lambda_jepa, t_ctx=t_ctx, t_tgt=t_tgt, n_pred_layer=n_pred_layer,
                  seed=seed, **{"ema_decay": cfg.ema_decay, **paper})
     return make_control(model or make_model(), cfg, paper)
@@ -69,6 +69,7 @@ def test_with_the_default_settings_no_control_is_made():
     for arm in ARMS:
         assert has_control(TrainConfig(**arm))
         assert not has_control(TrainConfig(lambda_jepa=0.0, **arm))     # plain is plain
+    assert has_control(TrainConfig(lambda_jepa=0.0, objective="blockwise"))     # but for its masks
     assert all(getattr(TrainConfig(), name) == value for name, value in PAPER.items())
 
 
@@ -183,10 +184,13 @@ def test_every_arm_trains_resumes_and_its_log_has_its_numbers(cfg, tmp_path, arm
 @pytest.mark.parametrize("arm", [dict(target="shuffled"), dict(target="mean"),
                                  dict(target="random"), dict(masks="nested"),
                                  dict(pool_layer=1), dict(objective="two_gradients"),
-                                 dict(objective="consistency")], ids=str)
+                                 dict(objective="infonce"), dict(objective="consistency"),
+                                 dict(objective="blockwise", active_block=3, lambda_jepa=0.0)],
+                         ids=str)
 def test_accumulation_changes_no_arm(cfg, tmp_path, arm):
     """The row before a row is that of the batch, whatever micro-batch it lies in."""
-    cfg = replace(cfg, max_steps=1, lambda_jepa=2.0, mask_scope="all", t_ctx=0.5, **arm)
+    arm = dict(lambda_jepa=2.0, mask_scope="all", t_ctx=0.5) | arm
+    cfg = replace(cfg, max_steps=1, **arm)
     main(cfg)
     small = replace(cfg, micro_batch_size=2, out_dir=str(tmp_path / "small"))
     main(small)
@@ -220,8 +224,8 @@ def test_arms_go_with_adapters_half_weights_and_packed_rows(base, cfg, tmp_path,
 @pytest.mark.slow
 @pytest.mark.parametrize("arm", [dict(target="shuffled"), dict(target="mean"),
                                  dict(target="random"), dict(objective="two_gradients"),
-                                 dict(pool_layer=2), dict(pred_lr=0.0), dict(masks="nested")],
-                         ids=str)
+                                 dict(objective="infonce"), dict(pool_layer=2),
+                                 dict(pred_lr=0.0), dict(masks="nested")], ids=str)
 @pytest.mark.parametrize("shard", [False, True])
 def test_two_processes_change_no_arm_and_nor_does_sharding(cfg, tmp_path, arm, shard):
     cfg = replace(cfg, max_steps=1, lambda_jepa=2.0, micro_batch_size=2, **arm)
@@ -517,6 +521,96 @@ def test_two_gradients_are_those_of_prompt_and_answer_each_seen_alone(n_pred_lay
         torch.testing.assert_close(grads[f"model.{name}"], p.grad, atol=1e-6, rtol=1e-4)
 
 
+def test_infonce_is_the_cross_entropy_over_the_rows_of_the_whole_batch():
+    objective = moved_target(make_arm(objective="infonce", tau=0.2, lambda_jepa=0.7))
+    _, parts, grads = step(objective, as_batch(eight_rows()))
+    [z_tgt] = objective.embed_targets([inputs()])
+    plain = moved_target(make_arm(lambda_jepa=0.7))
+    plain(*inputs())
+    cosines = F.normalize(plain.trace["z_hat"]) @ F.normalize(z_tgt).T      # (B, B)
+    expected = F.cross_entropy(cosines / 0.2, torch.arange(8))
+    torch.testing.assert_close(parts["infonce"], expected)
+    # row i is dealt to micro-batch i % 4: each is set against all rows of the step, not its own
+    objective.zero_grad()
+    batches = [inputs(slice(i, None, 4)) for i in range(4)]
+    found = []
+    for batch, own in zip(batches, objective.embed_targets(batches)):
+        loss, some = objective(*batch, own)
+        (loss / 4).backward()
+        found.append(some["infonce"])
+    torch.testing.assert_close(torch.stack(found).mean(), expected)
+    for name, p in objective.predictor.named_parameters():
+        torch.testing.assert_close(p.grad, grads[f"predictor.{name}"], atol=1e-6, rtol=1e-4)
+
+
+def test_infonce_is_at_least_log_b_where_the_input_is_ignored_and_0_where_rows_are_known():
+    objective = make_arm(objective="infonce", n_pred_layer=0)
+    [z_tgt] = objective.embed_targets([inputs()])
+    for constant in (z_tgt.mean(dim=0), z_tgt[0], -z_tgt[3]):
+        objective.predictor.forward = lambda z: constant.expand_as(z)
+        assert objective(*inputs(), z_tgt)[1]["infonce"] >= math.log(8)
+    objective.predictor.forward, objective.tau = (lambda z: z_tgt), 1e-3
+    assert objective(*inputs(), z_tgt)[1]["infonce"] < 1e-3
+
+
+# ----------------------------------------------------------------------------------------------
+# blockwise
+
+
+def blockwise(active_block, **settings):
+    return make_arm(objective="blockwise", active_block=active_block, lambda_jepa=0.0, **settings)
+
+
+@pytest.mark.parametrize("loss_form", ["masked_mean", "llada_sft", "unweighted"])
+@pytest.mark.parametrize("diffusion_t", ["context", "uniform"])
+def test_blockwise_with_one_block_that_covers_the_answer_is_plain_to_the_bit(loss_form,
+                                                                            diffusion_t):
+    settings = dict(loss_form=loss_form, diffusion_t=diffusion_t, lambda_jepa=0.0)
+    one, two = (step(objective, as_batch(eight_rows())) for objective in (
+        DLLMJEPA(make_model(), **settings), blockwise(99, loss_form=loss_form,
+                                                      diffusion_t=diffusion_t)))
+    assert torch.equal(one[0], two[0]) and one[2].keys() == two[2].keys()
+    assert all(torch.equal(one[2][name], grad) for name, grad in two[2].items())
+
+
+def test_blockwise_is_clean_before_one_block_masked_in_it_and_hidden_after_it():
+    x0, maskable, _ = wide_batch(B=400, prompt=3, answer=10)    # answer and fill: blocks of 4, 4, 3
+    objective = blockwise(4, t_ctx=0.6)
+    xt, is_masked = objective.context_view(x0, maskable, row_generators(0, 0, range(400)))[1:]
+    where = torch.arange(x0.shape[1]).expand_as(x0)
+    chosen = (where[is_masked].new_tensor([where[b][row].min() for b, row in enumerate(is_masked)])
+              - 3) // 4                                         # the block of each row's first mask
+    starts = 3 + 4 * chosen[:, None]
+    before, after = where < starts, (where >= starts + 4) & maskable
+    assert torch.equal(xt[before], x0[before]) and (xt[after] == CONFIG.mask_id).all()
+    inside = ~before & ~after & maskable
+    assert torch.equal(xt[inside] == CONFIG.mask_id, is_masked[inside])
+    assert not (is_masked & ~inside).any() and is_masked.any(dim=1).all()
+    assert inside.sum(dim=1).eq(torch.where(chosen == 2, 3, 4)).all()
+    rate = is_masked.sum() / inside.sum()
+    assert abs(rate - 0.6) < 0.06                               # 1,467 tokens, some row has one
+    counts = chosen.bincount(minlength=3)                       # each block is drawn as often
+    assert len(counts) == 3 and (counts - 400 / 3).abs().max() < 4 * (400 * 2 / 9) ** 0.5
+
+
+def test_the_loss_of_a_block_is_divided_by_its_own_length():
+    x0, maskable, is_real = wide_batch(B=8, answer=12)
+    for form, power in (("llada_sft", 0), ("unweighted", 1)):
+        objective = blockwise(4, loss_form=form, t_ctx=0.5)
+        loss, _ = objective(x0, maskable, is_real, row_generators(0, 0, IDS))
+        _, xt, is_masked = objective.context_view(x0, maskable, row_generators(0, 0, IDS))
+        model, n_active = make_model(), objective.is_active.sum(dim=1)
+        nll = model.nll(model.encode(xt, is_real), x0, is_masked)
+        rows = torch.arange(8)[:, None].expand_as(is_masked)[is_masked]
+        expected = (nll / (0.5 * n_active[rows])).sum() / 8
+        torch.testing.assert_close(loss, expected)
+
+
+def test_blockwise_trains_and_resumes(cfg, tmp_path, monkeypatch):
+    cfg = replace(cfg, objective="blockwise", active_block=4, lambda_jepa=0.0, log_every=1)
+    assert_resuming_changes_nothing(cfg, tmp_path, monkeypatch)
+
+
 def test_two_gradients_cost_6_where_the_papers_method_costs_4_and_plain_3():
     config = replace(CONFIG, n_layer=4, n_embd=64, n_hidden=176)
     batch, model = as_batch(eight_rows()), make_model(config)
@@ -641,6 +735,12 @@ def test_the_base_is_had_anew_where_the_model_has_gone_on(tmp_path):
     (["--objective=consistency", "--pool=masked"], "does not use pool"),
     (["--objective=consistency", "--target=shuffled"], "compares tokens"),
     (["--target=shuffled", "--batch_size=1"], "at least 2"),
+    (["--objective=infonce", "--batch_size=1"], "at least 2"),
+    (["--objective=infonce", "--target=mean"], "choose another target"),
+    (["--objective=infonce", "--tau=0"], "must be above 0"),
+    (["--objective=blockwise"], "lambda_jepa=0 would fit"),
+    (["--objective=blockwise", "--lambda_jepa=0", "--target=mean"], "does not use target"),
+    (["--objective=blockwise", "--lambda_jepa=0", "--active_block=0"], "at least 1"),
     (["--anchor=1e-4"], "init_from"),
     (["--anchor=1e-4", "--optimizer=lean"], "adamw"),
 ])

@@ -12,7 +12,7 @@ import pytest
 from helpers import PATIENCE
 
 from analysis import grid
-from analysis.arms import ARMS
+from analysis.arms import ARMS, plain_of
 from analysis.grid import Grid, GridConfig, cell_of
 from analysis.frames import key_of, read_results
 from configurator import configure
@@ -86,6 +86,7 @@ class Fake:
     def use(self, monkeypatch):
         self.cells = []
         monkeypatch.setattr(grid, "PAUSE", 0)
+        monkeypatch.setattr(grid, "find_weights", lambda *_: None)
         monkeypatch.setattr(Grid, "launch", lambda *args: self(*args))
         monkeypatch.setattr(grid, "cell_of", lambda *args: self.cells.append(cell_of(*args))
                             or self.cells[-1])
@@ -147,6 +148,128 @@ def test_the_base_row_is_the_start_of_training_under_the_same_protocol(cfg, monk
     assert {key for key in base if base[key] != other[key]} == {"init_from", "revision", "out"}
     line = next(line for line in lines_of(cfg) if line["arm"] == "base")
     assert (line["seed"], line["split"], line["train"]) == (None, "test", "")
+
+
+# ---- several bases ----
+
+
+BASES = ("some/base_seed1", "some/base_seed2")
+
+
+def test_the_seeds_start_from_the_bases_in_turns_and_each_base_is_scored_once(cfg, monkeypatch):
+    fake = Fake().use(monkeypatch)
+    cfg = change(cfg, bases=BASES, seeds=(5, 3, 4), splits=("test",))
+    grid.main(cfg)
+    started = {(words["out_dir"].split("seed")[-1], words["init_from"])
+               for script, words in fake.commands if script == "train"}
+    assert started == {("5", BASES[0]), ("3", BASES[1]), ("4", BASES[0])}   # plain and jepa alike
+    assert len(fake.commands) == 6 * 2 + 2
+    lines = lines_of(cfg)
+    assert [(line["seed"], line["init_from"]) for line in lines if line["arm"] == "base"] == [
+        (5, BASES[0]), (3, BASES[1])]
+    # as many blocks as there are seeds: a base, and all arms from it
+    assert [line["seed"] for line in lines] == [5, 5, 5, 3, 3, 3, 4, 4]
+    assert "not alike" not in refusal_or_nothing(change(cfg, seeds=(5, 3, 4, 6)))
+    assert {line["init_from"] for line in lines_of(cfg) if line["seed"] == 6} == {BASES[1]}
+
+
+def refusal_or_nothing(cfg):
+    try:
+        return grid.main(cfg) or ""
+    except ValueError as error:
+        return str(error)
+
+
+def test_a_seed_has_one_base_in_all_arms(cfg, monkeypatch):
+    """Arms are compared seed by seed, and the base is a part of the block."""
+    Fake().use(monkeypatch)
+    grid.main(change(cfg, bases=BASES, arms=("plain",)))
+    said = refusal(change(cfg, bases=BASES, arms=("jepa",), seeds=(2, 1), splits=("validation",)))
+    assert said.startswith("runs of seed") and "base_seed1" in said and "base_seed2" in said
+
+
+@pytest.mark.parametrize("settings, words", [
+    (dict(bases=("a/base1", "a/base2")), "but for their seed"),
+    (dict(bases=("a/base", "")), "but for their seed"),
+    (dict(bases=BASES, train="--init_from=x"), "leave out init_from"),
+    (dict(splits=()), "splits is empty"),
+    (dict(splits=("train",)), "'train'; there are validation, test"), (dict(jobs=0), "jobs=0 must lie in 1..")])
+def test_bases_splits_and_jobs_that_do_not_fit_are_refused(cfg, settings, words):
+    with pytest.raises(ValueError, match=words):
+        change(cfg, **settings)
+
+
+def test_a_base_that_is_not_there_is_told_before_anything_runs(cfg, monkeypatch):
+    monkeypatch.setattr(Grid, "launch", None)
+    assert "nowhere/base_seed9" in refusal(change(cfg, bases=("./nowhere/base_seed9",)))
+
+
+@pytest.mark.parametrize("splits", [("validation",), ("test",)])
+def test_only_these_splits_are_scored(cfg, monkeypatch, splits, capsys):
+    """Settings are chosen on validation; a long study need not score it."""
+    fake = Fake().use(monkeypatch)
+    grid.main(change(cfg, splits=splits, train=TRAIN + " --init_from=some/base"))
+    assert {line["split"] for line in lines_of(cfg)} == set(splits)
+    assert ("some/base" in {words["init_from"] for _, words in fake.commands
+                            if "split" in words}) == (splits == ("test",))
+    fake.commands.clear()
+    Fake().use(monkeypatch)
+    grid.main(change(cfg, train=TRAIN + " --init_from=some/base"))      # the other one later
+    assert len(lines_of(cfg)) == 4 * 2 + 1
+
+
+def test_pairs_are_chosen_on_validation_where_test_alone_is_asked_for(cfg, monkeypatch):
+    fake = Fake().use(monkeypatch)
+    grid.main(change(cfg, depths=(1, 2), seeds=(1,), splits=("test",)))
+    assert len(fake.scored("validation")) == 2 and "plain_seed1" not in fake.scored("validation")
+    assert set(fake.scored("test")) == {"plain_seed1", "jepa_lambda1.0_depth1_seed1"}
+
+
+# ---- several runs at a time ----
+
+
+class Slow(Fake):
+    """Processes that end at the third look, and how many there were at a time."""
+
+    def __call__(self, grid, command, output):
+        child = type(self)(self.accuracy, self.fails)
+        child.cells, child.commands, child.left = self.cells, self.commands, 3
+        Fake.__call__(child, grid, command, output)
+        self.living = [one for one in getattr(self, "living", []) if one.left] + [child]
+        self.at_a_time = max(getattr(self, "at_a_time", 0), len(self.living))
+        return child
+
+    def poll(self):
+        self.left = max(0, self.left - 1)
+        return None if self.left else self.returncode
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 3, 99])
+def test_as_many_runs_as_jobs_go_at_a_time_and_leave_the_same_lines(cfg, monkeypatch, jobs):
+    fake = Slow(fails=lambda words: words["seed"] == "2" and "jepa" in words["out_dir"]
+                if "seed" in words else False).use(monkeypatch)
+    cfg = change(cfg, jobs=jobs, seeds=(3, 1, 2), arms=("plain", "jepa", "frozen"))
+    with pytest.raises(SystemExit) as end:
+        grid.main(cfg)
+    assert str(end.value).count("exit code 1") == 1
+    assert fake.at_a_time == min(jobs, 9)
+    lines = (Path(cfg.out_dir) / "results.jsonl").read_bytes().splitlines()
+    assert len({key_of(json.loads(line)) for line in lines}) == len(lines) == 8 * 2
+    begun = [words["seed"] for script, words in fake.commands if script == "train"]
+    assert begun == ["3"] * 3 + ["1"] * 3 + ["2"] * 3           # whole blocks first
+
+
+@pytest.mark.parametrize("jobs, given, seen", [(1, None, None), (2, None, "1"), (2, "3", "3")])
+def test_runs_that_share_the_cpu_have_a_thread_each_unless_it_is_set(cfg, monkeypatch, tmp_path,
+                                                                     jobs, given, seen):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    found = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, env, **_: found.append(env))
+    with open(tmp_path / "lock", "w") as lock:
+        Grid(change(cfg, jobs=jobs), lock).launch(["train.py"], tmp_path / "said")
+    assert found[0].get("OMP_NUM_THREADS") == seen and found[0]["PATH"] == os.environ["PATH"]
 
 
 # ---- choosing ----
@@ -375,6 +498,15 @@ def test_every_arm_is_one_that_train_py_takes(cfg, config):
         assert cell_of(cfg, config, arm, (0.5, 3), 7).settings.seed == 7
 
 
+def test_an_arm_is_compared_with_plain_tuning_at_its_own_diffusion_rate(cfg, config):
+    cfg = change(cfg, train=f"{cfg.train} --init_from=out/base --tokenizer=")
+    for arm in ARMS:
+        own, plain = (cell_of(cfg, config, name, (0.5, 3), 7).settings
+                      for name in (arm, plain_of(arm)))
+        assert (plain.lambda_jepa, plain.objective, plain.diffusion_t) == (
+            0, "jepa", own.diffusion_t), arm
+
+
 # ---- the whole path ----
 
 
@@ -414,20 +546,22 @@ def test_a_grid_that_was_killed_is_finished_by_the_same_command(cfg):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_grid_takes_its_processes_with_it(cfg, number):
-    cfg = change(cfg, train=TRAIN.replace("max_steps=2", "max_steps=100000"))
+@pytest.mark.parametrize("number, jobs", [(signal.SIGINT, 2), (signal.SIGTERM, 1)])
+def test_a_stopped_grid_takes_its_processes_with_it(cfg, number, jobs):
+    cfg = change(cfg, train=TRAIN.replace("max_steps=2", "max_steps=100000"), jobs=jobs)
     started = time.time()
     stopped = subprocess.Popen(command_of(cfg), cwd=ROOT, env=environment(), text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    folder = Path(cfg.out_dir) / "little" / "plain_seed1"
-    log = folder / "log.jsonl"                      # its first line comes when signals are heard
-    while not (log.exists() and log.read_text()) and time.time() < started + PATIENCE:
+    names = ["plain_seed1", "jepa_lambda1.0_depth2_seed1"][:jobs]
+    folders = [Path(cfg.out_dir) / "little" / name for name in names]
+    logs = [folder / "log.jsonl" for folder in folders]     # its first line: signals are heard
+    while not all(log.exists() and log.read_text() for log in logs):
+        assert time.time() < started + PATIENCE
         time.sleep(0.1)
     stopped.send_signal(number)
     _, said = stopped.communicate(timeout=PATIENCE)
     assert stopped.returncode == 128 + number and "Traceback" not in said
-    assert list(folder.glob("step_*"))              # train.py has saved where it was
+    assert all(list(folder.glob("step_*")) for folder in folders)   # train.py saved where it was
     with open(Path(cfg.out_dir) / "lock") as file:  # and nobody holds the folder any more
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
