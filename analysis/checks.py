@@ -82,6 +82,7 @@ def check_result(line: dict):
         check_text(name, given[name])
     for name in given.keys() & {"t_ctx", "t_tgt"}:
         check_number(name, given[name], 0, 1)
+    check_number("lr", given.get("lr", 0), 0)
     for task, by_t in entries("held_out", given.get("held_out", {})):
         for t, pair in entries(task, by_t):
             check_rate(t)
@@ -100,7 +101,8 @@ def check_rate(t: str):
 def check_log_line(line: dict):
     """Check a line of train.py's log.jsonl. A loss is null where it was not finite."""
     check_count("step", line["step"])
-    for name in ("loss", "diffusion", "jepa", "jepa_floor"):
+    for name in ("loss", "diffusion", "jepa", "jepa_floor", "corr_views", "corr_same_rate",
+                 "corr_others"):
         check_number(name, 0 if line.get(name) is None else line[name])
     for task, by_t in entries("held_out", line.get("held_out", {})):
         if not by_t:

@@ -36,7 +36,7 @@ import pandas as pd
 from analysis.arms import ARMS, AT_RATES, label, plain_of, rank_of
 from analysis.frames import Study, by_arm, last_of_each, read_study
 from tasks.files import write_bytes
-from tasks.stats import Z, half_95
+from tasks.stats import half_95, pearson
 
 WIDTH = 3.3             # inches: a column of a two-column paper
 FEW = 4                 # up to this number of arms a curve shows its seeds and its interval
@@ -121,18 +121,6 @@ def best_group(results: pd.DataFrame) -> pd.DataFrame:
     groups = [group for _, group in results.groupby(["config", "task", "split"], sort=False)]
     return max(groups, key=lambda group: (group["split"].iloc[0] == "test", len(group)),
                default=results)
-
-
-def pearson(x, y) -> tuple[float, float, float]:
-    """Return r and the ends of its 95 % interval by Fisher's z; nan where they do not exist."""
-    n = len(x)
-    if n < 2 or len(set(x)) < 2 or len(set(y)) < 2:
-        return math.nan, math.nan, math.nan
-    r = statistics.correlation(x, y)
-    if n < 4 or abs(r) >= 1:
-        return r, math.nan, math.nan
-    half = Z / math.sqrt(n - 3)
-    return r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)
 
 
 def axes(height: float, rows: int = 1, columns: int = 1, **options):

@@ -96,10 +96,10 @@ def test_published_numbers_stand_beside_ours():
     assert row(text, "Main table", "dream7b_django")[9:] == ["69.58", "72.35"]
     assert row(text, "0-shot", "llada8b_gsm8k_wide_t")[9:] == ["65.23 (sd 0.93)",
                                                                "67.07 (sd 0.41)"]
-    assert row(text, "Sensitivity", "llada8b_gsm8k", "rates 0.3, 0.9")[5] == "40.11"
+    assert row(text, "Sensitivity", "llada8b_gsm8k", "rates 0.3, 0.9")[6] == "40.11 (11 %)"
     full = row(text, "Sensitivity", "llada8b_gsm8k", "JEPA")
-    assert full[2:] == ["0.5, 1", "not run", "-", "44.88", "50.00 (n = 1)", "+10.00 (n = 1)",
-                        "61.33"]
+    assert full[2:] == ["0.5, 1", "not run", "-", "-", "44.88", "50.00 (n = 1)", "+10.00 (n = 1)",
+                        "-", "61.33"]
 
 
 def test_the_base_row_is_a_score_from_scratch_or_not_run():
