@@ -44,6 +44,7 @@ class TablesConfig:
     preserve: tuple[str, ...] = ()      # summary.json files of preserve.py
     logs: tuple[str, ...] = ()          # folders with log.jsonl and probe.json: drift, views
     arms: tuple[str, ...] = ()          # only these, as grid.py names them; empty: all
+    configs: tuple[str, ...] = ()       # only these, by the names of their files; empty: all
 
     def __post_init__(self):
         if not self.results and not self.preserve:
@@ -59,14 +60,16 @@ class Table(NamedTuple):
 
 def main(cfg: TablesConfig):
     lines, summaries = read_results(cfg.results), read_summaries(cfg.preserve)
-    there = {line["arm"] for line in lines}
-    for arm in cfg.arms:
-        if arm not in there:
-            raise ValueError(f"there is no arm {arm!r} in the results, which have "
-                             f"{', '.join(sorted(there))}")
-    kept = {*cfg.arms, "base"} if cfg.arms else there
-    study = read_study(cfg.logs) if cfg.logs else None
-    print(render([line for line in lines if line["arm"] in kept], summaries, study))
+    for name, wanted in (("arm", cfg.arms), ("config", cfg.configs)):
+        there = {line[name] for line in lines}
+        for one in wanted:
+            if one not in there:
+                raise ValueError(f"there is no {name} {one!r} in the results, which have "
+                                 f"{', '.join(sorted(there))}")
+    arms = {*cfg.arms, "base"} if cfg.arms else {line["arm"] for line in lines}
+    configs = cfg.configs or {line["config"] for line in lines}
+    lines = [line for line in lines if line["arm"] in arms and line["config"] in configs]
+    print(render(lines, summaries, read_study(cfg.logs) if cfg.logs else None))
 
 
 def render(lines: list[dict], summaries=(), study=None) -> str:
@@ -195,21 +198,37 @@ def main_table(best, configs: list[str], n_shot: int) -> Table:
 
 def excluded(best, configs: list[str], shots) -> Table:
     """Write both ends of JEPA's intervals, paired and pooled, beside the paper's gain."""
-    rows = []
-    for config, n_shot, over in ((config, n_shot, over) for config in configs for n_shot in shots
-                                 for over in ("plain", "equal_flop")):
-        gain = effect_of(gain_of(best, config, "jepa", n_shot, over))
-        if gain.n < 3:
-            continue
-        blocks, paper = pooled(best, config, n_shot, "accuracy"), published_gain(config, n_shot)
-        rows.append([config, str(n_shot), f"JEPA - {label(over)}", str(gain.n), ends_of(gain),
-                     ends_of(blocks.difference("jepa", over)) if blocks else "-",
-                     NOT_GIVEN if over != "plain" or math.isnan(paper) else f"{paper:+.2f}"])
+    found, rows = {}, []                # {(difference, outcome): {(config, n_shot): Effect}}
+    for config in configs:
+        own = best[best["config"] == config]
+        at_shots = [n_shot for n_shot in shots if len(tested(best, config, "jepa", n_shot)) > 2]
+        losses = losses_in(own)
+        losses = dict.fromkeys(losses[:1] + losses[-2:])        # at the least and the greatest t
+        for outcome in ("accuracy", *losses):
+            for n_shot in at_shots if outcome == "accuracy" else at_shots[:1]:
+                for over in ("plain", "equal_flop"):
+                    gain = effect_of(gain_of(best, config, "jepa", n_shot, over, outcome))
+                    if gain.n > 2:
+                        found.setdefault((over, outcome), {})[config, n_shot] = gain
+    adjusted = {family: holm_of(gains) for family, gains in found.items()}
+    for (over, outcome), gains in found.items():
+        for (config, n_shot), gain in gains.items():
+            is_score, fit = outcome == "accuracy", pooled(best, config, n_shot, outcome)
+            form = "+.1f" if is_score else "+.3f"
+            paper = published_gain(config, n_shot) if is_score and over == "plain" else math.nan
+            rows.append([
+                config, f"{n_shot}-shot" if is_score else f"loss, {outcome}",
+                f"JEPA - {label(over)}", interval(gain, form), p_in_words(gain.p),
+                p_in_words(adjusted[over, outcome].get((config, n_shot), math.nan)),
+                ends_of(gain, form), ends_of(fit.difference("jepa", over), form) if fit else "-",
+                NOT_GIVEN if math.isnan(paper) else f"{paper:+.2f}"])
+    rows.sort(key=lambda row: configs.index(row[0]))            # stable
     gains = [published_gain(config, 4) for config in PUBLISHED]
     gains = [gain for gain in gains if not math.isnan(gain)]
     return table("What the 95 % intervals hold; what is outside is excluded",
-                 "config | shots | difference | n | paired | pooled | paper", rows,
-                 f"Points of accuracy. The paper's gains on its {len(gains)} cells, 4-shot, are "
+                 "config | outcome | difference | mean | p | p, Holm | paired | pooled | paper",
+                 rows, "Holm over the configs (and shots), for each difference and outcome. Scores "
+                 f"in points. The paper's gains on its {len(gains)} cells, 4-shot, are "
                  f"{min(gains):+.2f} to {max(gains):+.2f}.")
 
 

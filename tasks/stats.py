@@ -180,7 +180,8 @@ def sd_ratio(first, second) -> tuple[float, float, float]:
     than two values, or where nothing varies."""
     if min(len(first), len(second)) < 2 or not statistics.stdev(first):
         return math.nan, math.nan, math.nan
-    ratio, df = statistics.stdev(second) / statistics.stdev(first), (len(second) - 1, len(first) - 1)
+    ratio = statistics.stdev(second) / statistics.stdev(first)
+    df = len(second) - 1, len(first) - 1
     return ratio, ratio / math.sqrt(f_at(0.025, *df)), ratio / math.sqrt(f_at(0.975, *df))
 
 
@@ -195,7 +196,7 @@ def f_at(p: float, df_above: int, df_below: int) -> float:
 
 
 def share_95(part, whole) -> tuple[float, float, float]:
-    """Return mean(part) / mean(whole) of pairs, and the ends of its 95 % interval by Fieller (1954).
+    """Return mean(part) / mean(whole) of pairs, and the ends of its 95 % interval, after Fieller.
 
     The interval has the shares r at which the mean of part - r whole is not told from 0. The ends
     are nan for fewer than three pairs, and if whole is not told from 0: then no share is excluded.
