@@ -82,7 +82,6 @@ def check_result(line: dict):
         check_text(name, given[name])
     for name in given.keys() & {"t_ctx", "t_tgt"}:
         check_number(name, given[name], 0, 1)
-    check_number("lr", given.get("lr", 0), 0)
     for task, by_t in entries("held_out", given.get("held_out", {})):
         for t, pair in entries(task, by_t):
             check_rate(t)

@@ -148,6 +148,13 @@ def scores_of_bases(results, config: str, n_shot: int) -> dict[str, float]:
     return dict(zip(bases["init_from"], bases["accuracy"]))
 
 
+def loses(results, config: str, n_shot: int) -> bool:
+    """Return whether plain tuning has a worse score than its bases."""
+    plain = tested(results, config, "plain", n_shot)
+    starts = plain["init_from"].map(scores_of_bases(results, config, n_shot))
+    return bool((starts - plain["accuracy"]).mean() > 0)
+
+
 def kept_by(results, config: str, arm: str, n_shot: int) -> tuple[float, float, float]:
     """Return the share of what plain loses of its base's score that an arm keeps, and the ends of
     its 95 % interval: (arm - plain) / (base - plain), pairs by seed, after Fieller."""

@@ -94,7 +94,7 @@ def frame_of(lines: list[dict]) -> pd.DataFrame:
     The task's losses are columns named after their masking rate, `t = 0.2`, and `mean over t`. On
     the other corpus (forget_task) `forgetting` is how much the mean over rates has grown.
     """
-    names = [*KEYS, "task", "t_ctx", "t_tgt", "lr", "init_from", "answers", "command", "revision"]
+    names = [*KEYS, "task", "t_ctx", "t_tgt", "init_from", "answers", "command", "revision"]
     rows, rates = [], set()
     for line in lines:
         row = {name: line.get(name) for name in names}
@@ -169,6 +169,7 @@ class Study(NamedTuple):
     log: pd.DataFrame           # a row a line of a log.jsonl: its run, its losses
     probed: pd.DataFrame        # a row a tuned checkpoint in a probe.json, with its numbers
     results: pd.DataFrame       # a row a score at the chosen (lambda, depth), see frame_of
+    trials: pd.DataFrame        # a row a score on validation of JEPA, at any (lambda, depth)
     summaries: list[dict]       # of preserve.py
 
 
@@ -197,6 +198,11 @@ def read_study(inputs, arms=()) -> Study:
     probed, settings_of_probes = read_probes(paths["probe.json"])
     log, probed = ([row for row in rows if row["run"] not in left_out] for rows in (log, probed))
     check_arms(log + probed, settings_of_logs + settings_of_probes)
+    rates = {run: settings.get("lr") for run, settings, _ in settings_of_logs + settings_of_probes}
+    results, every_result = (frame.assign(lr=frame["run"].map(rates).astype(object))
+                             for frame in (results, every_result))
+    trials = every_result[(every_result["arm"] == "jepa")
+                          & (every_result["split"] == "validation")]
     summaries = read_summaries(path for path in paths["summary.json"]
                                if "models" in read_json(path))          # compare.py's has none
     frames = [pd.DataFrame(rows, columns=None if rows else [*ABOUT, *LOGGED])
@@ -212,7 +218,7 @@ def read_study(inputs, arms=()) -> Study:
                              f"{', '.join(sorted(there))}")
     if arms:
         frames = [frame[frame["arm"].isin(arms)] for frame in frames]
-    return Study(*frames, summaries)
+    return Study(*frames, trials, summaries)
 
 
 def read_logs(paths) -> tuple[list[dict], list]:

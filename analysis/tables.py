@@ -27,7 +27,7 @@ import pandas as pd
 
 from analysis.arms import AT_RATES, label, plain_of, rank_of
 from analysis.effects import (Effect, arms_of, drift_ratios, effect_of, effects, gain_of, holm_of,
-                              kept_by, of_jepas_gain, pooled, scores_of_bases, tested, views_of)
+                              kept_by, loses, of_jepas_gain, pooled, scores_of_bases, tested, views_of)
 from analysis.frames import (at_chosen, frame_of, last_of_each, losses_in, pairs_of, read_results,
                              read_study, read_summaries, run_of)
 from analysis.paper import (DRIFT_R, DRIFT_RATIO, LESS_FORGETTING, NOT_GIVEN, PRESERVED, PUBLISHED,
@@ -230,13 +230,6 @@ def excluded(best, configs: list[str], shots) -> Table:
                  rows, "Holm over the configs (and shots), for each difference and outcome. Scores "
                  f"in points. The paper's gains on its {len(gains)} cells, 4-shot, are "
                  f"{min(gains):+.2f} to {max(gains):+.2f}.")
-
-
-def loses(best, config: str, n_shot: int) -> bool:
-    """Return whether plain tuning has a worse score than its bases."""
-    plain = tested(best, config, "plain", n_shot)
-    starts = plain["init_from"].map(scores_of_bases(best, config, n_shot))
-    return bool((starts - plain["accuracy"]).mean() > 0)
 
 
 def kept(best, configs: list[str], shots) -> Table:

@@ -14,7 +14,9 @@ from helpers import script
 from analysis import plot
 from analysis.arms import ARMS
 from analysis.frames import by_arm, last_of_each, read_study, run_of
-from analysis.plot import FIGURES, PlotConfig, draw, pareto, pearson, save, short, style_of
+from analysis.drawing import COLOURS, save, short, style_of
+from analysis.plot import FIGURES, PlotConfig, draw, pareto
+from tasks.stats import pearson
 
 pytest.importorskip("matplotlib", reason="figures need requirements-plots.txt")
 ROOT = Path(__file__).resolve().parent.parent

@@ -422,7 +422,7 @@ def test_some_arms_only_are_shown_and_an_unknown_one_is_told(tmp_path, capsys):
     assert "4/3 of the steps |" not in text and "elsewhere" not in text and "| 92.00 |" in text
     with pytest.raises(ValueError, match="no arm 'jeppa' in the results, which have base, equal"):
         tables.main(TablesConfig(results=(path,), arms=("jeppa",)))
-    with pytest.raises(ValueError, match="no config 'wrods' in the results, which have elsewhere, w"):
+    with pytest.raises(ValueError, match="no config 'wrods' in the results, which have else"):
         tables.main(TablesConfig(results=(path,), configs=("wrods",)))
 
 
