@@ -14,9 +14,9 @@ from tasks.stats import half_95
 
 WIDTH, WIDE = 3.3, 6.9  # inches: one and two columns of a two-column paper
 FEW = 4                 # up to this number of arms share axes, with their seeds and intervals
-# Okabe and Ito's colours, which all kinds of colour vision tell apart, and four of Tol's
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#661100", "#332288",
-           "#AA4499", "#999933")
+# Okabe and Ito's colours, and four that all kinds of colour vision tell from these
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#661100", "#1B1B6B",
+           "#000000", "#DDCC77")
 MARKERS = "os^Dv<P*X>hpd"
 DASHES = "-", "--", ":", "-."
 GREY = "#9a9a9a"        # of what an arm is compared with
@@ -103,18 +103,16 @@ def panels_of(frame: pd.DataFrame, x: str, columns: list[str], gap: tuple = ()):
             curves(ax, frame, x, column, dodge, gap)
         legend_above(figure)
         return figure, grid
-    figure, grid = axes(0.6 + 0.62 * len(arms), len(arms), len(columns), sharex=True,
-                        sharey="col", width=WIDTH if len(columns) < 3 else WIDE)
+    figure, grid = axes(0.7 + 0.55 * len(arms), len(arms), len(columns), sharex=True,
+                        sharey="col", width=WIDE)
     for row, arm in zip(grid, arms):
-        runs = frame[frame["arm"] == arm]
-        plain = frame[frame["arm"] == plain_of(arm)]
+        runs, plain = (frame[frame["arm"] == name] for name in (arm, plain_of(arm)))
         for ax, column in zip(row, columns):
             if plain_of(arm) != arm:
                 curves(ax, plain, x, column, gap=gap, color=GREY)
             curves(ax, runs, x, column, gap=gap)
-            ax.set_title("")
-        row[0].set_title(f"{short(label(arm), 30)}, n = {runs['run'].nunique()}", loc="left", pad=2,
-                         fontsize=7)
+        row[0].set_ylabel(f"{short(label(arm), 30)}\nn = {runs['run'].nunique()}", rotation=0,
+                          ha="right", va="center", fontsize=7)
     return figure, grid
 
 
@@ -147,8 +145,8 @@ def curves(ax, frame: pd.DataFrame, x: str, y: str, dodge: float = 0.0, gap: tup
 
 
 def clouds(frame: pd.DataFrame, x: str, y: str, words) -> tuple:
-    """Draw the runs as points -> figure, axes: a few arms in one panel, many in one each, where the
-    runs of all others are grey. words(rows of an arm) is said beside its name."""
+    """Draw the runs as points -> figure, {arm: its axes}: a few arms share one panel, many have one
+    each, where the runs of all others are grey. words(rows of an arm) stands beside its name."""
     arms = list(frame["arm"].unique())
     if len(arms) <= FEW:
         figure, grid = axes(2.9)
@@ -156,17 +154,17 @@ def clouds(frame: pd.DataFrame, x: str, y: str, words) -> tuple:
             own = frame[frame["arm"] == arm]
             cloud(grid[0, 0], own, x, y, label=f"{short(label(arm))}: {words(own)}")
         legend_above(figure, handlelength=1)
-        return figure, grid
+        return figure, dict.fromkeys(arms, grid[0, 0])
     rows = -(-len(arms) // 4)
     figure, grid = axes(0.5 + 1.5 * rows, rows, 4, width=WIDE, sharex=True, sharey=True)
     for ax, arm in zip(grid.flat, arms):
         own = frame[frame["arm"] == arm]
-        ax.plot(frame[x], frame[y], ".", color=GREY, alpha=0.45, markersize=3, markeredgewidth=0)
+        ax.plot(frame[x], frame[y], ".", color=GREY, alpha=0.6, markersize=3, markeredgewidth=0)
         cloud(ax, own, x, y)
         ax.set_title(f"{short(label(arm))}\n{words(own)}", fontsize=7)
     for ax in grid.flat[len(arms):]:
         ax.set_axis_off()
-    return figure, grid
+    return figure, dict(zip(arms, grid.flat))
 
 
 def cloud(ax, own: pd.DataFrame, x: str, y: str, **options):
@@ -175,11 +173,11 @@ def cloud(ax, own: pd.DataFrame, x: str, y: str, **options):
             **options)
 
 
-def name_axes(figure, grid, x: str, y: str):
+def name_axes(figure, x: str, y: str = ""):
     """Name both axes once, whatever the number of panels."""
-    if grid.size == 1:
-        grid[0, 0].set_xlabel(x)
-        grid[0, 0].set_ylabel(y)
+    if len(figure.axes) == 1:
+        figure.axes[0].set_xlabel(x)
+        figure.axes[0].set_ylabel(y)
     else:
         figure.supxlabel(x, fontsize=8)
         figure.supylabel(y, fontsize=8)
@@ -196,7 +194,8 @@ def dots(panels: dict, names=None):
     """
     arms = sorted({arm for panel in panels.values() for arm in panel}, key=rank_of)
     names = names or {arm: short(label(arm)) for arm in arms}
-    figure, grid = axes(0.75 + 0.2 * len(arms), 1, len(panels), sharey=True,
+    lines = max(name.count("\n") for name in names.values())
+    figure, grid = axes(0.75 + (0.22 + 0.06 * lines) * len(arms), 1, len(panels), sharey=True,
                         width=WIDTH if len(panels) < 2 else WIDE)
     for ax, (title, panel) in zip(grid[0], panels.items()):
         for y, arm in enumerate(arms):
@@ -211,11 +210,11 @@ def dots(panels: dict, names=None):
 
 
 def dot(ax, y: int, arm: str, value: float, low: float, high: float, seeds):
-    """Draw one arm: its interval as a line, its seeds as small dots, its mean as its marker."""
+    """Draw one arm: its interval as a line, its seeds as dots below it, its mean as its marker."""
     style = style_of(arm)
     if not math.isnan(low):
         ax.plot([low, high], [y, y], color=style["color"], linewidth=1.4, solid_capstyle="butt")
-    ax.plot(seeds, [y] * len(seeds), ".", color=style["color"], markersize=3, alpha=0.55,
+    ax.plot(seeds, [y + 0.28] * len(seeds), ".", color=style["color"], markersize=3.5, alpha=0.6,
             markeredgewidth=0)
     ax.plot(value, y, color=style["color"], marker=style["marker"], markersize=5.5,
             markeredgecolor="white", markeredgewidth=0.5)

@@ -63,13 +63,21 @@ def gain_of(results, config: str, arm: str, n_shot: int, over: str = "",
     return (own - other).dropna()
 
 
-def effects(results, config: str, n_shot: int, outcome: str) -> tuple[dict, dict]:
+def cells_of(results, config: str, n_shot: int, outcome: str) -> pd.DataFrame:
+    """Return an outcome on test as a table: a row a seed, a column an arm in the order of ARMS."""
+    found = results[(results["config"] == config) & (results["n_shot"] == n_shot)
+                    & (results["split"] == "test") & (results["arm"] != "base")]
+    cells = found.pivot(index="seed", columns="arm", values=outcome).dropna(axis=1, how="all")
+    return cells[sorted(cells, key=rank_of)].astype(float)
+
+
+def effects(cells: pd.DataFrame) -> tuple[dict, dict]:
     """Return {arm: Effect} of each arm minus its plain, and of JEPA minus each arm."""
-    arms = arms_of(results, config, n_shot)
-    return ({arm: effect_of(gain_of(results, config, arm, n_shot, outcome=outcome))
-             for arm in arms},
-            {arm: effect_of(gain_of(results, config, "jepa", n_shot, over=arm, outcome=outcome))
-             for arm in arms})
+    def difference(first, second):
+        known = first != second and {first, second} <= set(cells)
+        return effect_of(cells[first] - cells[second] if known else [])
+    return ({arm: difference(arm, plain_of(arm)) for arm in cells},
+            {arm: difference("jepa", arm) for arm in cells})
 
 
 def holm_of(found: dict[str, Effect]) -> dict[str, float]:
@@ -103,32 +111,31 @@ class Pooled:
         return Effect(mean, t_95(self.df) * error, t_test(mean, error, self.df), self.n_blocks)
 
 
-def pooled(results, config: str, n_shot: int, outcome: str, plain: str = "plain"):
+def pooled(cells: pd.DataFrame, plain: str = "plain"):
     """Fit arms and blocks to the runs of the arms that are compared with `plain` -> Pooled.
 
     None for fewer than three arms, which are a paired comparison, or where the blocks do not link
     all arms, or where nothing is left to estimate the noise from.
     """
-    arms = [arm for arm in arms_of(results, config, n_shot) if plain_of(arm) == plain]
-    cells = pd.concat([tested(results, config, arm, n_shot)[[outcome, "arm"]] for arm in arms]
-                      or [pd.DataFrame(columns=[outcome, "arm"])]).dropna()
-    arms = [arm for arm in arms if arm in set(cells["arm"])]
-    blocks, n = sorted(set(cells.index)), len(cells)
+    arms = [arm for arm in cells if plain_of(arm) == plain]
+    runs = [(block, arm, value) for arm in arms for block, value in cells[arm].dropna().items()]
+    blocks, n = sorted({block for block, _, _ in runs}), len(runs)
     df = n - len(arms) - len(blocks) + 1
     if len(arms) < 3 or df < 1:
         return None
     design = np.zeros((n, len(arms) + len(blocks) - 1))     # the first block is the reference
-    for row, (block, arm) in zip(design, cells["arm"].items()):
+    for row, (block, arm, _) in zip(design, runs):
         row[arms.index(arm)] = 1
         if block != blocks[0]:
             row[len(arms) + blocks.index(block) - 1] = 1
     if np.linalg.matrix_rank(design) < design.shape[1]:
         return None
-    y = cells[outcome].to_numpy(dtype=float)
+    y = np.array([value for _, _, value in runs])
     inverse = np.linalg.inv(design.T @ design)
     fit = inverse @ design.T @ y
     noise = float(((y - design @ fit) ** 2).sum())
-    by_block = cells[outcome].groupby(level=0).transform("mean").to_numpy(dtype=float)
+    means = cells[arms].mean(axis=1)
+    by_block = np.array([means[block] for block, _, _ in runs])
     without_arms = float(((y - by_block) ** 2).sum())
     if noise <= 1e-20 * max(1.0, float(y @ y)):             # rounding
         noise = 0.0

@@ -174,7 +174,7 @@ class Study(NamedTuple):
 
 
 def read_study(inputs, arms=()) -> Study:
-    """Read the logs of these arms, or of all, from files or folders.
+    """Read the logs of these arms and of the base, or of all, from files or folders.
 
     Of runs that differ in (lambda, depth) those that validation has not chosen are left out, as in
     the results. Raises ValueError or FileNotFoundError, one sentence, if there are none, if one is
@@ -217,7 +217,7 @@ def read_study(inputs, arms=()) -> Study:
             raise ValueError(f"there is no arm {arm!r} in the inputs, which have "
                              f"{', '.join(sorted(there))}")
     if arms:
-        frames = [frame[frame["arm"].isin(arms)] for frame in frames]
+        frames = [frame[frame["arm"].isin([*arms, "base"])] for frame in frames]
     return Study(*frames, trials, summaries)
 
 

@@ -100,7 +100,9 @@ def most_runs(frame: pd.DataFrame, lacking: str):
 
 
 def scored(results: pd.DataFrame) -> pd.DataFrame:
-    """Select the scores on test; without any those on validation stand in their place."""
+    """Select the scores on test; without any those on validation stand in their place. `asked` is
+    where they are from."""
+    results = results.assign(asked=results["split"])
     on_test = results[results["split"] == "test"]
     return on_test if len(on_test) else results.assign(split="test")
 
@@ -111,16 +113,18 @@ def panels_in(results: pd.DataFrame) -> dict[tuple, str]:
     for key, own in results.groupby(["config", "n_shot"], sort=False):
         rates = set(own["lr"].dropna()) if "lr" in own else set()
         rate = rates.pop() if len(rates) == 1 else None
-        known = isinstance(rate, (int, float))
-        titles[key] = (rate if known else math.inf,
-                       f"{short(key[0])}, {key[1]}-shot" + f"\nlr {rate:g}" * known)
+        title = f"{short(key[0])}, {key[1]}-shot"
+        if isinstance(rate, (int, float)):
+            title += f"\nlr {rate:g}"
+        titles[key] = (rate if isinstance(rate, (int, float)) else math.inf, title)
     return {key: titles[key][1] for key in sorted(titles, key=lambda key: titles[key][0])}
 
 
 def questions_of(results: pd.DataFrame) -> str:
     """Say how many questions of which tasks the scores are of."""
     n = " or ".join(f"{n:,}" for n in sorted(set(results["n"])))
-    return f"{n} questions of {short(', '.join(map(str, dict.fromkeys(results['task']))))}"
+    tasks = short(", ".join(map(str, dict.fromkeys(results["task"]))))
+    return f"{n} questions, {tasks} {results['asked'].iloc[0]}"
 
 
 # ----------------------------------------------------------------------------------------------
@@ -149,7 +153,7 @@ def ablation(study: Study):
     figure, grid = dots(panels, names)
     for ax in grid[0]:
         line_at(ax, vertical=True)
-    figure.supxlabel("gain over plain, points of accuracy", fontsize=8)
+    name_axes(figure, "gain over plain, points")
     return figure, (f"Accuracy minus that of the plain run with the same seed, "
                     f"{questions_of(results)}. An arm is over plain unless it says over which. "
                     f"Small dots are the n seeds, markers their mean, lines its 95 % interval, not "
@@ -170,7 +174,7 @@ def accuracy(study: Study):
         bases = list(scores_of_bases(results, config, n_shot).values())
         for score in bases:
             line_at(ax, score, vertical=True, color="black", linestyle="--", linewidth=0.6)
-    figure.supxlabel("accuracy, %", fontsize=8)
+    name_axes(figure, "accuracy, %")
     return figure, (f"Accuracy, {questions_of(results)}. Small dots are seeds, markers their mean, "
                     f"lines its 95 % interval. Grey: the mean of plain. Dashed: the bases before "
                     f"tuning.")
@@ -186,7 +190,7 @@ def loss(study: Study):
     greatest = rates[-2]                # the last is their mean
     first_shot = results.groupby("config")["n_shot"].transform("min")       # losses know no shots
     figure, grid, _ = levels(results[results["n_shot"] == first_shot], greatest, lacking)
-    figure.supxlabel(f"held-out loss at {greatest}", fontsize=8)
+    name_axes(figure, f"held-out loss at {greatest}")
     return figure, (f"Held-out loss of the task at {greatest}; less is better. Small dots are "
                     f"seeds, markers their mean, lines its 95 % interval. Grey: the mean of plain.")
 
@@ -228,10 +232,11 @@ def kept(study: Study):
         line_at(ax, vertical=True)
         line_at(ax, paper, vertical=True, linestyle=":", color=style_of("jepa")["color"])
         ax.set_xlim(max(-150, ax.get_xlim()[0]), min(200, ax.get_xlim()[1]))
-    figure.supxlabel("share kept of what plain loses, %", fontsize=8)
-    return figure, (f"(Arm - plain) / (base - plain) in accuracy, {questions_of(results)}, with "
-                    f"Fieller's 95 % interval where there is one. Dotted: JEPA's {paper:.0f} % of "
-                    f"the paper, if its base had the score that LLaDA's authors report.")
+    name_axes(figure, "share kept of what plain loses, %")
+    return figure, (f"Share kept, (arm - plain) / (base - plain) in accuracy, "
+                    f"{questions_of(results)}, with Fieller's 95 % interval where there is one. "
+                    f"Dotted: JEPA's {paper:.0f} % of the paper, if its base had the score that "
+                    f"LLaDA's authors report.")
 
 
 def sensitivity(study: Study):
@@ -269,7 +274,7 @@ def sensitivity(study: Study):
         ax.set_title(titles[config].replace(", 0-shot", "")
                      + ("" if math.isnan(noise) else f"\na cell: +- {noise:.1f}"))
         ax.grid(visible=False)
-    name_axes(figure, grid, "depth of the predictor", "lambda")
+    name_axes(figure, "depth of the predictor", "lambda")
     seeds = sorted({len(table.columns) for table in tables.values()})
     return figure, (f"JEPA's accuracy on validation, mean over {' or '.join(map(str, seeds))} "
                     f"seeds and shots that all cells have. Colours span at least the 95 % interval "
@@ -315,13 +320,10 @@ def training(study: Study):
              short(column, 20).replace("held-out ", "held-out\n") + " loss" for column in panels]
     for ax in grid.flat:
         log_axis(ax)
-    if few:
-        for ax, name in zip(grid[:, 0], names):
-            ax.set_ylabel(name)
-        grid[-1, 0].set_xlabel("optimizer step")
-    else:
-        for ax, name in zip(grid[-1], names):
-            ax.set_xlabel(f"step; {name}".replace("\n", " "))
+    for ax, name in zip(grid[:, 0] if few else grid[0], names):
+        ax.set_ylabel(name) if few else ax.set_title(name)
+    for ax in grid[-1]:
+        ax.set_xlabel("optimizer step")
     floor_said = "; constant predictor: the least JEPA loss that ignores the input" * few
     return figure, (f"Losses while training, {said} {MEANS} Held-out losses are means over "
                     f"t{floor_said}.")
@@ -336,17 +338,15 @@ def drift(study: Study):
     last = len(depths) - 1              # the norm
     figure, grid = panels_of(rows, "depth", panels, gap=(last - 0.5,))
     few = grid.shape[1] == 1
-    for ax, key in zip(grid[:, 0] if few else grid[-1], panels):
-        name = f"drift of {'weights' if key == 'weight_drift' else 'states'}"
-        ax.set_ylabel(name) if few else ax.set_xlabel(f"block; {name}")
+    for ax, name in zip(grid[:, 0] if few else grid[0], ("drift of states", "drift of weights")):
+        ax.set_ylabel(name) if few else ax.set_title(name)
     for ax in grid.flat:
         ax.set_ylim(bottom=0)
-    every = max(1, -(-last // (8 if few else 4)))       # as many blocks as there is room for
+    every = max(1, -(-last // 8))       # as many blocks as there is room for
     shown = [0, *range(every, last - every // 2, every), last]
     for ax in grid[-1]:
         ax.set_xticks(shown, [depths[n] for n in shown])
-    if few:
-        grid[-1, 0].set_xlabel("block")
+        ax.set_xlabel("block")
     return figure, (f"Distance from the base, relative to its length, by depth: "
                     f"{short(runs['texts'].iloc[0], 80)}; {said} {MEANS}")
 
@@ -378,21 +378,19 @@ def ratio(study: Study):
 
 def scatter(study: Study):
     every, said = most_runs(study.probed, NO_PROBE)
-    last = last_of_each(every)
+    last = by_arm(last_of_each(every))
 
     def correlation(runs):
         r, low, high = pearson(list(runs["mean_drift"]), list(runs["forgetting"]))
         words = "" if math.isnan(low) else f", r = {r:+.2f} [{low:+.2f}, {high:+.2f}]"
         return f"n = {len(runs)}{words}"
-    figure, grid = clouds(last, "mean_drift", "forgetting", correlation)
-    arms = list(last["arm"].unique())
-    for ax, of in zip(grid.flat, [[arm] for arm in arms] if grid.size > 1 else [arms]):
-        for (arm, _), path in every[every["arm"].isin(of)].sort_values("step").groupby(
-                ["arm", "run"], sort=False):
-            ax.plot(path["mean_drift"], path["forgetting"], color=style_of(arm)["color"],
-                    linewidth=0.5, alpha=0.6, marker=".", markersize=2.5)
+    figure, axes_of = clouds(last, "mean_drift", "forgetting", correlation)
+    for (arm, _), path in every.sort_values("step").groupby(["arm", "run"], sort=False):
+        axes_of[arm].plot(path["mean_drift"], path["forgetting"], color=style_of(arm)["color"],
+                          linewidth=0.5, alpha=0.6, marker=".", markersize=2.5)
+    for ax in set(axes_of.values()):
         line_at(ax)
-    name_axes(figure, grid, "mean drift over blocks", "forgetting: loss minus base")
+    name_axes(figure, "mean drift over blocks", "forgetting: loss minus base")
     return figure, (f"Drift against forgetting, {said} A marker is the end of a run, small dots "
                     f"are its earlier checkpoints, grey ones the other arms. Pearson's r of the n "
                     f"ends, with its 95 % interval.")
@@ -410,11 +408,11 @@ def front(study: Study):
                          "a probe.json of the same runs")
     found = found[found["config"] == found["config"].mode()[0]]
     found = by_arm(found[found["n_shot"] == found["n_shot"].mode()[0]])
-    figure, grid = clouds(found, "forgetting", "accuracy", lambda runs: f"n = {len(runs)}")
+    figure, axes_of = clouds(found, "forgetting", "accuracy", lambda runs: f"n = {len(runs)}")
     best = pareto(found[["forgetting", "accuracy"]].itertuples(index=False, name=None))
-    for ax in grid.flat:
+    for ax in set(axes_of.values()):
         ax.step(*zip(*best), where="post", color="black", linewidth=0.8, zorder=1)
-    name_axes(figure, grid, "forgetting: loss minus base (less is better)", "accuracy, %")
+    name_axes(figure, "forgetting: loss minus base (less is better)", "accuracy, %")
     return figure, (f"Accuracy against forgetting, {found['n_shot'].iloc[0]}-shot, "
                     f"{short(found['config'].iloc[0], 40)}: {questions_of(found)}. Markers are "
                     f"runs, grey ones those of the other arms; no run is better in both than those "

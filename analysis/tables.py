@@ -26,8 +26,9 @@ from configurator import printable, run  # first: it sets variables that torch r
 import pandas as pd
 
 from analysis.arms import AT_RATES, label, plain_of, rank_of
-from analysis.effects import (Effect, arms_of, drift_ratios, effect_of, effects, gain_of, holm_of,
-                              kept_by, loses, of_jepas_gain, pooled, scores_of_bases, tested, views_of)
+from analysis.effects import (Effect, arms_of, cells_of, drift_ratios, effect_of, effects, gain_of,
+                              holm_of, kept_by, loses, of_jepas_gain, pooled, scores_of_bases,
+                              tested, views_of)
 from analysis.frames import (at_chosen, frame_of, last_of_each, losses_in, pairs_of, read_results,
                              read_study, read_summaries, run_of)
 from analysis.paper import (DRIFT_R, DRIFT_RATIO, LESS_FORGETTING, NOT_GIVEN, PRESERVED, PUBLISHED,
@@ -36,6 +37,7 @@ from tasks.answers import read_common
 from tasks.stats import mcnemar, pearson, sd_ratio
 
 NOT_RUN = "not run"
+MEANING = __doc__.split("\n\n")[2].strip()
 
 
 @dataclass
@@ -75,7 +77,7 @@ def main(cfg: TablesConfig):
 def render(lines: list[dict], summaries=(), study=None) -> str:
     """Write the answer and all tables as markdown, below what their numbers mean."""
     results = frame_of(lines)
-    parts = [__doc__.split("\n\n")[2].strip(), *answers(results)]
+    parts = [MEANING, *answers(results)]
     for table in tables_of(results, summaries, study):
         header = list(table.cells.columns)
         rows = [header, ["---"] * len(header), *table.cells.map(as_cell).values.tolist()]
@@ -213,7 +215,8 @@ def excluded(best, configs: list[str], shots) -> Table:
     adjusted = {family: holm_of(gains) for family, gains in found.items()}
     for (over, outcome), gains in found.items():
         for (config, n_shot), gain in gains.items():
-            is_score, fit = outcome == "accuracy", pooled(best, config, n_shot, outcome)
+            is_score = outcome == "accuracy"
+            fit = pooled(cells_of(best, config, n_shot, outcome))
             form = "+.1f" if is_score else "+.3f"
             paper = published_gain(config, n_shot) if is_score and over == "plain" else math.nan
             rows.append([
@@ -287,18 +290,15 @@ def controls(best, config: str, n_shot: int, outcome: str = "accuracy") -> Table
     is_score = outcome == "accuracy"
     form, name = ("+.2f", f"{n_shot}-shot") if is_score else ("+.3f", f"held-out loss, {outcome}")
     name = "growth of the loss on the other corpus" if outcome == "forgetting" else name
-    scores = {arm: tested(best, config, arm, n_shot)[outcome].dropna()
-              for arm in arms_of(best, config, n_shot)}
-    scores = {arm: values for arm, values in scores.items() if len(values)}
-    order = sorted(scores, key=lambda arm: scores[arm].mean(), reverse=is_score)    # best first
-    over_plain, under_jepa = effects(best, config, n_shot, outcome)
-    blocks = {plain: pooled(best, config, n_shot, outcome, plain)
-              for plain in ("plain", "plain_uniform")}
+    cells = cells_of(best, config, n_shot, outcome)
+    order = cells.mean().sort_values(ascending=not is_score, kind="stable").index   # best first
+    over_plain, under_jepa = effects(cells)
+    blocks = {plain: pooled(cells, plain) for plain in ("plain", "plain_uniform")}
     both = [(found, holm_of({arm: found[arm] for arm in order}))
             for found in (over_plain, under_jepa)]
     rows = []
     for arm in order:
-        rows.append([label(arm), spread(scores[arm], form.strip("+"))])
+        rows.append([label(arm), spread(cells[arm], form.strip("+"))])
         pairs = ((arm, plain_of(arm)), ("jepa", arm))
         for (found, adjusted), (first, second) in zip(both, pairs):
             rows[-1] += [interval(found[arm], form), p_in_words(found[arm].p),

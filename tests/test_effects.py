@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_tables import line
 
 from analysis.arms import plain_of
-from analysis.effects import effect_of, effects, gain_of, holm_of, pooled
+from analysis.effects import cells_of, effect_of, effects, gain_of, holm_of, pooled
 from analysis.frames import at_chosen, frame_of, read_results
 from tasks import stats
 from tasks.stats import half_95, share_95, t_95, t_test
@@ -22,9 +22,10 @@ TEN = ["plain", "jepa", "symmetric", "no_predictor", "equal_flop", "shuffled", "
 
 
 def study_of(values):
-    """{arm: {seed: accuracy in %}} as a frame of results."""
-    return frame_of([line(arm, seed, value / 100, (0.0, 0) if "plain" in arm else (1.0, 2))
-                     for arm, by_seed in values.items() for seed, value in by_seed.items()])
+    """{arm: {seed: accuracy in %}} as a table of cells, by way of results."""
+    results = frame_of([line(arm, seed, value / 100, (0.0, 0) if "plain" in arm else (1.0, 2))
+                        for arm, by_seed in values.items() for seed, value in by_seed.items()])
+    return cells_of(results, "words", 0, "accuracy")
 
 
 def random_study(n_arms, n_blocks, seed):
@@ -55,7 +56,7 @@ def test_without_a_gap_the_pooled_analysis_is_the_textbooks(n_arms, n_blocks):
     df = (n_arms - 1) * (n_blocks - 1)
     variance = ((x - arm - block + x.mean()) ** 2).sum() / df
     ratio = n_blocks * ((arm - x.mean()) ** 2).sum() / (n_arms - 1) / variance
-    found = pooled(study_of(values), "words", 0, "accuracy")
+    found = pooled(study_of(values))
     assert (found.df, found.n_blocks, set(found.arms)) == (df, n_blocks, set(values))
     assert found.sd == pytest.approx(math.sqrt(variance))
     assert found.ratio == pytest.approx(ratio)
@@ -68,13 +69,13 @@ def test_without_a_gap_the_pooled_analysis_is_the_textbooks(n_arms, n_blocks):
 
 
 def test_cells_that_are_missing_are_fitted_around_and_blocks_cancel():
-    """Exact arms and blocks with a little noise in one: their differences, whichever are missing."""
+    """Exact arms and blocks with a little noise in one: their differences, whichever is missing."""
     values = {arm: {block: 10.0 * block + k for block in range(6)}
               for k, arm in enumerate(TEN[:4])}
     values["plain"][0] += 0.01
     for arm, block in (("jepa", 1), ("jepa", 2), ("symmetric", 5), ("no_predictor", 0)):
         del values[arm][block]
-    found = pooled(study_of(values), "words", 0, "accuracy")
+    found = pooled(study_of(values))
     assert found.df == 20 - 4 - 6 + 1
     for k, arm in enumerate(TEN[:4]):
         assert found.difference(arm, "plain").mean == pytest.approx(k, abs=0.01)
@@ -87,23 +88,23 @@ def test_cells_that_are_missing_are_fitted_around_and_blocks_cancel():
     lambda v: {arm: {k: by[k], k + 9: by[k] + 1} for k, (arm, by) in enumerate(v.items())},
     lambda v: {}])
 def test_what_cannot_be_pooled_is_none(cut):
-    assert pooled(study_of(cut(random_study(4, 5, 0))), "words", 0, "accuracy") is None
+    assert pooled(study_of(cut(random_study(4, 5, 0)))) is None
 
 
 def test_runs_without_noise_allow_no_p():
     values = {arm: {block: float(10 * block + k) for block in range(3)}
               for k, arm in enumerate(TEN[:3])}
-    found = pooled(study_of(values), "words", 0, "accuracy")
+    found = pooled(study_of(values))
     assert found.sd == 0 and math.isnan(found.p) and math.isnan(found.difference(*TEN[:2]).p)
 
 
 def test_arms_of_another_diffusion_rate_are_pooled_apart():
     values = random_study(4, 4, 1)
-    alone = pooled(study_of(values), "words", 0, "accuracy")
+    alone = pooled(study_of(values))
     more = values | {"plain_uniform": {0: 90.0, 1: 10.0}, "jepa_uniform": {0: 0.0, 1: 99.0}}
-    beside = pooled(study_of(more), "words", 0, "accuracy")
+    beside = pooled(study_of(more))
     assert (beside.arms, beside.sd, beside.p) == (alone.arms, alone.sd, alone.p)
-    assert pooled(study_of(more), "words", 0, "accuracy", "plain_uniform") is None
+    assert pooled(study_of(more), "plain_uniform") is None
 
 
 # ---- the studies on file ----
@@ -111,14 +112,14 @@ def test_arms_of_another_diffusion_rate_are_pooled_apart():
 
 def test_the_toys_pooled_numbers_stand(toy):
     """Ten arms x five seeds: residual sd 3.2 points, any two arms +- 4.1, no arm is told."""
-    ten = toy[toy["arm"].isin(TEN)]
-    found = pooled(ten, "tiny_study", 0, "accuracy")
+    ten = cells_of(toy, "tiny_study", 0, "accuracy")[TEN]
+    found = pooled(ten)
     assert (found.df, round(found.sd, 1)) == (36, 3.2)
     halves = {round(found.difference(a, b).half, 1) for a in TEN for b in TEN if a != b}
     assert halves == {4.1}
     assert (round(found.ratio, 2), round(found.p, 2)) == (1.31, 0.27)
     assert round(found.difference("symmetric", "plain").p, 2) == 0.15
-    over_plain, _ = effects(ten, "tiny_study", 0, "accuracy")
+    over_plain, _ = effects(ten)
     assert round(over_plain["symmetric"].p, 3) == 0.016
 
 
@@ -143,7 +144,7 @@ def test_the_studies_paired_numbers_stand(study, config, outcome, first, second,
 
 
 def test_of_ten_arms_consistencys_forgetting_is_not_told_from_plains_after_holm(toy):
-    over_plain, _ = effects(toy, "tiny_study", 0, "forgetting")
+    over_plain, _ = effects(cells_of(toy, "tiny_study", 0, "forgetting"))
     of_plain = {arm: effect for arm, effect in over_plain.items() if plain_of(arm) == "plain"}
     assert holm_of(of_plain)["consistency"] == pytest.approx(10 * of_plain["consistency"].p)
     assert round(holm_of(of_plain)["consistency"], 2) == 0.43
