@@ -40,7 +40,9 @@ PAGE = """<!doctype html>
   figure {{ margin: 0 0 1.5rem; break-inside: avoid }}
   img {{ width: 100%; background: #fff }}
   .table {{ overflow-x: auto; margin-bottom: 1.5rem; font-size: .85rem; white-space: nowrap }}
+  .table p {{ white-space: normal; max-width: 44rem; margin: .3rem 0 }}
   th, td, caption {{ padding: .2rem .8rem .2rem 0; text-align: left }}
+  caption {{ font-weight: bold; white-space: normal }}
 </style>
 <body>
 <h1>{title}</h1>
@@ -83,7 +85,7 @@ def report(study: Study, title: str) -> str:
     answer = answers(study.results) or ["There are no scores of plain and JEPA on test yet."]
     done = zip(study.results["revision"], study.results["command"])
     lines = dict.fromkeys(f"{revision}: {command}" for revision, command in done)
-    tables = tables_of(study.results, study.summaries, study)
+    tables = tables_of(study.results, study.summaries, study, paper=False)
     return PAGE.format(
         title=as_text(title), answer=elements("p", answer), main=main_figure,
         tables="".join(map(table_of, tables)), meaning=as_text(MEANING),
@@ -107,8 +109,9 @@ def figure_of(name: str, study: Study) -> str:
 
 def table_of(table: Table) -> str:
     cells = table.cells.map(printable).to_html(index=False, border=0)       # escapes the text
-    caption = f"<caption>{as_text(table.name)} {as_text(table.note)}</caption>"
-    return f'<div class="table">{cells.replace("<thead>", caption + "<thead>", 1)}</div>'
+    caption = f"<caption>{as_text(table.name)}</caption>"
+    note = f"<p>{as_text(table.note)}</p>" if table.note else ""
+    return f'<div class="table">{cells.replace("<thead>", caption + "<thead>", 1)}{note}</div>'
 
 
 def as_text(what: str) -> str:

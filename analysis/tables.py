@@ -33,10 +33,11 @@ from analysis.frames import (at_chosen, frame_of, last_of_each, losses_in, pairs
                              read_study, read_summaries, run_of)
 from analysis.paper import (DRIFT_R, DRIFT_RATIO, LESS_FORGETTING, NOT_GIVEN, PRESERVED, PUBLISHED,
                             SD_OF_SEEDS, published, published_gain, published_share)
+from analysis.words import (NOT_RUN, ends_of, in_words, interval, p_in_words, p_is,
+                            pooled_in_words, share_in_words, spread, with_ends)
 from tasks.answers import read_common
 from tasks.stats import mcnemar, pearson, sd_ratio
 
-NOT_RUN = "not run"
 MEANING = __doc__.split("\n\n")[2].strip()
 
 
@@ -92,15 +93,15 @@ def as_cell(text: str) -> str:
     return printable(text).replace("\n", " ").replace("|", "\\|")
 
 
-def tables_of(results: pd.DataFrame, summaries=(), study=None) -> list[Table]:
+def tables_of(results: pd.DataFrame, summaries=(), study=None, paper: bool = True) -> list[Table]:
     """Make all tables of a frame of results, of the summary.json files of preserve.py, and of the
     logs and probes of a frames.Study.
 
-    Configs that have been run come first, then those that the paper alone has.
+    Configs that have been run come first, then, with `paper`, those that the paper alone has.
     """
     best = at_chosen(results)
     ours = list(dict.fromkeys(best["config"]))
-    configs = [*ours, *(config for config in PUBLISHED if config not in ours)]
+    configs = [*ours, *(config for config in PUBLISHED if paper and config not in ours)]
     shots = list(dict.fromkeys([4, 0, *sorted(best["n_shot"])]))
     tables = [main_table(best, configs, n_shot) for n_shot in shots]
     tables += [excluded(best, ours, shots), kept(best, configs, shots)]
@@ -121,7 +122,7 @@ def tables_of(results: pd.DataFrame, summaries=(), study=None) -> list[Table]:
         tables += [controls(best, config, n_shot, outcome)      # losses know no shots
                    for n_shot in at_shots[:1]
                    for outcome in (*losses_in(best[best["config"] == config]), "forgetting")]
-    tables += [mechanism(best, ours, shots, study), preservation(best, summaries)]
+    tables += [mechanism(best, ours, shots, study), preservation(best, summaries, configs)]
     return [table for table in tables if len(table.cells)]
 
 
@@ -318,16 +319,6 @@ def pooled_p(fit, first: str, second: str) -> float:
     return fit.difference(first, second).p
 
 
-def pooled_in_words(fit, form: str) -> str:
-    """Say what a pooled analysis finds of all arms together."""
-    halves = [fit.difference(a, b).half for a in fit.arms for b in fit.arms if a < b]
-    low, high = (f"{end:{form.strip('+')}}" for end in (min(halves), max(halves)))
-    return (f"Pooled: {len(fit.arms)} arms x {fit.n_blocks} blocks, residual sd "
-            f"{fit.sd:{form.strip('+')}} ({fit.df} df); two arms: +- {low}"
-            f"{f' to {high}' * (low != high)}; all arms: F = {fit.ratio:.2f}, "
-            f"{p_is(fit.p)}.")
-
-
 def two_effects(best, config: str, n_shot: int, outcome: str, form: str) -> list[str]:
     """Compare JEPA's effect at its config's diffusion rate with that at t ~ U(0, 1)."""
     first, second = (gain_of(best, config, arm, n_shot, outcome=outcome)
@@ -398,11 +389,11 @@ def view_rows(log: pd.DataFrame) -> list[list[str]]:
     return rows
 
 
-def preservation(best, summaries) -> Table:
+def preservation(best, summaries, configs: list[str]) -> Table:
     """Set what was kept beside the paper's. A model of a grid is an arm of a config."""
     of_run = dict(zip(best["run"], zip(best["config"], best["arm"])))
     wide_t = "llada8b_gsm8k_wide_t"
-    models, counted = {(wide_t, arm): [] for arm in PRESERVED}, set()
+    models, counted = {(wide_t, arm): [] for arm in PRESERVED if wide_t in configs}, set()
     for summary in summaries:
         for name, scores in summary["models"].items():
             if name in counted:         # the base of several summaries
@@ -425,10 +416,6 @@ def preservation(best, summaries) -> Table:
                  "MMLU | paper", rows)
 
 
-# ----------------------------------------------------------------------------------------------
-# numbers as text
-
-
 def pair_in_words(runs: pd.DataFrame) -> str:
     return "{:g}, {}".format(*pairs_of(runs)[0]) if len(runs) else NOT_RUN
 
@@ -436,52 +423,6 @@ def pair_in_words(runs: pd.DataFrame) -> str:
 def base_in_words(best, config: str, n_shot: int) -> str:
     scores = list(scores_of_bases(best, config, n_shot).values())
     return f"{scores[0]:.2f}" if len(scores) == 1 else spread(scores)
-
-
-def spread(values, form: str = ".2f") -> str:
-    """Write mean and standard deviation of one number a seed."""
-    values = [value for value in values if not math.isnan(value)]
-    if len(values) < 2:
-        return f"{values[0]:{form}} (n = 1)" if values else NOT_RUN
-    sd = statistics.stdev(values)
-    return f"{statistics.mean(values):{form}} (sd {sd:{form.strip('+')}}, n = {len(values)})"
-
-
-def in_words(found: Effect, form: str = "+.1f") -> str:
-    """Write a mean, and from three seeds up half of its 95 % interval."""
-    half = "" if math.isnan(found.half) else f" +- {found.half:{form.strip('+')}}"
-    return f"{found.mean:{form}}{half}"
-
-
-def interval(values, form: str = "+.2f") -> str:
-    """Write the mean of paired differences, or an Effect, with its interval and n."""
-    found = values if isinstance(values, Effect) else effect_of(values)
-    return f"{in_words(found, form)} (n = {found.n})" if found.n else "-"
-
-
-def ends_of(found: Effect, form: str = "+.1f") -> str:
-    return f"[{found.mean - found.half:{form}}, {found.mean + found.half:{form}}]"
-
-
-def with_ends(found, form: str = ".2f") -> str:
-    """Write (value, low, high); the ends are nan where there is no interval."""
-    value, low, high = found
-    return f"{value:{form}}" + ("" if math.isnan(low) else f" [{low:{form}}, {high:{form}}]")
-
-
-def share_in_words(share) -> str:
-    value, low, high = (100 * each for each in share)
-    if math.isnan(value):
-        return "-"
-    return f"{value:.0f} % " + ("[not bounded]" if math.isnan(low) else f"[{low:.0f}, {high:.0f}]")
-
-
-def p_in_words(p: float) -> str:
-    return "-" if math.isnan(p) else "< 0.0001" if p < 1e-4 else f"{p:.2g}"
-
-
-def p_is(p: float) -> str:
-    return f"p {p_in_words(p)}" if p < 1e-4 else f"p = {p_in_words(p)}"
 
 
 def by_question(first, second) -> str:

@@ -241,7 +241,8 @@ def test_an_arm_looks_the_same_in_every_figure_and_like_no_other(logs):
         for y, row in enumerate(rows):
             [arm] = [arm for arm in ARMS if row.split(", n =")[0] == ARMS[arm].label]
             own = [line for line in figure.axes[0].lines
-                   if line.get_marker() == style_of(arm)["marker"] and list(line.get_ydata()) == [y]]
+                   if line.get_marker() == style_of(arm)["marker"]
+                   and list(line.get_ydata()) == [y]]
             assert [line.get_color() for line in own] == [style_of(arm)["color"]]
 
 
@@ -281,7 +282,7 @@ def test_the_first_colours_can_be_told_apart_by_every_eye_and_from_the_ground(ey
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_figure_has_the_width_of_a_column_or_two_and_nothing_leaves_it(logs, name, tmp_path):
+def test_a_figure_has_the_width_of_one_column_or_two_and_nothing_leaves_it(logs, name, tmp_path):
     check_room(*draw(name, logs), tmp_path)
 
 

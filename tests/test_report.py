@@ -101,8 +101,10 @@ def test_the_answer_and_the_main_figure_come_first_and_the_commands_last_and_fol
         "<h1>", answer, '<figure id="ablation">', "<table", '<figure id="training">',
         "<details><summary>Commands of the scores", "<li>abc1234: python eval_gsm8k.py")]
     assert places == sorted(places)
-    assert "Of what plain loses of its base's score JEPA keeps 12 % [11, 12]." in html.unescape(page)
+    text = html.unescape(page)
+    assert "Of what plain loses of its base's score JEPA keeps 12 % [11, 12]." in text
     assert "<details open" not in page
+    assert "llada8b" not in page and "not run" not in re.sub("<td>4-shot.*", "", page)
 
 
 def test_no_name_is_more_than_text_in_the_page(page, hostile):
