@@ -77,12 +77,14 @@ def line_at(ax, at: float = 0.0, vertical: bool = False, **options):
     (ax.axvline if vertical else ax.axhline)(at, **style)
 
 
-def log_axis(ax):
-    """Make the y axis logarithmic, with a few plain numbers even on less than a decade."""
+def log_axis(ax, small: bool = False):
+    """Make the y axis logarithmic, with a few plain numbers even on less than a decade; small: with
+    fewer."""
     from matplotlib.ticker import LogLocator
     ax.set_yscale("log")
     low, high = ax.yaxis.get_view_interval()
-    subs = (1,) if high / low > 100 else (1, 3) if high / low > 10 else (1, 1.5, 2, 3, 5, 7)
+    subs = (1,) if high / low > 100 else (1, 3) if small or high / low > 10 else (
+        1, 1.5, 2, 3, 5, 7)
     ax.yaxis.set_major_locator(LogLocator(subs=subs, numticks=6))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.minorticks_off()

@@ -319,7 +319,7 @@ def training(study: Study):
     names = ["JEPA loss" if column == "jepa" else
              short(column, 20).replace("held-out ", "held-out\n") + " loss" for column in panels]
     for ax in grid.flat:
-        log_axis(ax)
+        log_axis(ax, small=not few)
     for ax, name in zip(grid[:, 0] if few else grid[0], names):
         ax.set_ylabel(name) if few else ax.set_title(name)
     for ax in grid[-1]:

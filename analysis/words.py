@@ -42,7 +42,8 @@ def share_in_words(share) -> str:
     value, low, high = (100 * each for each in share)
     if math.isnan(value):
         return "-"
-    return f"{value:.0f} % " + ("[not bounded]" if math.isnan(low) else f"[{low:.0f}, {high:.0f}]")
+    ends = "[not bounded]" if math.isnan(low) else f"[{round(low)}, {round(high)}]"
+    return f"{round(value)} % {ends}"
 
 
 def p_in_words(p: float) -> str:
