@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -539,6 +540,8 @@ def test_a_grid_that_was_killed_is_finished_by_the_same_command(cfg):
     lines = lines_of(cfg)
     assert lines[:len(before)] == before and len(lines) == len({*map(key_of, lines)}) == 5
     assert all(line["metrics"]["n"] == 8 and line["revision"] for line in lines)
+    ages = [datetime.now(UTC) - datetime.fromisoformat(line["time"]) for line in lines]
+    assert all(timedelta(0) <= age < timedelta(hours=1) for age in ages)
     for line in lines:
         assert len(Path(line["answers"]).read_text().splitlines()) == 8
         assert line["held_out"]["toy"].keys() == {"0.2", "0.5", "0.8", "1"}
