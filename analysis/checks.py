@@ -100,7 +100,8 @@ def check_rate(t: str):
 def check_log_line(line: dict):
     """Check a line of train.py's log.jsonl. A loss is null where it was not finite."""
     check_count("step", line["step"])
-    for name in ("loss", "diffusion", "jepa", "jepa_floor"):
+    for name in ("loss", "diffusion", "jepa", "jepa_floor", "corr_views", "corr_same_rate",
+                 "corr_others"):
         check_number(name, 0 if line.get(name) is None else line[name])
     for task, by_t in entries("held_out", line.get("held_out", {})):
         if not by_t:

@@ -6,6 +6,7 @@ results.jsonl (grid.py) has a line a score, log.jsonl (train.py) the losses of a
 import os
 import re
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from analysis.checks import (brief, check_alike, check_log_line, check_probe, ch
 from tasks.files import check_is_file, parse_line, read_json
 
 KEYS = ["config", "arm", "lambda", "depth", "seed", "split", "n_shot"]      # identify a result
+LOGGED = ["diffusion", "jepa", "jepa_floor", "corr_views", "corr_same_rate", "corr_others"]
 ABOUT = ["run", "config", "arm", "seed", "step"]    # of a line of a log or of a probe
 
 
@@ -90,27 +92,37 @@ def read_summaries(paths) -> list[dict]:
 def frame_of(lines: list[dict]) -> pd.DataFrame:
     """Make one row a result: accuracy in %, and held-out losses after training.
 
-    The task's losses are those at the least and the greatest masking rate. On the other corpus
-    (forget_task) it is the mean over rates, and `forgetting` is how much that has grown.
+    The task's losses are columns named after their masking rate, `t = 0.2`, and `mean over t`. On
+    the other corpus (forget_task) `forgetting` is how much the mean over rates has grown.
     """
     names = [*KEYS, "task", "t_ctx", "t_tgt", "init_from", "answers", "command", "revision"]
-    numbers = ["accuracy", "low_t", "high_t", "other", "forgetting"]
-    rows = []
+    rows, rates = [], set()
     for line in lines:
         row = {name: line.get(name) for name in names}
         row["n"], row["accuracy"] = line["metrics"]["n"], 100 * line["metrics"]["accuracy"]
         row["run"] = run_of(Path(line["answers"]).parent)
         own, other, *_ = *(line.get("held_out") or {}).values(), {}, {}
+        losses = {float(t): after for t, (_, after) in own.items()}
+        rates |= losses.keys()
+        row |= {rate_name(t): loss for t, loss in losses.items()}
         if own:
-            row["low_t"] = own[min(own, key=float)][1]
-            row["high_t"] = own[max(own, key=float)][1]
+            row["mean over t"] = statistics.mean(losses.values())
         if other:
-            row["other"] = statistics.mean(after for _, after in other.values())
-            grown = [after - before for before, after in other.values()]
-            row["forgetting"] = statistics.mean(grown)
+            row["forgetting"] = statistics.mean(after - before for before, after in other.values())
         rows.append(row)
+    numbers = ["accuracy", *map(rate_name, sorted(rates)), "mean over t", "forgetting"]
     frame = pd.DataFrame(rows, columns=[*names, "run", "n", *numbers], dtype=object)
     return frame.astype(dict.fromkeys(numbers, float))
+
+
+def rate_name(t: float) -> str:
+    return f"t = {t:g}"
+
+
+def losses_in(results: pd.DataFrame) -> list[str]:
+    """Return the columns of the task's losses that have values: by rate, then their mean."""
+    return [name for name in results if name.startswith(("t = ", "mean over t"))
+            and results[name].notna().any()]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -149,6 +161,32 @@ def pairs_of(results: pd.DataFrame) -> list[tuple]:
     return sorted(set(zip(results["lambda"], results["depth"])))
 
 
+def with_runs(cfg):
+    """Return settings whose base and models are those of cfg.grid, an out_dir of grid.py, or as
+    they are without a grid.
+
+    The models are the runs at the chosen (lambda, depth) that began at that base. Raises OSError or
+    ValueError, one sentence, if they cannot be found, or if there is no base or no model.
+    """
+    if not cfg.grid:
+        if not cfg.base or not cfg.models:
+            raise ValueError("name a base and models to compare with it: --base=... --models=..., "
+                             "or the runs of a grid: --grid=...")
+        return cfg
+    if cfg.models:
+        raise ValueError(f"grid={cfg.grid!r} brings its own models; leave out --models or --grid")
+    results = at_chosen(frame_of(read_results([Path(cfg.grid) / "results.jsonl"])))
+    tuned = results[(results["arm"] != "base") & results["init_from"].astype(bool)]
+    bases = list(dict.fromkeys(tuned["init_from"]))
+    base = cfg.base or (bases[0] if len(bases) == 1 else "")
+    if base not in bases:
+        have = f"the bases {', '.join(bases)}; choose one" if bases else "no base"
+        raise ValueError(f"base={cfg.base!r} does not fit grid={cfg.grid!r}: its runs have {have}")
+    answers = tuned["answers"][tuned["init_from"] == base]
+    folders = dict.fromkeys(str(Path(path).parent) for path in answers)
+    return replace(cfg, base=base, models=tuple(folders))
+
+
 # ----------------------------------------------------------------------------------------------
 # all logs of a study
 
@@ -158,11 +196,12 @@ class Study(NamedTuple):
     log: pd.DataFrame           # a row a line of a log.jsonl: its run, its losses
     probed: pd.DataFrame        # a row a tuned checkpoint in a probe.json, with its numbers
     results: pd.DataFrame       # a row a score at the chosen (lambda, depth), see frame_of
+    trials: pd.DataFrame        # a row a score on validation of JEPA, at any (lambda, depth)
     summaries: list[dict]       # of preserve.py
 
 
 def read_study(inputs, arms=()) -> Study:
-    """Read the logs of these arms, or of all, from files or folders.
+    """Read the logs of these arms and of the base, or of all, from files or folders.
 
     Of runs that differ in (lambda, depth) those that validation has not chosen are left out, as in
     the results. Raises ValueError or FileNotFoundError, one sentence, if there are none, if one is
@@ -186,9 +225,15 @@ def read_study(inputs, arms=()) -> Study:
     probed, settings_of_probes = read_probes(paths["probe.json"])
     log, probed = ([row for row in rows if row["run"] not in left_out] for rows in (log, probed))
     check_arms(log + probed, settings_of_logs + settings_of_probes)
+    rates = {run: settings.get("lr") for run, settings, _ in settings_of_logs + settings_of_probes}
+    results, every_result = (frame.assign(lr=frame["run"].map(rates).astype(object))
+                             for frame in (results, every_result))
+    trials = every_result[(every_result["arm"] == "jepa")
+                          & (every_result["split"] == "validation")]
     summaries = read_summaries(path for path in paths["summary.json"]
                                if "models" in read_json(path))          # compare.py's has none
-    frames = [pd.DataFrame(rows, columns=None if rows else ABOUT) for rows in (log, probed)]
+    frames = [pd.DataFrame(rows, columns=None if rows else [*ABOUT, *LOGGED])
+              for rows in (log, probed)]
     frames.append(results)
     if all(frame.empty for frame in frames) and not summaries:
         raise ValueError(f"there are no logs in {', '.join(inputs) or 'no inputs'}; --inputs takes "
@@ -199,8 +244,8 @@ def read_study(inputs, arms=()) -> Study:
             raise ValueError(f"there is no arm {arm!r} in the inputs, which have "
                              f"{', '.join(sorted(there))}")
     if arms:
-        frames = [frame[frame["arm"].isin(arms)] for frame in frames]
-    return Study(*frames, summaries)
+        frames = [frame[frame["arm"].isin([*arms, "base"])] for frame in frames]
+    return Study(*frames, trials, summaries)
 
 
 def read_logs(paths) -> tuple[list[dict], list]:
@@ -218,7 +263,7 @@ def read_logs(paths) -> tuple[list[dict], list]:
             of_runs.append((about["run"], read_json(settings), settings))
         for line, _ in read_lines(path, "a line of train.py's log", check_log_line):
             row = {**about, "step": line["step"]}
-            row |= {key: line.get(key) for key in ("diffusion", "jepa", "jepa_floor")}
+            row |= {key: line.get(key) for key in LOGGED}
             for task, by_t in line.get("held_out", {}).items():
                 row[f"held-out {task}"] = statistics.mean(by_t.values())
             rows.append(row)
@@ -284,6 +329,12 @@ def run_of(path) -> str:
     path = Path(path)
     path = path.parent if re.fullmatch(r"step_\d+", path.name) else path
     return "/".join(path.parts[-2:])
+
+
+def brief_name(path, width: int) -> str:
+    """Return the arm and seed of a run, or the path of another model: the end of it, to fit."""
+    about = about_run(path)
+    return (f"{about['arm']} {about['seed']}" if about["seed"] else str(path))[-width:]
 
 
 def by_arm(frame: pd.DataFrame) -> pd.DataFrame:

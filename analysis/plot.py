@@ -7,20 +7,20 @@
 Inputs are files, or folders that are searched for log.jsonl (train.py), probe.json (probe.py) and
 results.jsonl (grid.py). A figure whose logs are missing says what it takes; the others are drawn.
 
-    training    losses while training               scatter     drift against forgetting, with r
-    drift       of states and weights, by depth     ablation    gain over plain, by arm
-    ratio       drift of JEPA over plain            front       accuracy against forgetting
+    ablation    gain over plain, by arm             training    losses while training
+    accuracy    of base and arms, by config         drift       of states and weights, by depth
+    loss        held out, where all is masked       ratio       drift of JEPA over plain
+    kept        of what plain loses of its base     scatter     drift against forgetting, with r
+    sensitivity to lambda and depth                 front       accuracy against forgetting
 
 n counts seeds. Bands and lines over seeds are 95 % intervals by Student's t, from three seeds up;
-that of r is Fisher's, from four up.
+that of r is Fisher's, from four up, that of a share Fieller's.
 """
 import io
 import math
 import os
-import statistics
 import sys
 import warnings
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -33,26 +33,15 @@ from configurator import printable, run  # first: it sets variables that torch r
 import numpy as np
 import pandas as pd
 
-from analysis.arms import ARMS, AT_RATES, label, plain_of, rank_of
-from analysis.frames import Study, by_arm, last_of_each, read_study
+from analysis.arms import AT_RATES, label, plain_of
+from analysis.drawing import (FEW, GREY, STYLE, axes, clouds, dots, legend_above, line_at,
+                              log_axis, name_axes, panels_of, save, short, style_of)
+from analysis.effects import (arms_of, drift_ratios, effect_of, gain_of, kept_by, loses,
+                              scores_of_bases, tested)
+from analysis.frames import Study, by_arm, choose, last_of_each, losses_in, read_study
+from analysis.paper import published_share
 from tasks.files import write_bytes
-from tasks.stats import Z, half_95
-
-WIDTH = 3.3             # inches: a column of a two-column paper
-FEW = 4                 # up to this number of arms a curve shows its seeds and its interval
-# Okabe and Ito's colours, which all kinds of colour vision tell apart, a grey, and three of Tol's
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#777777", "#332288",
-           "#882255", "#999933")
-MARKERS = "os^Dv<P*X>hpd"
-DASHES = "-", "--", ":", "-."
-STYLE = {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7,
-         "ytick.labelsize": 7, "legend.fontsize": 6.5, "font.family": "DejaVu Sans",
-         "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6,
-         "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.4, "axes.axisbelow": True,
-         "lines.linewidth": 1.2, "lines.markersize": 4, "legend.frameon": False,
-         "legend.handlelength": 2.4, "legend.columnspacing": 1,
-         "figure.constrained_layout.use": True, "svg.hashsalt": "figure",
-         "text.parse_math": False}      # a `$` in a name is a dollar
+from tasks.stats import half_95, pearson, t_95
 
 
 @dataclass
@@ -60,8 +49,8 @@ class PlotConfig:
     inputs: tuple[str, ...] = ()        # files or folders of a study's logs, separated by commas
     out: str = "figures"                # a folder for {figure}.png and {figure}.svg
     arms: tuple[str, ...] = ()          # only these, as grid.py names them; empty: all
-    figure: Literal["all", "training", "drift", "ratio", "scatter", "ablation",
-                    "front"] = "all"    # which one to draw
+    figure: Literal["all", "ablation", "accuracy", "loss", "kept", "sensitivity", "training",
+                    "drift", "ratio", "scatter", "front"] = "all"   # which one to draw
 
 
 def main(cfg: PlotConfig):
@@ -96,14 +85,8 @@ def draw(name: str, study):
     return FIGURES[name](study)
 
 
-def save(figure, file, kind: str):
-    """Write a figure; the same figure gives the same bytes at any time."""
-    metadata = {"Date": None} if kind == "svg" else {"Software": None}
-    figure.savefig(file, format=kind, dpi=300, metadata=metadata)
-
-
 # ----------------------------------------------------------------------------------------------
-# what is compared, and how it is drawn
+# what is compared
 
 
 def most_runs(frame: pd.DataFrame, lacking: str):
@@ -116,106 +99,205 @@ def most_runs(frame: pd.DataFrame, lacking: str):
     return by_arm(frame[frame["config"] == config]), f"{short(config, 80)}.{said}"
 
 
-def best_group(results: pd.DataFrame) -> pd.DataFrame:
-    """Return the results of one config, task and split: on test if possible, then by number."""
-    groups = [group for _, group in results.groupby(["config", "task", "split"], sort=False)]
-    return max(groups, key=lambda group: (group["split"].iloc[0] == "test", len(group)),
-               default=results)
+def scored(results: pd.DataFrame) -> pd.DataFrame:
+    """Select the scores on test; without any those on validation stand in their place. `asked` is
+    where they are from."""
+    results = results.assign(asked=results["split"])
+    on_test = results[results["split"] == "test"]
+    return on_test if len(on_test) else results.assign(split="test")
 
 
-def pearson(x, y) -> tuple[float, float, float]:
-    """Return r and the ends of its 95 % interval by Fisher's z; nan where they do not exist."""
-    n = len(x)
-    if n < 2 or len(set(x)) < 2 or len(set(y)) < 2:
-        return math.nan, math.nan, math.nan
-    r = statistics.correlation(x, y)
-    if n < 4 or abs(r) >= 1:
-        return r, math.nan, math.nan
-    half = Z / math.sqrt(n - 3)
-    return r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)
+def panels_in(results: pd.DataFrame) -> dict[tuple, str]:
+    """Return {(config, n_shot): its title}, by learning rate where the logs tell it."""
+    titles = {}
+    for key, own in results.groupby(["config", "n_shot"], sort=False):
+        rates = set(own["lr"].dropna()) if "lr" in own else set()
+        rate = rates.pop() if len(rates) == 1 else None
+        title = f"{short(key[0])}, {key[1]}-shot"
+        if isinstance(rate, (int, float)):
+            title += f"\nlr {rate:g}"
+        titles[key] = (rate if isinstance(rate, (int, float)) else math.inf, title)
+    return {key: titles[key][1] for key in sorted(titles, key=lambda key: titles[key][0])}
 
 
-def axes(height: float, rows: int = 1, columns: int = 1, **options):
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(WIDTH, height))
-    return figure, figure.subplots(rows, columns, squeeze=False, **options)
-
-
-def style_of(arm: str) -> dict:
-    """Return colour, marker and dash of an arm, which it has in every figure."""
-    i = list(ARMS).index(arm) if arm in ARMS else zlib.crc32(arm.encode())
-    return {"color": COLOURS[i % 10], "marker": MARKERS[i % 13], "linestyle": DASHES[i // 10 % 4]}
-
-
-def short(text, length: int = 24) -> str:
-    """Return a name as it can be drawn: one line, no control characters, cut to its room.
-
-    matplotlib leaves names that begin with an underscore out of legends.
-    """
-    text = printable(str(text)).replace("\n", " ")
-    text = text if len(text) <= length else text[:length - 1] + "\u2026"
-    return " " + text if text.startswith("_") else text
-
-
-def curves(ax, frame: pd.DataFrame, x: str, y: str, dodge: float = 0.0, gap: tuple = ()):
-    """Draw y over x: for each arm the mean of its runs, wherever all of them have a value.
-
-    A few arms also show their runs as thin lines and the interval of the mean as a band. dodge
-    moves the arms apart; lines are broken at the x in gap.
-    """
-    arms = list(frame["arm"].unique())
-    for k, arm in enumerate(arms):
-        runs = frame[frame["arm"] == arm].pivot_table(index=x, columns="run", values=y).dropna()
-        if runs.empty:
-            continue
-        half = runs.apply(half_95, axis=1)
-        xs = sorted([*runs.index, *gap])
-        runs, half = runs.reindex(xs), half.reindex(xs)     # nan in the gap
-        mean, style = runs.mean(axis=1), style_of(arm)
-        at = mean.index + (k - (len(arms) - 1) / 2) * dodge
-        ax.plot(at, mean, **style, markevery=max(1, len(mean) // 6),
-                label=f"{short(label(arm))}, n = {len(runs.columns)}")
-        if len(arms) <= FEW:
-            ax.plot(at, runs, color=style["color"], linewidth=0.5, alpha=0.6)
-            ax.fill_between(at, mean - half, mean + half, color=style["color"], alpha=0.2,
-                            linewidth=0)
-
-
-def legend_above(figure, **options):
-    """Put one legend for all axes above them, in as many columns as there is room for."""
-    handles = {}
-    for ax in figure.axes:
-        handles |= {name: handle for handle, name in zip(*ax.get_legend_handles_labels())}
-    for columns in range(min(3, len(handles)), 0, -1):
-        legend = figure.legend(handles.values(), handles.keys(), loc="outside upper center",
-                               ncols=columns, **options)
-        if legend.get_window_extent().width <= WIDTH * figure.dpi or columns == 1:
-            break
-        legend.remove()
-    figure.set_figheight(figure.get_figheight() + 0.14 * max(0, len(handles) / columns - 2))
-
-
-def line_at(ax, at: float = 0.0, vertical: bool = False):
-    (ax.axvline if vertical else ax.axhline)(at, color="#555555", linewidth=0.8, zorder=1)
-
-
-def log_axis(ax):
-    """Make the y axis logarithmic, with a few plain numbers even on less than a decade."""
-    from matplotlib.ticker import LogLocator
-    ax.set_yscale("log")
-    low, high = ax.yaxis.get_view_interval()
-    subs = (1,) if high / low > 100 else (1, 3) if high / low > 10 else (1, 1.5, 2, 3, 5, 7)
-    ax.yaxis.set_major_locator(LogLocator(subs=subs, numticks=6))
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.minorticks_off()
+def questions_of(results: pd.DataFrame) -> str:
+    """Say how many questions of which tasks the scores are of."""
+    n = " or ".join(f"{n:,}" for n in sorted(set(results["n"])))
+    tasks = short(", ".join(map(str, dict.fromkeys(results["task"]))))
+    return f"{n} questions, {tasks} {results['asked'].iloc[0]}"
 
 
 # ----------------------------------------------------------------------------------------------
-# figures: study -> figure, caption; ValueError on what is lacking
+# figures of scores: study -> figure, caption; ValueError on what is lacking
+
+
+def ablation(study: Study):
+    """Draw each arm's mean gain over the plain that belongs to it, by config and shots."""
+    results, panels, counts = scored(study.results), {}, {}
+    titles = panels_in(results)
+    for (config, n_shot), title in titles.items():
+        gains = {arm: gain_of(results, config, arm, n_shot)
+                 for arm in arms_of(results, config, n_shot)}
+        gains = {arm: values for arm, values in gains.items() if len(values)}
+        if not gains:
+            continue
+        plain = tested(results, config, "plain", n_shot)["accuracy"]
+        title += f"\nplain: {plain.mean():.1f} %" * bool(len(plain))
+        panels[title] = {arm: with_interval(values) for arm, values in gains.items()}
+        counts |= {arm: max(len(values), counts.get(arm, 0)) for arm, values in gains.items()}
+    if not panels:
+        raise ValueError("it takes results.jsonl with scores of the arm `plain` and of another one")
+    names = {arm: f"{short(label(arm))}, n = {n}" + (
+        "" if plain_of(arm) == "plain" else f"\nover {label(plain_of(arm))}")
+        for arm, n in counts.items()}
+    figure, grid = dots(panels, names)
+    for ax in grid[0]:
+        line_at(ax, vertical=True)
+    name_axes(figure, "gain over plain, points")
+    return figure, (f"Accuracy minus that of the plain run with the same seed, "
+                    f"{questions_of(results)}. An arm is over plain unless it says over which. "
+                    f"Small dots are the n seeds, markers their mean, lines its 95 % interval, not "
+                    f"corrected for the number of arms.")
+
+
+def with_interval(values) -> tuple:
+    """Return mean, ends of its 95 % interval, and the values."""
+    found = effect_of(values)
+    return found.mean, found.mean - found.half, found.mean + found.half, list(values)
+
+
+def accuracy(study: Study):
+    """Draw the score of each arm beside that of its base, by config and shots."""
+    results = scored(study.results)
+    figure, grid, keys = levels(results, "accuracy", "it takes results.jsonl with scores")
+    for ax, (config, n_shot) in zip(grid[0], keys):
+        bases = list(scores_of_bases(results, config, n_shot).values())
+        for score in bases:
+            line_at(ax, score, vertical=True, color="black", linestyle="--", linewidth=0.6)
+    name_axes(figure, "accuracy, %")
+    return figure, (f"Accuracy, {questions_of(results)}. Small dots are seeds, markers their mean, "
+                    f"lines its 95 % interval. Grey: the mean of plain. Dashed: the bases before "
+                    f"tuning.")
+
+
+def loss(study: Study):
+    """Draw the held-out loss of each arm at the greatest rate, by config."""
+    results = scored(study.results)
+    lacking = "it takes results.jsonl with held-out losses of the task"
+    rates = losses_in(results)
+    if not rates:
+        raise ValueError(lacking)
+    greatest = rates[-2]                # the last is their mean
+    first_shot = results.groupby("config")["n_shot"].transform("min")       # losses know no shots
+    figure, grid, _ = levels(results[results["n_shot"] == first_shot], greatest, lacking)
+    name_axes(figure, f"held-out loss at {greatest}")
+    return figure, (f"Held-out loss of the task at {greatest}; less is better. Small dots are "
+                    f"seeds, markers their mean, lines its 95 % interval. Grey: the mean of plain.")
+
+
+def levels(results: pd.DataFrame, outcome: str, lacking: str):
+    """Draw an outcome of every arm, a panel a config -> figure, axes, the panels' keys."""
+    panels, keys, plain = {}, [], {}
+    for (config, n_shot), title in panels_in(results).items():
+        values = {arm: tested(results, config, arm, n_shot)[outcome].dropna()
+                  for arm in arms_of(results, config, n_shot)}
+        values = {arm: own for arm, own in values.items() if len(own)}
+        if values:
+            keys.append((config, n_shot))
+            panels[title] = {arm: with_interval(own) for arm, own in values.items()}
+            plain[title] = values.get("plain", pd.Series(dtype=float)).mean()
+    if not panels:
+        raise ValueError(lacking)
+    figure, grid = dots(panels)
+    for ax, at in zip(grid[0], plain.values()):
+        line_at(ax, at, vertical=True, color=GREY)
+    return figure, grid, keys
+
+
+def kept(study: Study):
+    """Draw which share of what plain loses of its base's score each arm keeps."""
+    results, panels = scored(study.results), {}
+    for (config, n_shot), title in panels_in(results).items():
+        if loses(results, config, n_shot):
+            shares = {arm: kept_by(results, config, arm, n_shot)
+                      for arm in arms_of(results, config, n_shot) if arm != "plain"}
+            panels[title] = {arm: (*(100 * value for value in share), [])
+                             for arm, share in shares.items() if not math.isnan(share[0])}
+    if not any(panels.values()):
+        raise ValueError("it takes results.jsonl with scores of a base, of `plain`, which are "
+                         "worse, and of another arm")
+    paper = 100 * published_share("llada8b_gsm8k", "jepa", 4, "base")
+    figure, grid = dots(panels)
+    for ax in grid[0]:
+        line_at(ax, vertical=True)
+        line_at(ax, paper, vertical=True, linestyle=":", color=style_of("jepa")["color"])
+        ax.set_xlim(max(-150, ax.get_xlim()[0]), min(200, ax.get_xlim()[1]))
+    name_axes(figure, "share kept of what plain loses, %")
+    return figure, (f"Share kept, (arm - plain) / (base - plain) in accuracy, "
+                    f"{questions_of(results)}, with Fieller's 95 % interval where there is one. "
+                    f"Dotted: JEPA's {paper:.0f} % of the paper, if its base had the score that "
+                    f"LLaDA's authors report.")
+
+
+def sensitivity(study: Study):
+    """Draw JEPA's accuracy on validation at every (lambda, depth), a panel a config."""
+    tables = {}
+    for config, own in study.trials.groupby("config", sort=False):
+        table = own.pivot_table(index=["lambda", "depth"], columns=["seed", "n_shot"],
+                                values="accuracy").dropna(axis=1)
+        if len(table) > 1 and len(table.columns):
+            tables[config] = table
+    if not tables:
+        raise ValueError("it takes results.jsonl with JEPA's scores on validation at several "
+                         "(lambda, depth)")
+    figure, grid = axes(0.9 + 0.3 * max(table.index.get_level_values(0).nunique()
+                                        for table in tables.values()), 1, len(tables),
+                        width=3.3 if len(tables) < 2 else 6.9)
+    noises = [noise_of(table) for table in tables.values()]
+    titles = {config: title for (config, _), title in panels_in(study.trials).items()}
+    for ax, (config, table), noise in zip(grid[0], tables.items(), noises):
+        means = table.mean(axis=1).unstack()
+        middle = (means.max(axis=None) + means.min(axis=None)) / 2
+        half = max(means.max(axis=None) - middle, 0 if math.isnan(noise) else noise, 0.05)
+        ax.imshow(means, cmap="cividis", vmin=middle - half, vmax=middle + half, aspect="auto")
+        for row, column in np.ndindex(means.shape):
+            value = means.iloc[row, column]
+            if not math.isnan(value):
+                ax.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=7,
+                        color="white" if value < middle else "black")
+        chosen = choose(study.trials, config)
+        ax.plot(list(means.columns).index(chosen[1]) + 0.38, list(means.index).index(chosen[0])
+                - 0.3, "*", color="#D55E00", markersize=6, markeredgecolor="white",
+                markeredgewidth=0.4)
+        ax.set_xticks(range(len(means.columns)), means.columns)
+        ax.set_yticks(range(len(means.index)), [f"{weight:g}" for weight in means.index])
+        ax.set_title(titles[config].replace(", 0-shot", "")
+                     + ("" if math.isnan(noise) else f"\na cell: +- {noise:.1f}"))
+        ax.grid(visible=False)
+    name_axes(figure, "depth of the predictor", "lambda")
+    seeds = sorted({len(table.columns) for table in tables.values()})
+    return figure, (f"JEPA's accuracy on validation, mean over {' or '.join(map(str, seeds))} "
+                    f"seeds and shots that all cells have. Colours span at least the 95 % interval "
+                    f"of a cell, so that noise does not look like structure. Star: the best.")
+
+
+def noise_of(table: pd.DataFrame) -> float:
+    """Return half of the 95 % interval of a row's mean, when rows share the columns' differences;
+    nan for one column."""
+    rest = table.sub(table.mean(axis=1), axis=0).sub(table.mean() - table.mean(axis=None))
+    df = (table.shape[0] - 1) * (table.shape[1] - 1)
+    if df < 1:
+        return math.nan
+    return t_95(df) * math.sqrt((rest ** 2).sum(axis=None) / df / table.shape[1])
+
+
+# ----------------------------------------------------------------------------------------------
+# figures of logs and probes
 
 
 NO_PROBE = "it takes a probe.json, which analysis/probe.py writes"
-MEANS = f"Lines are means over the n seeds, bands (up to {FEW} arms) 95 % intervals."
+MEANS = (f"Lines are means over the n seeds, bands 95 % intervals; with more than {FEW} arms each "
+         f"has a row, and grey is the plain that it belongs to.")
 
 
 def training(study: Study):
@@ -224,20 +306,27 @@ def training(study: Study):
     panels = [column for column in ("diffusion", "jepa", *held_out) if log[column].notna().any()]
     if not panels:
         raise ValueError("it takes log.jsonl with losses in it")
-    figure, grid = axes(0.4 + 1.05 * len(panels), len(panels), sharex=True)
-    for ax, column in zip(grid[:, 0], panels):
-        curves(ax, log, "step", column)
-        floor = log.dropna(subset=["jepa_floor"])
-        if column == "jepa" and len(floor):
-            floor = floor[floor["arm"] == floor["arm"].iloc[0]].groupby("step")["jepa_floor"].mean()
-            ax.plot(floor, color="black", linewidth=0.8, linestyle=":", label="constant predictor")
-        log_axis(ax)
-        name = "JEPA" if column == "jepa" else short(column, 20).replace("held-out ", "held-out\n")
-        ax.set_ylabel(f"{name} loss")
-    grid[-1, 0].set_xlabel("optimizer step")
-    legend_above(figure)
-    return figure, (f"Losses while training, {said} {MEANS} Held-out losses are means over t; "
-                    f"constant predictor: the least JEPA loss that ignores the input.")
+    figure, grid = panels_of(log, "step", panels)
+    floor = log.dropna(subset=["jepa_floor"])
+    few = log["arm"].nunique() <= FEW
+    if few and "jepa" in panels and len(floor):
+        floor = floor[floor["arm"] == floor["arm"].iloc[0]].groupby("step")["jepa_floor"].mean()
+        grid[panels.index("jepa"), 0].plot(floor, color="black", linewidth=0.8, linestyle=":",
+                                           label="constant predictor")
+        for legend in list(figure.legends):
+            legend.remove()
+        legend_above(figure)
+    names = ["JEPA loss" if column == "jepa" else
+             short(column, 20).replace("held-out ", "held-out\n") + " loss" for column in panels]
+    for ax in grid.flat:
+        log_axis(ax, small=not few)
+    for ax, name in zip(grid[:, 0] if few else grid[0], names):
+        ax.set_ylabel(name) if few else ax.set_title(name)
+    for ax in grid[-1]:
+        ax.set_xlabel("optimizer step")
+    floor_said = "; constant predictor: the least JEPA loss that ignores the input" * few
+    return figure, (f"Losses while training, {said} {MEANS} Held-out losses are means over "
+                    f"t{floor_said}.")
 
 
 def drift(study: Study):
@@ -247,41 +336,36 @@ def drift(study: Study):
     rows = runs[["run", "arm", *panels]].explode(panels).astype(dict.fromkeys(panels, float))
     rows["depth"] = rows.groupby("run").cumcount()
     last = len(depths) - 1              # the norm
-    dodge = min(0.12, 0.6 / max(1, rows["arm"].nunique() - 1))
-    figure, grid = axes(3.7, 2, sharex=True)
-    for ax, key in zip(grid[:, 0], panels):
-        curves(ax, rows, "depth", key, dodge, gap=(last - 0.5,))
-        ax.set_ylabel(f"drift of {'weights' if key == 'weight_drift' else 'states'}")
+    figure, grid = panels_of(rows, "depth", panels, gap=(last - 0.5,))
+    few = grid.shape[1] == 1
+    for ax, name in zip(grid[:, 0] if few else grid[0], ("drift of states", "drift of weights")):
+        ax.set_ylabel(name) if few else ax.set_title(name)
+    for ax in grid.flat:
         ax.set_ylim(bottom=0)
     every = max(1, -(-last // 8))       # as many blocks as there is room for
     shown = [0, *range(every, last - every // 2, every), last]
-    grid[-1, 0].set_xticks(shown, [depths[n] for n in shown])
-    grid[-1, 0].set_xlabel("block")
-    legend_above(figure)
+    for ax in grid[-1]:
+        ax.set_xticks(shown, [depths[n] for n in shown])
+        ax.set_xlabel("block")
     return figure, (f"Distance from the base, relative to its length, by depth: "
                     f"{short(runs['texts'].iloc[0], 80)}; {said} {MEANS}")
 
 
 def ratio(study: Study):
     """Divide JEPA's drift by that of the plain run with the same seed, by config and rates."""
-    runs = last_of_each(study.probed)
-    plain = runs[runs["arm"] == "plain"]
-    jepa = runs[runs["arm"].isin(["jepa", *AT_RATES])]
-    both = jepa.merge(plain, on=["config", "seed"], suffixes=("", "_plain"))
+    both = drift_ratios(study.probed, ["jepa", *AT_RATES])
     if both.empty:
         raise ValueError("it takes a probe.json with a plain and a JEPA run of one seed")
-    if not (both[["mean_drift", "mean_drift_plain"]] > 0).all(axis=None):
-        raise ValueError("it takes runs that have moved: a probe.json has a mean drift of 0")
-    both["log_ratio"] = np.log(both["mean_drift"] / both["mean_drift_plain"])
     groups = by_arm(both).groupby(["config", "arm"], sort=False)["log_ratio"]
     figure, grid = axes(0.6 + 0.4 * len(groups))
     ax, names = grid[0, 0], []
     for y, ((config, arm), ratios) in enumerate(groups):
-        half = half_95(list(ratios))
-        ax.plot(np.exp([ratios.mean() - half, ratios.mean() + half]), [y, y], color="#444444")
-        ax.plot(np.exp(ratios), [y] * len(ratios), color=style_of("jepa")["color"], marker="o",
-                linestyle="none", markersize=3.5, alpha=0.7, markeredgewidth=0)
-        ax.plot(np.exp(ratios.mean()), y, color="black", marker="|", markersize=10)
+        half, style = half_95(list(ratios)), style_of(arm)
+        ax.plot(np.exp([ratios.mean() - half, ratios.mean() + half]), [y, y], color=style["color"])
+        ax.plot(np.exp(ratios), [y] * len(ratios), ".", color=style["color"], markersize=5,
+                alpha=0.55, markeredgewidth=0)
+        ax.plot(np.exp(ratios.mean()), y, color=style["color"], marker=style["marker"],
+                markersize=5.5, markeredgecolor="white", markeredgewidth=0.5)
         names.append(f"{short(config)}\n{short(label(arm))}, n = {len(ratios)}")
     line_at(ax, 1, vertical=True)
     ax.set_yticks(range(len(groups)), names)
@@ -289,109 +373,50 @@ def ratio(study: Study):
     ax.set_xlabel("drift with JEPA / without")
     ax.locator_params(axis="x", nbins=5)
     return figure, ("Mean drift over blocks of a JEPA run over that of the plain run with the same "
-                    "seed. Dots are seeds, ticks their geometric mean, lines its 95 % interval.")
+                    "seed. Dots are seeds, markers their geometric mean, lines its 95 % interval.")
 
 
 def scatter(study: Study):
     every, said = most_runs(study.probed, NO_PROBE)
-    figure, grid = axes(2.9)
-    ax = grid[0, 0]
-    for arm, checkpoints in every.groupby("arm", sort=False):
-        style = style_of(arm) | {"linestyle": "none"}
-        for _, path in checkpoints.sort_values("step").groupby("run"):
-            ax.plot(path["mean_drift"], path["forgetting"], color=style["color"], linewidth=0.5,
-                    alpha=0.6, marker=".", markersize=2.5)
-        x, y = (list(last_of_each(checkpoints)[key]) for key in ("mean_drift", "forgetting"))
-        r, low, high = pearson(x, y)
+    last = by_arm(last_of_each(every))
+
+    def correlation(runs):
+        r, low, high = pearson(list(runs["mean_drift"]), list(runs["forgetting"]))
         words = "" if math.isnan(low) else f", r = {r:+.2f} [{low:+.2f}, {high:+.2f}]"
-        ax.plot(x, y, **style, markeredgecolor="white", markeredgewidth=0.5, markersize=5,
-                label=f"{short(label(arm))}: n = {len(x)}{words}")
-    line_at(ax)
-    ax.set_xlabel("mean drift over blocks")
-    ax.set_ylabel("forgetting: loss minus base")
-    legend_above(figure, handlelength=1)
+        return f"n = {len(runs)}{words}"
+    figure, axes_of = clouds(last, "mean_drift", "forgetting", correlation)
+    for (arm, _), path in every.sort_values("step").groupby(["arm", "run"], sort=False):
+        axes_of[arm].plot(path["mean_drift"], path["forgetting"], color=style_of(arm)["color"],
+                          linewidth=0.5, alpha=0.6, marker=".", markersize=2.5)
+    for ax in set(axes_of.values()):
+        line_at(ax)
+    name_axes(figure, "mean drift over blocks", "forgetting: loss minus base")
     return figure, (f"Drift against forgetting, {said} A marker is the end of a run, small dots "
-                    f"are its earlier checkpoints. Pearson's r of the n ends, with its 95 % "
-                    f"interval.")
-
-
-def gains_of(results: pd.DataFrame) -> pd.DataFrame:
-    """Pair each score with that of the arm's plain run with the same seed and shots: its gain."""
-    keys = ["config", "task", "split", "n_shot", "seed", "plain"]
-    plain = results[["config", "task", "split", "n_shot", "seed", "accuracy"]].assign(
-        plain=results["arm"])
-    both = results.assign(plain=results["arm"].map(plain_of)).merge(
-        plain, on=keys, suffixes=("", "_plain"))
-    both["gain"] = both["accuracy"] - both["accuracy_plain"]
-    return both[both["arm"] != both["plain"]]
-
-
-def ablation(study: Study):
-    """Draw a bar for each arm: the mean gain over its plain run, by number of shots."""
-    gains = by_arm(best_group(gains_of(study.results)))
-    if gains.empty:
-        raise ValueError("it takes results.jsonl with scores of the arm `plain` and of another one")
-    arms = sorted(gains["arm"].unique(), key=lambda arm: (arm == "jepa", rank_of(arm)))
-    shots = sorted(gains["n_shot"].unique())
-    figure, grid = axes(0.7 + 0.32 * len(arms), 1, len(shots), sharey=True)
-    for ax, n_shot in zip(grid[0], shots):
-        at_shot = gains[gains["n_shot"] == n_shot]
-        for y, arm in enumerate(arms):
-            own, style = at_shot[at_shot["arm"] == arm], style_of(arm)
-            half = half_95(list(own["gain"]))
-            ax.barh(y, own["gain"].mean(), 0.62, color=style["color"], alpha=0.55, xerr=half,
-                    edgecolor=style["color"], ecolor="#333333", error_kw={"linewidth": 0.8})
-            ax.plot(own["gain"], [y] * len(own), color="#222222", marker=style["marker"],
-                    linestyle="none", markersize=3, markerfacecolor="white", markeredgewidth=0.7)
-        plain = at_shot["accuracy_plain"][at_shot["plain"] == "plain"]
-        line_at(ax, vertical=True)
-        ax.locator_params(axis="x", nbins=6 if len(shots) == 1 else 4)
-        ax.set_title(f"{n_shot}-shot\nplain: {plain.mean():.2f} %")
-        ax.grid(axis="y", visible=False)
-    counts = gains.groupby("arm")["seed"].nunique()
-    over = {arm: "" if plain_of(arm) == "plain" else ", over its own plain" for arm in arms}
-    grid[0, 0].set_yticks(range(len(arms)), [f"{short(label(arm))}\nn = {counts[arm]}{over[arm]}"
-                                             for arm in arms])
-    grid[0, 0].set_ylim(len(arms) - 0.5, -0.5)
-    figure.supxlabel("gain over plain, points of accuracy", fontsize=8)
-    return figure, (f"Accuracy minus that of the plain run with the same seed, {group_of(gains)}. "
-                    f"Dots are the n seeds, bars their mean, lines its 95 % interval, not "
-                    f"corrected for the number of arms.")
-
-
-def group_of(results: pd.DataFrame) -> str:
-    """Name the questions of a group of results."""
-    first, n = results.iloc[0], " or ".join(f"{n:,}" for n in sorted(set(results["n"])))
-    return f"{short(first['config'], 40)}: {n} questions, {short(first['task'])} {first['split']}"
+                    f"are its earlier checkpoints, grey ones the other arms. Pearson's r of the n "
+                    f"ends, with its 95 % interval.")
 
 
 def front(study: Study):
     """Set accuracy against forgetting, by the probe, or without one by the runs' held-out loss."""
-    found, last = study.results, last_of_each(study.probed)
+    found, last = scored(study.results), last_of_each(study.probed)
     if len(last):
-        loss = dict(zip(last["run"], last["forgetting"]))
-        found = found.assign(forgetting=found["run"].map(loss).astype(float))
-    found = best_group(found.dropna(subset=["forgetting"]))
+        loss_of = dict(zip(last["run"], last["forgetting"]))
+        found = found.assign(forgetting=found["run"].map(loss_of).astype(float))
+    found = found.dropna(subset=["forgetting"])
     if found.empty:
         raise ValueError("it takes results.jsonl with losses of another corpus (forget_task), or "
                          "a probe.json of the same runs")
-    found = found[found["n_shot"] == found["n_shot"].mode()[0]]
-    figure, grid = axes(2.9)
-    ax = grid[0, 0]
-    for arm, runs in by_arm(found).groupby("arm", sort=False):
-        style = style_of(arm) | {"linestyle": "none", "markeredgecolor": "white"}
-        ax.plot(runs["forgetting"], runs["accuracy"], **style, markersize=3.5, alpha=0.6,
-                markeredgewidth=0.3)
-        ax.plot(runs["forgetting"].mean(), runs["accuracy"].mean(), **style, markersize=7,
-                markeredgewidth=0.5, alpha=0.8, label=f"{short(label(arm))}, n = {len(runs)}")
+    found = found[found["config"] == found["config"].mode()[0]]
+    found = by_arm(found[found["n_shot"] == found["n_shot"].mode()[0]])
+    figure, axes_of = clouds(found, "forgetting", "accuracy", lambda runs: f"n = {len(runs)}")
     best = pareto(found[["forgetting", "accuracy"]].itertuples(index=False, name=None))
-    ax.step(*zip(*best), where="post", color="black", linewidth=0.8, zorder=1)
-    ax.set_xlabel("forgetting: loss minus base (less is better)")
-    ax.set_ylabel("accuracy, %")
-    legend_above(figure, handlelength=1)
+    for ax in set(axes_of.values()):
+        ax.step(*zip(*best), where="post", color="black", linewidth=0.8, zorder=1)
+    name_axes(figure, "forgetting: loss minus base (less is better)", "accuracy, %")
     return figure, (f"Accuracy against forgetting, {found['n_shot'].iloc[0]}-shot, "
-                    f"{group_of(found)}. Small markers are runs, large ones the means of an arm; "
-                    f"no run is better in both than those on the black line.")
+                    f"{short(found['config'].iloc[0], 40)}: {questions_of(found)}. Markers are "
+                    f"runs, grey ones those of the other arms; no run is better in both than those "
+                    f"on the black line.")
 
 
 def pareto(points) -> list[tuple]:
@@ -403,8 +428,9 @@ def pareto(points) -> list[tuple]:
     return best
 
 
-FIGURES = {"training": training, "drift": drift, "ratio": ratio, "scatter": scatter,
-           "ablation": ablation, "front": front}
+FIGURES = {"ablation": ablation, "accuracy": accuracy, "loss": loss, "kept": kept,
+           "sensitivity": sensitivity, "training": training, "drift": drift, "ratio": ratio,
+           "scatter": scatter, "front": front}
 
 
 if __name__ == "__main__":

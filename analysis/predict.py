@@ -1,6 +1,6 @@
 """Closed forms: parameters, FLOPs and memory of a model, without running anything.
 
-    python analysis/predict.py          memory and step time of LLaDA-8B on four sets of GPUs
+    python analysis/predict.py      LLaDA-8B: FLOPs of a step, memory and time on four sets of GPUs
 
 tests/test_bench.py holds parameters and FLOPs to what PyTorch counts, and bytes to what it keeps.
 """
@@ -22,7 +22,10 @@ from model import NLL_CHUNK, PRESETS, ModelConfig
 PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "4090": 165e12}
 ROWS = 64      # of a training step, packed end to end
 MFU = 0.4      # share of the GPUs' peak that training reaches
-MASKED = 0.12  # share of GSM8K's tokens that t = 0.2 masks: 59 % of the tokens are answers
+ANSWERS, MASKED = 0.59, 0.12    # shares of GSM8K's tokens: of answers, and masked at t = 0.2
+# passes over the rows, with gradient and without, and the share of tokens that get logits
+STEPS = {"AR fine-tuning": (1, 0, ANSWERS), "LLM-JEPA, both views packed": (2, 0, ANSWERS),
+         "plain diffusion": (1, 0, MASKED), "DLLM-JEPA": (1, 1, MASKED)}
 
 
 @dataclass
@@ -35,6 +38,10 @@ class PredictConfig:
 
 def main(cfg: PredictConfig):
     config = shape_of("llada-8b")
+    print(f"A step of LLaDA-8B, {ROWS} packed rows of {cfg.length} tokens. F: the FLOPs of one "
+          f"forward pass\nover the rows; a backward pass costs two. PFLOP: with the logits")
+    print_table(step_table(config, cfg.length))
+
     trunk = ROWS * trunk_flops(config, [cfg.length])
     head = 3 * head_flops(config, round(MASKED * ROWS * cfg.length))
     rows = [["", "GB", "of", "plain", "jepa"]]
@@ -47,8 +54,7 @@ def main(cfg: PredictConfig):
         speed = setup.n_gpu * PEAKS[setup.gpu] * MFU
         times = [f"{(n * trunk + head) / speed:.2f} s" for n in (passes, passes + 1)]
         rows.append([setup.name, f"{gb:.1f}", f"{setup.gigabytes:.0f}", *times])
-    print(f"Predicted, not measured: LLaDA-8B, {ROWS} packed rows of {cfg.length} tokens a step, "
-          f"at {MFU:.0%} of the peak")
+    print(f"\nPredicted, not measured: memory of a GPU, time of a step at {MFU:.0%} of the peak")
     print_table(rows)
 
 
@@ -115,6 +121,21 @@ def trunk_flops(config: ModelConfig, lengths) -> int:
     linear = 2 * layer_matrices(config)
     square = 4 * config.n_head * head_dim(config)
     return config.n_layer * sum(linear * T + square * T * T for T in lengths)
+
+
+def step_table(config: ModelConfig, length: int) -> list[list[str]]:
+    """Lay out the passes and FLOPs of each kind of step, as the paper's table 1 does."""
+    def flops(n_grad, n_other, share):      # logits are computed in one pass with gradient
+        head = head_flops(config, round(share * ROWS * length))
+        return (3 * n_grad + n_other) * trunk_flops(config, [length] * ROWS) + 3 * head
+
+    plain = flops(*STEPS["plain diffusion"])
+    rows = [["", "with gradient", "without", "backward", "sum", "PFLOP", "/ plain"]]
+    for kind, (n_grad, n_other, share) in STEPS.items():
+        total = flops(n_grad, n_other, share)
+        passes = [f"{n}F" for n in (n_grad, n_other, 2 * n_grad, 3 * n_grad + n_other)]
+        rows.append([kind, *passes, f"{total / 1e15:.2f}", f"{total / plain:.3f}"])
+    return rows
 
 
 def head_flops(config: ModelConfig, n: int) -> int:

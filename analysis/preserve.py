@@ -2,13 +2,14 @@
 
     python analysis/preserve.py --base=GSAI-ML/LLaDA-8B-Base --models=out/plain,out/jepa
     python analysis/preserve.py --base=... --models=... --tasks=nl_rx,django,gsm8k
+    python analysis/preserve.py --grid=out/wide_t       all runs of a grid, and their base
 
 Every model gets the same windows under the same masks and the same questions, so its difference to
 the base has a small error. Of a task it gets held-out rows, with masks in the answers. The paper
 (arXiv 2606.00091, table 3) reports the mean Wikitext loss minus the base's, and 500 questions of
 MMLU. It does not state windows, rates, questions and shots: these are ours. Each model's numbers
 are kept in `out`, in a file named after its weights and all it was asked. A second run measures
-only what is missing.
+only what is missing. Of a grid it also prints the paper's table, a line an arm.
 """
 import hashlib
 import math
@@ -27,7 +28,9 @@ from configurator import run  # first: it sets variables that torch reads
 
 from analysis.checks import check_count, check_number, check_text, told
 from analysis.console import print_table
+from analysis.frames import at_chosen, brief_name, frame_of, read_results, with_runs
 from analysis.likelihood import check_rates, choose, held_out_losses, losses_of_rows
+from analysis.tables import preservation
 from model import DLLM
 from pretrained.device import pick_device
 from pretrained.tokenizer import load_tokenizer
@@ -46,6 +49,7 @@ N_SOLVED = 5    # questions of each subject in MMLU's dev
 class PreserveConfig:
     base: str = ""                      # before tuning: a checkpoint, an out_dir or a hub name
     models: tuple[str, ...] = ()        # the same after tuning, one or more, with commas between
+    grid: str = ""                      # or an out_dir of grid.py: its runs and their base
     data_dir: str = ""                  # a folder with mmlu/, wikitext/ and TASK/; empty: the hub
     out: str = "out/preserve"           # folder of each model's numbers and of summary.json
     window: int = 512                   # tokens of a window of Wikitext
@@ -70,9 +74,11 @@ class PreserveConfig:
 
 
 def main(cfg: PreserveConfig):
-    if not cfg.base or not cfg.models:
-        raise ValueError("name a base and models to compare with it: --base=... --models=...")
-    print_tables(preserve(cfg), cfg)
+    cfg = with_runs(cfg)
+    summary = preserve(cfg)
+    print_tables(summary, cfg)
+    if cfg.grid:
+        print_arms(summary, cfg)
 
 
 def preserve(cfg: PreserveConfig) -> dict:
@@ -203,7 +209,7 @@ def print_tables(summary: dict, cfg: PreserveConfig):
     """Print a table of Wikitext, of each task and of MMLU, a line per model."""
     answers = [["", "right", "accuracy %", "stderr", "gained", "lost", "McNemar p", "mass"]]
     for name, scores in summary.items():
-        label, is_base = name[-17:], name == cfg.base
+        label, is_base = brief_name(name, 17), name == cfg.base
         s = scores["mmlu"]
         against = [f"{s['gained']}", f"{s['lost']}", f"{s['p']:.3f}"]
         answers.append([label, f"{s['right']}/{s['n']}", f"{100 * s['accuracy']:.1f}",
@@ -222,12 +228,21 @@ def print_tables(summary: dict, cfg: PreserveConfig):
     print_table(answers)
 
 
+def print_arms(summary: dict, cfg: PreserveConfig):
+    """Print the paper's table with the means over a grid's seeds, a line an arm."""
+    best = at_chosen(frame_of(read_results([Path(cfg.grid) / "results.jsonl"])))
+    table = preservation(best, [{"settings": vars(cfg), "models": summary}])
+    print(f"\n{table.name}")
+    print_table([list(table.cells.columns), *table.cells.values.tolist()])
+
+
 def print_losses(scores: dict, cfg: PreserveConfig):
     """Print a line per model: {model: what score_losses returns}."""
     table = [["", *(f"{t:g}" for t in cfg.rates), "mean", "minus base", "95 %"]]
     for name, s in scores.items():
         against = [f"{s['minus_base']:+.4f}", f"{s['half_95']:.4f}"]
-        table.append([name[-17:], *(f"{loss:.2f}" for loss in s["by_rate"]), f"{s['mean']:.4f}",
+        losses = [f"{loss:.2f}" for loss in s["by_rate"]]
+        table.append([brief_name(name, 17), *losses, f"{s['mean']:.4f}",
                       *(["", ""] if name == cfg.base else against)])
     print_table(table)
 

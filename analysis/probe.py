@@ -3,6 +3,7 @@
     python analysis/probe.py --base=GSAI-ML/LLaDA-8B-Base --models=out/plain,out/jepa
     python analysis/probe.py --base=out/compare/base --models=out/compare/plain,out/compare/jepa \\
         --text=toy_base --scales=0.25,0.5,0.75,1.5
+    python analysis/probe.py --grid=out/wide_t          all runs of a grid, and their base
 
 Base and tuned model read the same held-out text without masks. Measured at every depth: the
 embedding, the state after each block, the state after the final norm.
@@ -41,6 +42,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from analysis.console import print_table
+from analysis.frames import brief_name, with_runs
 from analysis.likelihood import (BATCH_TOKENS, check_rates, in_batches, longest_first,
                                  masked_copies, row_losses)
 from jepa import pool
@@ -61,6 +63,7 @@ from training.log import git_commit
 class ProbeConfig:
     base: str = ""                      # before tuning: a checkpoint, an out_dir or a hub name
     models: tuple[str, ...] = ()        # the same after tuning, one or more, with commas between
+    grid: str = ""                      # or an out_dir of grid.py: its runs and their base
     text: str = "wikitext"              # or a task, whose validation rows are read, e.g. toy_base
     data_dir: str = ""                  # folder of the text's {split}.jsonl[.gz]; empty: the hub
     out_dir: str = "out/probe"          # probe.json goes here
@@ -78,9 +81,7 @@ class ProbeConfig:
 
 
 def main(cfg: ProbeConfig):
-    if not cfg.base or not cfg.models:
-        raise ValueError("name a base and models to compare with it: --base=... --models=...")
-    print_tables(probe(cfg))
+    print_tables(probe(with_runs(cfg)))
 
 
 def probe(cfg: ProbeConfig) -> dict:
@@ -321,13 +322,14 @@ def print_tables(found: dict):
     table = [["", "drift", "1 - cos", "weights", "loss", "forgetting", "+-", "rank", "diversity"]]
     blends = [["base + a (tuned - base)", "a", "drift", "forgetting", "+-"]]
     for name, scores in found["models"].items():
+        label = brief_name(name, 24)
         inside = [f"{statistics.mean(scores[key][1:-1]):.4f}"
                   for key in ("drift", "cosine_distance", "weight_drift")]
-        table.append([name[-24:], *inside, f"{statistics.mean(scores['loss_by_rate']):.4f}",
+        table.append([label, *inside, f"{statistics.mean(scores['loss_by_rate']):.4f}",
                       f"{scores['forgetting']:+.4f}", f"{scores['half_95']:.4f}",
                       f"{scores['effective_rank'][-1]:.2f}", f"{scores['diversity'][-1]:.4f}"])
         for blend in scores.get("scales", ()):
-            blends.append([name[-24:], f"{blend['scale']:g}", f"{blend['mean_drift']:.4f}",
+            blends.append([label, f"{blend['scale']:g}", f"{blend['mean_drift']:.4f}",
                            f"{blend['forgetting']:+.4f}", f"{blend['half_95']:.4f}"])
     print(f"\n{found['settings']['text']}: n = {found['n']} texts, {found['tokens']:,} tokens; "
           f"means over blocks; forgetting: loss minus base,\nwith its 95 % interval over texts; "

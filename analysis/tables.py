@@ -1,13 +1,15 @@
 """The paper's tables with our numbers beside them, in markdown, from the results on file.
 
-    python analysis/tables.py --results=out/grid/results.jsonl
+    python analysis/tables.py --results=out/grid/results.jsonl --logs=out/grid
 
 Scores are in %, as mean (sd) over n seeds, ddof = 1. A +- is half of a 95 % interval by Student's
-t, from three seeds up. Differences are paired by seed, their p is Student's t; Holm's is adjusted
-for all arms of a table. "p, questions" is McNemar's exact test within each seed: seeds answer the
-same questions, so they are not pooled. An arm is compared with the plain arm of its own diffusion
-rate. (lambda, k), weight and depth, are JEPA's best on validation, and the other arms are shown
-there too: nothing is chosen on test. Losses are of held-out rows.
+t, from three seeds up. Differences are paired by seed, their p is Student's t and two-sided; Holm's
+is adjusted for the numbers in its column. "p, pooled" is of arms x blocks, a block being a seed:
+one sd of the noise for all arms, estimated from all of their runs (analysis/effects.py). "p,
+questions" is McNemar's exact test within each seed: seeds answer the same questions, so they are
+not pooled. An arm is compared with the plain arm of its own diffusion rate. (lambda, k), weight and
+depth, are JEPA's best on validation, and the other arms are shown there too: nothing is chosen on
+test. Losses are of held-out rows.
 """
 import math
 import statistics
@@ -24,44 +26,28 @@ from configurator import printable, run  # first: it sets variables that torch r
 import pandas as pd
 
 from analysis.arms import AT_RATES, label, plain_of, rank_of
-from analysis.frames import (at_chosen, frame_of, pairs_of, read_results, read_summaries,
-                             run_of)
+from analysis.effects import (Effect, arms_of, cells_of, drift_ratios, effect_of, effects, gain_of,
+                              holm_of, kept_by, loses, of_jepas_gain, pooled, scores_of_bases,
+                              tested, views_of)
+from analysis.frames import (at_chosen, frame_of, last_of_each, losses_in, pairs_of, read_results,
+                             read_study, read_summaries, run_of)
+from analysis.paper import (DRIFT_R, DRIFT_RATIO, LESS_FORGETTING, NOT_GIVEN, PRESERVED, PUBLISHED,
+                            SD_OF_SEEDS, published, published_gain, published_share)
+from analysis.words import (NOT_RUN, ends_of, in_words, interval, p_in_words, p_is,
+                            pooled_in_words, share_in_words, spread, with_ends)
 from tasks.answers import read_common
-from tasks.stats import half_95, holm, mcnemar, t_test
+from tasks.stats import mcnemar, pearson, sd_ratio
 
-NOT_RUN, NOT_GIVEN = "not run", "not given"
-
-# arXiv 2606.00091 as notes and a review quote it, in %: config -> arm -> 0-shot, 4-shot
-PUBLISHED = {
-    "llada8b_gsm8k": {
-        "plain": ("~39.5", "42.61"),            # main table; 0-shot: figure 3's gain, taken off
-        "rates_0.1_0.5": ("43.59", "44.05"),    # the appendix's table of rates; seed 42
-        "rates_0.2_0.5": ("42.00", "46.40"),
-        "rates_0.3_0.9": ("40.11", "42.76"),
-        "symmetric": ("38.9", "~42.5"),         # figure 3, ~ where it has the gain alone
-        "no_predictor": ("~43.2", "44.4"),
-        "jepa": ("44.88", "61.33")},            # the appendix's table of rates; main table
-    "llada8b_gsm8k_wide_t": {                   # table 3, three seeds, ddof not stated
-        "plain": ("65.23 (sd 0.93)", NOT_GIVEN), "l2": ("65.18 (sd 0.87)", NOT_GIVEN),
-        "jepa": ("67.07 (sd 0.41)", NOT_GIVEN)},
-    # main table: the best of 15 (lambda, depth)
-    "llada8b_nl_rx": {"plain": (NOT_GIVEN, "47.50"), "jepa": (NOT_GIVEN, "58.20")},
-    "llada8b_spider": {"plain": (NOT_GIVEN, "35.40"), "jepa": (NOT_GIVEN, "39.36")},
-    "llada8b_django": {"plain": (NOT_GIVEN, "74.40"), "jepa": (NOT_GIVEN, "75.40")},
-    "dream7b_gsm8k": {"plain": (NOT_GIVEN, "34.87"), "jepa": (NOT_GIVEN, "46.25")},
-    "dream7b_nl_rx": {"plain": (NOT_GIVEN, "42.00"), "jepa": (NOT_GIVEN, "46.80")},
-    "dream7b_spider": {"plain": (NOT_GIVEN, "20.89"), "jepa": (NOT_GIVEN, "25.15")},
-    "dream7b_django": {"plain": (NOT_GIVEN, "69.58"), "jepa": (NOT_GIVEN, "72.35")},
-}
-PRESERVED = {       # table 3, of llada8b_gsm8k_wide_t: Wikitext loss minus the base's, MMLU in %
-    "base": ("0.0000", "57.40"), "plain": ("-0.0004", "57.93 (sd 0.42)"),
-    "l2": ("-0.0007 (sd 0.0002)", NOT_GIVEN), "jepa": ("-0.0017", "57.53 (sd 0.23)")}
+MEANING = __doc__.split("\n\n")[2].strip()
 
 
 @dataclass
 class TablesConfig:
     results: tuple[str, ...] = ("out/grid/results.jsonl",)  # of grid.py, separated by commas
     preserve: tuple[str, ...] = ()      # summary.json files of preserve.py
+    logs: tuple[str, ...] = ()          # folders with log.jsonl and probe.json: drift, views
+    arms: tuple[str, ...] = ()          # only these, as grid.py names them; empty: all
+    configs: tuple[str, ...] = ()       # only these, by the names of their files; empty: all
 
     def __post_init__(self):
         if not self.results and not self.preserve:
@@ -76,18 +62,29 @@ class Table(NamedTuple):
 
 
 def main(cfg: TablesConfig):
-    print(render(read_results(cfg.results), read_summaries(cfg.preserve)))
+    lines, summaries = read_results(cfg.results), read_summaries(cfg.preserve)
+    for name, wanted in (("arm", cfg.arms), ("config", cfg.configs)):
+        there = {line[name] for line in lines}
+        for one in wanted:
+            if one not in there:
+                raise ValueError(f"there is no {name} {one!r} in the results, which have "
+                                 f"{', '.join(sorted(there))}")
+    arms = {*cfg.arms, "base"} if cfg.arms else {line["arm"] for line in lines}
+    configs = cfg.configs or {line["config"] for line in lines}
+    lines = [line for line in lines if line["arm"] in arms and line["config"] in configs]
+    print(render(lines, summaries, read_study(cfg.logs) if cfg.logs else None))
 
 
-def render(lines: list[dict], summaries=()) -> str:
-    """Write all tables as markdown, below what their numbers mean."""
-    parts = [__doc__.split("\n\n")[2].strip()]
-    for table in tables_of(frame_of(lines), summaries):
+def render(lines: list[dict], summaries=(), study=None) -> str:
+    """Write the answer and all tables as markdown, below what their numbers mean."""
+    results = frame_of(lines)
+    parts = [MEANING, *answers(results)]
+    for table in tables_of(results, summaries, study):
         header = list(table.cells.columns)
         rows = [header, ["---"] * len(header), *table.cells.map(as_cell).values.tolist()]
         parts.append(f"## {as_cell(table.name)}")
         parts.append("\n".join("| " + " | ".join(row) + " |" for row in rows))
-        parts += [table.note] * bool(table.note)
+        parts += [as_cell(table.note)] * bool(table.note)
     return "\n\n".join(parts)
 
 
@@ -96,16 +93,18 @@ def as_cell(text: str) -> str:
     return printable(text).replace("\n", " ").replace("|", "\\|")
 
 
-def tables_of(results: pd.DataFrame, summaries=()) -> list[Table]:
-    """Make all tables of a frame of results and of the summary.json files of preserve.py.
+def tables_of(results: pd.DataFrame, summaries=(), study=None, paper: bool = True) -> list[Table]:
+    """Make all tables of a frame of results, of the summary.json files of preserve.py, and of the
+    logs and probes of a frames.Study.
 
-    Configs that have been run come first, then those that the paper alone has.
+    Configs that have been run come first, then, with `paper`, those that the paper alone has.
     """
     best = at_chosen(results)
     ours = list(dict.fromkeys(best["config"]))
-    configs = [*ours, *(config for config in PUBLISHED if config not in ours)]
+    configs = [*ours, *(config for config in PUBLISHED if paper and config not in ours)]
     shots = list(dict.fromkeys([4, 0, *sorted(best["n_shot"])]))
     tables = [main_table(best, configs, n_shot) for n_shot in shots]
+    tables += [excluded(best, ours, shots), kept(best, configs, shots)]
 
     rates, ablated = {}, {}             # {config: arms}
     for config in configs:
@@ -117,21 +116,66 @@ def tables_of(results: pd.DataFrame, summaries=()) -> list[Table]:
     ablated = {config: ["plain", *arms, "jepa"] for config, arms in ablated.items() if arms}
     tables += [beside(best, "Sensitivity to the rates (JEPA: its config's)", rates),
                beside(best, "Ablation (~: the paper has the gain)", ablated)]
-    tables += [controls(best, config, n_shot) for config in ablated for n_shot in shots
-               if len(tested(best, config, "jepa", n_shot)) > 1]
-    tables.append(preservation(best, summaries))
+    for config in ours:
+        at_shots = [n_shot for n_shot in shots if len(tested(best, config, "jepa", n_shot)) > 1]
+        tables += [controls(best, config, n_shot) for n_shot in at_shots]
+        tables += [controls(best, config, n_shot, outcome)      # losses know no shots
+                   for n_shot in at_shots[:1]
+                   for outcome in (*losses_in(best[best["config"] == config]), "forgetting")]
+    tables += [mechanism(best, ours, shots, study), preservation(best, summaries, configs)]
     return [table for table in tables if len(table.cells)]
-
-
-def tested(results: pd.DataFrame, config: str, arm: str, n_shot: int) -> pd.DataFrame:
-    """Select an arm's results on test, one a seed, with the seeds as index."""
-    found = results[(results["config"] == config) & (results["arm"] == arm)
-                    & (results["n_shot"] == n_shot) & (results["split"] == "test")]
-    return found.set_index("seed").sort_index()
 
 
 def table(name: str, header: str, rows: list[list[str]], note: str = "") -> Table:
     return Table(name, pd.DataFrame(rows, columns=header.split(" | "), dtype=object), note)
+
+
+# ----------------------------------------------------------------------------------------------
+# the answer
+
+
+def answers(results: pd.DataFrame) -> list[str]:
+    """Say in a few sentences for each config and number of shots what JEPA does on test."""
+    best, said = at_chosen(results), []
+    for config in dict.fromkeys(best["config"]):
+        for n_shot in sorted(set(best["n_shot"][best["config"] == config])):
+            gain = effect_of(gain_of(best, config, "jepa", n_shot))
+            if not gain.n:
+                continue
+            said.append(" ".join([f"{config}, {n_shot}-shot.", in_points(gain),
+                                  *others_in_words(best, config, n_shot)]))
+    return said
+
+
+def in_points(gain: Effect) -> str:
+    """Say a difference JEPA - plain, and what its interval excludes."""
+    text = f"JEPA - plain = {in_words(gain)} points of accuracy"
+    if math.isnan(gain.half):
+        return f"{text}, from too few seeds for an interval."
+    low, high = gain.mean - gain.half, gain.mean + gain.half
+    told = "told" if low > 0 or high < 0 else "not told"
+    return (f"{text}, {told} from zero at 95 % ({p_is(gain.p)}): excluded are less than "
+            f"{low:+.1f} and more than {high:+.1f}.")
+
+
+def others_in_words(best, config: str, n_shot: int):
+    """Yield sentences on the same FLOPs, on held-out loss, and on what is kept of the base."""
+    same = effect_of(gain_of(best, config, "jepa", n_shot, over="equal_flop"))
+    if same.n:
+        yield (f"JEPA - {label('equal_flop')}, the same FLOPs = {in_words(same)} points "
+               f"({p_is(same.p)}).")
+    for over in ("plain", "equal_flop"):
+        loss = effect_of(gain_of(best, config, "jepa", n_shot, over, "mean over t"))
+        if loss.n:
+            yield (f"By held-out loss, mean over t, JEPA - {label(over)} = "
+                   f"{in_words(loss, '+.3f')} ({p_is(loss.p)}; less is better).")
+    if loses(best, config, n_shot):
+        yield (f"Of what plain loses of its base's score JEPA keeps "
+               f"{share_in_words(kept_by(best, config, 'jepa', n_shot))}.")
+
+
+# ----------------------------------------------------------------------------------------------
+# one row a config
 
 
 def main_table(best, configs: list[str], n_shot: int) -> Table:
@@ -143,15 +187,83 @@ def main_table(best, configs: list[str], n_shot: int) -> Table:
         base, plain, jepa = (tested(best, config, arm, n_shot) for arm in ("base", "plain", "jepa"))
         n = sorted({*base["n"], *plain["n"], *jepa["n"]})
         starts = set(best["init_from"][best["config"] == config])
-        before = "".join(f"{score:.2f}" for score in base["accuracy"]) or NOT_RUN
+        before = base_in_words(best, config, n_shot)
         gain = gain_of(best, config, "jepa", n_shot)
         rows.append([config, " / ".join(map(str, n)) or NOT_RUN,
                      "from scratch" if starts == {""} else before,
                      spread(plain["accuracy"]), spread(jepa["accuracy"]), pair_in_words(jepa),
-                     interval(gain), p_in_words(p_of(gain)), by_question(plain, jepa), *paper])
+                     interval(gain), p_in_words(effect_of(gain).p), by_question(plain, jepa),
+                     *paper])
     return table(f"{'Main table, ' * (n_shot == 4)}{n_shot}-shot",
                  "config | questions | base | plain | JEPA | lambda, k | JEPA - plain | p, seeds | "
                  "p, questions | paper: plain | paper: JEPA", rows)
+
+
+def excluded(best, configs: list[str], shots) -> Table:
+    """Write both ends of JEPA's intervals, paired and pooled, beside the paper's gain."""
+    found, rows = {}, []                # {(difference, outcome): {(config, n_shot): Effect}}
+    for config in configs:
+        own = best[best["config"] == config]
+        at_shots = [n_shot for n_shot in shots if len(tested(best, config, "jepa", n_shot)) > 2]
+        losses = losses_in(own)
+        losses = dict.fromkeys(losses[:1] + losses[-2:])        # at the least and the greatest t
+        for outcome in ("accuracy", *losses):
+            for n_shot in at_shots if outcome == "accuracy" else at_shots[:1]:
+                for over in ("plain", "equal_flop"):
+                    gain = effect_of(gain_of(best, config, "jepa", n_shot, over, outcome))
+                    if gain.n > 2:
+                        found.setdefault((over, outcome), {})[config, n_shot] = gain
+    adjusted = {family: holm_of(gains) for family, gains in found.items()}
+    for (over, outcome), gains in found.items():
+        for (config, n_shot), gain in gains.items():
+            is_score = outcome == "accuracy"
+            fit = pooled(cells_of(best, config, n_shot, outcome))
+            form = "+.1f" if is_score else "+.3f"
+            paper = published_gain(config, n_shot) if is_score and over == "plain" else math.nan
+            rows.append([
+                config, f"{n_shot}-shot" if is_score else f"loss, {outcome}",
+                f"JEPA - {label(over)}", interval(gain, form), p_in_words(gain.p),
+                p_in_words(adjusted[over, outcome].get((config, n_shot), math.nan)),
+                ends_of(gain, form), ends_of(fit.difference("jepa", over), form) if fit else "-",
+                NOT_GIVEN if math.isnan(paper) else f"{paper:+.2f}"])
+    rows.sort(key=lambda row: configs.index(row[0]))            # stable
+    gains = [published_gain(config, 4) for config in PUBLISHED]
+    gains = [gain for gain in gains if not math.isnan(gain)]
+    return table("What the 95 % intervals hold; what is outside is excluded",
+                 "config | outcome | difference | mean | p | p, Holm | paired | pooled | paper",
+                 rows, "Holm over the configs (and shots), for each difference and outcome. Scores "
+                 f"in points. The paper's gains on its {len(gains)} cells, 4-shot, are "
+                 f"{min(gains):+.2f} to {max(gains):+.2f}.")
+
+
+def kept(best, configs: list[str], shots) -> Table:
+    """Write how much of what plain tuning loses each arm keeps."""
+    rows = []
+    for config, n_shot in ((config, n_shot) for config in configs for n_shot in shots):
+        paper = published_share(config, "jepa", n_shot, "base")
+        ours = loses(best, config, n_shot)
+        if math.isnan(paper) and not ours:
+            continue
+        arms = arms_of(best, config, n_shot) if ours else ["jepa"]
+        for arm in arms:
+            own = tested(best, config, arm, n_shot)
+            rows.append([
+                config, str(n_shot), label(arm), base_in_words(best, config, n_shot),
+                spread(own["accuracy"]),
+                interval(effect_of(own["accuracy"] - own["init_from"].map(
+                    scores_of_bases(best, config, n_shot)).astype(float))),
+                "-" if arm == "plain" else share_in_words(kept_by(best, config, arm, n_shot)),
+                f"{100 * paper:.0f} %" if arm == "jepa" and not math.isnan(paper) else NOT_GIVEN])
+    return table("What is kept of the base's score",
+                 "config | shots | arm | base | score | - base | share kept | paper", rows,
+                 "Share kept: (arm - plain) / (base - plain), pairs by seed, with Fieller's 95 % "
+                 "interval. Configs whose plain is no worse than its base are left out. The paper "
+                 "has no score of the base: its share takes the 70.3 % that LLaDA's authors report "
+                 "by another protocol.")
+
+
+# ----------------------------------------------------------------------------------------------
+# one row an arm
 
 
 def beside(best, name: str, arms: dict) -> Table:
@@ -161,45 +273,127 @@ def beside(best, name: str, arms: dict) -> Table:
         runs = {n_shot: tested(best, config, arm, n_shot) for n_shot in (0, 4)}
         rows.append([config, label(arm), pair_in_words(pd.concat(runs.values()))])
         for n_shot, own in runs.items():
+            paper = published(config, arm, n_shot)
+            share = published_share(config, arm, n_shot, "jepa")
+            if arm not in ("plain", "jepa") and not math.isnan(share):
+                paper += f" ({100 * share:.0f} %)"
+            ours = of_jepas_gain(best, config, arm, n_shot)
             rows[-1] += [spread(own["accuracy"]), interval(gain_of(best, config, arm, n_shot)),
-                         published(config, arm, n_shot)]
-    return table(name, "config | arm | lambda, k | 0-shot | - plain | paper | 4-shot | - plain | "
-                 "paper", rows)
+                         "-" if arm == "jepa" else share_in_words(ours), paper]
+    return table(name, "config | arm | lambda, k | 0-shot | - plain | of JEPA's gain | paper | "
+                 "4-shot | - plain | of JEPA's gain | paper", rows,
+                 "Of JEPA's gain: (arm - plain) / (JEPA - plain), with Fieller's 95 % interval. It "
+                 "says nothing where JEPA's own gain is not told from zero.")
 
 
-def controls(best, config: str, n_shot: int) -> Table:
-    """Compare each arm with its plain, and JEPA with each arm; Holm's p is over all the latter."""
-    found = best[(best["config"] == config) & (best["n_shot"] == n_shot)
-                 & (best["split"] == "test") & (best["arm"] != "base")]
-    means = found.groupby("arm")["accuracy"].mean().sort_values(ascending=False, kind="stable")
-    lead = {arm: gain_of(best, config, "jepa", n_shot, over=arm) for arm in means.index}
-    p = {arm: p_of(values) for arm, values in lead.items()}
-    adjusted = holm({arm: value for arm, value in p.items() if not math.isnan(value)})
+def controls(best, config: str, n_shot: int, outcome: str = "accuracy") -> Table:
+    """Compare by one outcome each arm with its plain, and JEPA with each arm."""
+    is_score = outcome == "accuracy"
+    form, name = ("+.2f", f"{n_shot}-shot") if is_score else ("+.3f", f"held-out loss, {outcome}")
+    name = "growth of the loss on the other corpus" if outcome == "forgetting" else name
+    cells = cells_of(best, config, n_shot, outcome)
+    order = cells.mean().sort_values(ascending=not is_score, kind="stable").index   # best first
+    over_plain, under_jepa = effects(cells)
+    blocks = {plain: pooled(cells, plain) for plain in ("plain", "plain_uniform")}
+    both = [(found, holm_of({arm: found[arm] for arm in order}))
+            for found in (over_plain, under_jepa)]
     rows = []
-    for arm in means.index:
-        own = tested(best, config, arm, n_shot)
-        gain = gain_of(best, config, arm, n_shot)
-        grown = gain_of(best, config, arm, n_shot, column="other")
-        rows.append([label(arm), spread(own["accuracy"]), interval(gain), p_in_words(p_of(gain)),
-                     interval(lead[arm]), p_in_words(p[arm]),
-                     p_in_words(adjusted.get(arm, math.nan)),
-                     *(spread(own[loss], ".3f") for loss in ("low_t", "high_t", "other")),
-                     interval(grown, "+.3f")])
-    note, effects = "", [gain_of(best, config, arm, n_shot) for arm in ("jepa", "jepa_uniform")]
-    values = (effects[0] - effects[1]).dropna()
-    if len(values):
-        note = (f"(JEPA - plain) - (JEPA - plain, both with t ~ U(0, 1)) = {interval(values)}, p = "
-                f"{p_in_words(p_of(values))}")
-    return table(f"Controls: {config}, {n_shot}-shot",
-                 "arm | score | - plain | p | JEPA - arm | p | p, Holm | loss at least t | "
-                 "at greatest t | other corpus | - plain", rows, note)
+    for arm in order:
+        rows.append([label(arm), spread(cells[arm], form.strip("+"))])
+        pairs = ((arm, plain_of(arm)), ("jepa", arm))
+        for (found, adjusted), (first, second) in zip(both, pairs):
+            rows[-1] += [interval(found[arm], form), p_in_words(found[arm].p),
+                         p_in_words(adjusted.get(arm, math.nan)),
+                         p_in_words(pooled_p(blocks[plain_of(arm)], first, second))]
+    notes = [f"Holm over {len(both[0][1])} arms - plain, and over {len(both[1][1])} JEPA - arm."]
+    notes += [pooled_in_words(fit, form) for fit in blocks.values() if fit]
+    notes += two_effects(best, config, n_shot, outcome, form)
+    return table(f"Controls: {config}, {name}",
+                 "arm | mean | - plain | p | p, Holm | p, pooled | JEPA - arm | p | p, Holm | "
+                 "p, pooled", rows, " ".join(notes))
 
 
-def preservation(best, summaries) -> Table:
+def pooled_p(fit, first: str, second: str) -> float:
+    if fit is None or first == second or not {first, second} <= set(fit.arms):
+        return math.nan
+    return fit.difference(first, second).p
+
+
+def two_effects(best, config: str, n_shot: int, outcome: str, form: str) -> list[str]:
+    """Compare JEPA's effect at its config's diffusion rate with that at t ~ U(0, 1)."""
+    first, second = (gain_of(best, config, arm, n_shot, outcome=outcome)
+                     for arm in ("jepa", "jepa_uniform"))
+    found = effect_of((first - second).dropna())
+    return [f"(JEPA - plain) - (JEPA - plain, both with t ~ U(0, 1)) = {interval(found, form)}, "
+            f"{p_is(found.p)}."] * bool(found.n)
+
+
+# ----------------------------------------------------------------------------------------------
+# the mechanism
+
+
+def mechanism(best, configs: list[str], shots, study) -> Table:
+    """Set drift, forgetting, the spread of seeds and the views beside the paper's."""
+    rows = []
+    for config, n_shot in ((config, n_shot) for config in configs for n_shot in shots):
+        plain, jepa = (list(tested(best, config, arm, n_shot)["accuracy"])
+                       for arm in ("plain", "jepa"))
+        ratio = sd_ratio(plain, jepa)
+        if not math.isnan(ratio[0]):
+            rows.append([config, f"sd over seeds, {n_shot}-shot: plain, JEPA",
+                         f"{statistics.stdev(plain):.1f}, {statistics.stdev(jepa):.1f} (n = "
+                         f"{len(plain)}, {len(jepa)}); ratio {with_ends(ratio)}",
+                         f"{SD_OF_SEEDS['plain']}, {SD_OF_SEEDS['jepa']}"])
+    if study is not None:
+        rows += drift_rows(study.probed) + view_rows(study.log)
+    return table("Mechanism", "config | quantity | ours | paper", rows,
+                 "The interval of a ratio of two sd is by F, of drift by Student's t over seeds of "
+                 "its logarithm, of r by Fisher's z.")
+
+
+def drift_rows(probed: pd.DataFrame) -> list[list[str]]:
+    rows, last = [], last_of_each(probed)
+    for config in dict.fromkeys(last["config"]):
+        own = last[last["config"] == config]
+        both = drift_ratios(own, ["jepa"])
+        if len(both):
+            found = effect_of(both["log_ratio"])
+            ends = [math.exp(found.mean + side * found.half) for side in (0, -1, 1)]
+            less = effect_of(both["forgetting"] - both["forgetting_plain"])
+            rows += [[config, "drift of states, JEPA / plain", f"{with_ends(ends)} (n = {found.n})",
+                      DRIFT_RATIO],
+                     [config, "forgetting of the probe, JEPA - plain",
+                      f"{interval(less, '+.3f')} of {both['forgetting_plain'].mean():.3f}, "
+                      f"{p_is(less.p)}", LESS_FORGETTING]]
+        for name, runs in (("plain", own[own["arm"] == "plain"]),
+                           ("jepa", own[own["arm"] == "jepa"]), ("all arms", own)):
+            r = pearson(list(runs["mean_drift"]), list(runs["forgetting"]))
+            if not math.isnan(r[0]):
+                rows.append([config, f"r(drift, forgetting), {label(name)}",
+                             f"{with_ends(r, '+.2f')} (n = {len(runs)})",
+                             DRIFT_R.get(name, NOT_GIVEN)])
+    return rows
+
+
+def view_rows(log: pd.DataFrame) -> list[list[str]]:
+    rows, names = [], {"corr_views": "the two views of a row",
+                       "corr_same_rate": "two views at the target's rate",
+                       "corr_others": "views of different rows"}
+    for config in dict.fromkeys(log["config"]):
+        for name, words in names.items():
+            said = [f"{spread(values, '.3f')} at step {step}"
+                    for step, values in views_of(log, config, name)]
+            if said:
+                rows.append([config, f"correlation of embeddings, {words}", "; ".join(said),
+                             NOT_GIVEN])
+    return rows
+
+
+def preservation(best, summaries, configs: list[str]) -> Table:
     """Set what was kept beside the paper's. A model of a grid is an arm of a config."""
     of_run = dict(zip(best["run"], zip(best["config"], best["arm"])))
     wide_t = "llada8b_gsm8k_wide_t"
-    models, counted = {(wide_t, arm): [] for arm in PRESERVED}, set()
+    models, counted = {(wide_t, arm): [] for arm in PRESERVED if wide_t in configs}, set()
     for summary in summaries:
         for name, scores in summary["models"].items():
             if name in counted:         # the base of several summaries
@@ -222,50 +416,13 @@ def preservation(best, summaries) -> Table:
                  "MMLU | paper", rows)
 
 
-def published(config: str, arm: str, n_shot: int) -> str:
-    both = PUBLISHED.get(config, {}).get(arm, (NOT_GIVEN, NOT_GIVEN))
-    return {0: both[0], 4: both[1]}.get(n_shot, NOT_GIVEN)
-
-
 def pair_in_words(runs: pd.DataFrame) -> str:
     return "{:g}, {}".format(*pairs_of(runs)[0]) if len(runs) else NOT_RUN
 
 
-def spread(values, form: str = ".2f") -> str:
-    """Write mean and standard deviation of one number a seed."""
-    values = [value for value in values if not math.isnan(value)]
-    if len(values) < 2:
-        return f"{values[0]:{form}} (n = 1)" if values else NOT_RUN
-    sd = statistics.stdev(values)
-    return f"{statistics.mean(values):{form}} (sd {sd:{form.strip('+')}}, n = {len(values)})"
-
-
-def gain_of(best, config: str, arm: str, n_shot: int, over: str = "", column: str = "accuracy"):
-    """Subtract another arm, or else its plain, from an arm, for each seed that both have."""
-    over = over or plain_of(arm)
-    if arm == over:
-        return pd.Series(dtype=float)
-    own, other = (tested(best, config, name, n_shot)[column] for name in (arm, over))
-    return (own - other).dropna()
-
-
-def interval(values, form: str = "+.2f") -> str:
-    """Write the mean, and from three seeds up half of its 95 % interval."""
-    values = list(values)
-    half = f" +- {half_95(values):{form.strip('+')}}" if len(values) > 2 else ""
-    return f"{statistics.mean(values):{form}}{half} (n = {len(values)})" if values else "-"
-
-
-def p_of(values) -> float:
-    """Return the p of a mean difference, by Student's t; nan for fewer than two values."""
-    n, values = len(values), list(values)
-    if n < 2:
-        return math.nan
-    return t_test(statistics.mean(values), statistics.stdev(values) / math.sqrt(n), n - 1)
-
-
-def p_in_words(p: float) -> str:
-    return "-" if math.isnan(p) else "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+def base_in_words(best, config: str, n_shot: int) -> str:
+    scores = list(scores_of_bases(best, config, n_shot).values())
+    return f"{scores[0]:.2f}" if len(scores) == 1 else spread(scores)
 
 
 def by_question(first, second) -> str:

@@ -1,10 +1,12 @@
 """Dream-7B on Spider, the paper's aggressive configuration: 20.89 -> 25.15 exec match,
-4-shot in its main table. As dream7b_gsm8k.py but for the task.
+4-shot in its main table. As dream7b_gsm8k.py but for the task, whose files are not on the
+hub: docs/tasks.md says where they are.
     torchrun --nproc_per_node=8 train.py config/dream7b_spider.py
 """
 
 out_dir = "out/dream7b_spider"
 init_from = "Dream-org/Dream-v0-Base-7B"
 task = "spider"
+data_dir = "data/spider"
 max_length = 2048
 shard = True

@@ -1,10 +1,12 @@
 """LLaDA-8B on Spider, the paper's aggressive configuration: 35.40 -> 39.36 exec match,
-4-shot in its main table. As llada8b_gsm8k.py but for the task.
+4-shot in its main table. As llada8b_gsm8k.py but for the task, whose files are not on the
+hub: docs/tasks.md says where they are.
     torchrun --nproc_per_node=8 train.py config/llada8b_spider.py
 """
 
 out_dir = "out/llada8b_spider"
 init_from = "GSAI-ML/LLaDA-8B-Base"
 task = "spider"
+data_dir = "data/spider"
 max_length = 2048
 shard = True

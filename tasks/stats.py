@@ -144,6 +144,89 @@ def t_test(mean: float, stderr: float, df: int) -> float:
     return 1 - (2 / math.pi * (angle + total * (df > 1)) if df % 2 else total)
 
 
+def f_test(ratio: float, df_above: int, df_below: int) -> float:
+    """Return how likely Fisher's F is to exceed a ratio of two variances; nan for a ratio of nan.
+
+    P(F > ratio) = I_x(df_below / 2, df_above / 2) at x = df_below / (df_below + df_above ratio).
+    Raises ValueError for fewer than 1 degree of freedom or a negative ratio.
+    """
+    if min(df_above, df_below) < 1 or ratio < 0:
+        raise ValueError(f"F has at least 1 and 1 degrees of freedom and a ratio from 0 up, not "
+                         f"{df_above}, {df_below} and {ratio}")
+    if math.isnan(ratio):
+        return math.nan
+    return beta_share(df_below / (df_below + df_above * ratio), df_below / 2, df_above / 2)
+
+
+def beta_share(x: float, a: float, b: float) -> float:
+    """Return I_x(a, b), the share of a beta distribution below x, by its continued fraction
+    (DLMF 8.17.22), which converges fast on the left of the mean; the right is 1 - I_(1-x)(b, a)."""
+    if x > (a + 1) / (a + b + 2):
+        return 1 - beta_share(1 - x, b, a)
+    if not x:
+        return 0.0
+    fraction = 1.0
+    for k in range(400, 0, -1):         # from the inside; 400 terms do for thousands of df
+        m, is_odd = divmod(k, 2)
+        term = -(a + m) * (a + b + m) if is_odd else m * (b - m)
+        fraction = 1 + term * x / ((a + k - 1) * (a + k)) / fraction
+    log_front = (a * math.log(x) + b * math.log1p(-x) + math.lgamma(a + b) - math.lgamma(a)
+                 - math.lgamma(b))
+    return math.exp(log_front) / a / fraction
+
+
+def sd_ratio(first, second) -> tuple[float, float, float]:
+    """Return sd(second) / sd(first) and the ends of its 95 % interval by F, ddof = 1; nan for fewer
+    than two values, or where nothing varies."""
+    if min(len(first), len(second)) < 2 or not statistics.stdev(first):
+        return math.nan, math.nan, math.nan
+    ratio = statistics.stdev(second) / statistics.stdev(first)
+    df = len(second) - 1, len(first) - 1
+    return ratio, ratio / math.sqrt(f_at(0.025, *df)), ratio / math.sqrt(f_at(0.975, *df))
+
+
+@lru_cache(maxsize=None)
+def f_at(p: float, df_above: int, df_below: int) -> float:
+    """Return the ratio that F exceeds with probability p, by bisection of its logarithm."""
+    low, high = -60.0, 60.0
+    while (middle := (low + high) / 2) not in (low, high):
+        above = f_test(math.exp(middle), df_above, df_below) > p
+        low, high = (middle, high) if above else (low, middle)
+    return math.exp(high)
+
+
+def share_95(part, whole) -> tuple[float, float, float]:
+    """Return mean(part) / mean(whole) of pairs, and the ends of its 95 % interval, after Fieller.
+
+    The interval has the shares r at which the mean of part - r whole is not told from 0. The ends
+    are nan for fewer than three pairs, and if whole is not told from 0: then no share is excluded.
+    """
+    n, (x, y) = len(part), (np.asarray(values, dtype=float) for values in (part, whole))
+    if not n or not y.mean():
+        return math.nan, math.nan, math.nan
+    share = float(x.mean() / y.mean())
+    if n < 3:
+        return share, math.nan, math.nan
+    (xx, xy), (_, yy) = np.cov(x, y) * t_95(n - 1) ** 2 / n
+    a, b, c = y.mean() ** 2 - yy, x.mean() * y.mean() - xy, x.mean() ** 2 - xx
+    if a <= 0:
+        return share, math.nan, math.nan
+    root = math.sqrt(max(0.0, b * b - a * c))
+    return share, float((b - root) / a), float((b + root) / a)
+
+
+def pearson(x, y) -> tuple[float, float, float]:
+    """Return r and the ends of its 95 % interval by Fisher's z; nan where they do not exist."""
+    n = len(x)
+    if n < 2 or len(set(x)) < 2 or len(set(y)) < 2:
+        return math.nan, math.nan, math.nan
+    r = statistics.correlation(x, y)
+    if n < 4 or abs(r) >= 1:
+        return r, math.nan, math.nan
+    half = Z / math.sqrt(n - 3)
+    return r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)
+
+
 def holm(p_values: dict) -> dict:
     """Adjust {name: p} for the number of tests, after Holm (1979).
 

@@ -303,10 +303,11 @@ CLASHES = {
     "analysis/probe.py": """--base= / --models= / --models=nope / --base=data / --text=nope
         / --text=mmlu / --n_rows=1 / --window=9999 / --rates=0 / --rates=1.5 / --out_dir=mine.py
         / --text=toy / --models=model2,model2 / --scales=0,0
-        / --n_rows=2 --text=gsm8k --data_dir=nope""",
+        / --n_rows=2 --text=gsm8k --data_dir=nope / --grid=study / --grid=nope --models=""",
     "analysis/preserve.py": """--base= / --models= / --models=nope / --n_shot=99 / --window=0
         / --rates= / --rates=0 / --rates=2 / --models=model2,model2 / --data_dir=data/mmlu
-        / --out=mine.py / --window=600 / --n_windows=-1""",
+        / --out=mine.py / --window=600 / --n_windows=-1 / --grid=study
+        / --grid=study --models= --base=""",
     "analysis/bench.py": """--width=33 / --preset=llada-8b --n_layer=0 / --n_layer=-1
         / --steps=0 / --data_dir=nope / --device=meta / --batch_size=99999 --data_dir=""",
     "analysis/bench_sampling.py": """--width=33 / --blocks=2 / --gen_length=5

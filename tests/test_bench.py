@@ -123,8 +123,19 @@ def test_what_is_predicted_for_8_b_agrees_with_what_is_known_of_it(capsys):
     trunk = predict.trunk_flops(config, [166]) / 166              # of one token
     assert (4 * trunk + head) / (6 * trunk + head) == pytest.approx(0.668, abs=5e-4)
     predict.main(PredictConfig())
-    names = [line.split("   ")[0] for line in capsys.readouterr().out.splitlines()[2:]]
+    names = [line.split("   ")[0] for line in capsys.readouterr().out.splitlines()[-4:]]
     assert names == [setup.name for setup in predict.SETUPS]
+
+
+def test_the_table_of_steps_has_the_papers_flops_and_those_of_the_closed_form():
+    config = shape_of("llada-8b")
+    rows = {kind: passes for kind, *passes in predict.step_table(config, 240)[1:]}
+    assert {kind: passes[3] for kind, passes in rows.items()} == {
+        "AR fine-tuning": "3F", "LLM-JEPA, both views packed": "6F", "plain diffusion": "3F",
+        "DLLM-JEPA": "4F"}
+    trunk = predict.trunk_flops(config, [240])
+    head = 3 * 240 * predict.MASKED * predict.head_flops(config, 1)
+    assert rows["DLLM-JEPA"][-1] == f"{(4 * trunk + head) / (3 * trunk + head):.3f}"
 
 
 def test_the_bench_ends_with_one_line_of_json(capsys):

@@ -14,7 +14,9 @@ from helpers import script
 from analysis import plot
 from analysis.arms import ARMS
 from analysis.frames import by_arm, last_of_each, read_study, run_of
-from analysis.plot import FIGURES, PlotConfig, draw, pareto, pearson, save, short, style_of
+from analysis.drawing import COLOURS, FEW, WIDE, WIDTH, save, short, style_of
+from analysis.plot import FIGURES, PlotConfig, draw, pareto
+from tasks.stats import pearson
 
 pytest.importorskip("matplotlib", reason="figures need requirements-plots.txt")
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,12 +32,12 @@ def write(path, what):
 
 
 def write_study(root, seeds=4, task="toy", config="config/tiny.py", extra="no_predictor",
-                text="toy_base", base="out/base", n_layer=4):
+                text="toy_base", base="out/base", n_layer=4, n_arms=4):
     """The files of a study as the scripts write them, with made-up numbers -> root."""
     g = np.random.default_rng(0)
     models, results = {base: numbers_of(g, n_layer, 0)}, []
     arms = [("plain", 0, 2, 0.2, 0.7), ("jepa", 1, 2, 0.2, 0.7), (extra, 1, 0, 0.2, 0.7),
-            ("rates_0.2_0.5", 1, 2, 0.2, 0.5), ("rates_0.3_0.9", 1, 2, 0.3, 0.9)]
+            ("rates_0.2_0.5", 1, 2, 0.2, 0.5), ("rates_0.3_0.9", 1, 2, 0.3, 0.9)][:n_arms]
     for seed in range(1, seeds + 1):
         for k, (arm, weight, depth, t_ctx, t_tgt) in enumerate(arms):
             out_dir = f"{root}/{arm}_lambda{weight}_depth{depth}_seed{seed}"    # as in grid.py
@@ -50,15 +52,25 @@ def write_study(root, seeds=4, task="toy", config="config/tiny.py", extra="no_pr
             for step in (20, 40):
                 models[f"{out_dir}/step_{step:07d}"] = {
                     **numbers_of(g, n_layer, step / 40), "trained": {"step": step}}
+            tried = [(weight, "validation"), (weight, "test")]
+            tried += [(0.5, "validation")] * (arm == "jepa")
             for n_shot in (0, 4):
-                results.append({
-                    "config": config, "arm": arm, "lambda": weight, "depth": depth,
-                    "seed": seed, "task": task, "split": "validation", "n_shot": n_shot,
-                    "t_ctx": t_ctx, "t_tgt": t_tgt, "revision": "abc1234", "init_from": base,
-                    "command": f"python eval_gsm8k.py '--init_from={out_dir}' --task=toy",
-                    "answers": f"{Path(out_dir).name}/validation_{n_shot}shot.jsonl",
-                    "metrics": {"accuracy": float(round(0.3 + 0.05 * k + 0.01 * seed, 3)),
-                                "stderr": 0.02, "n": 500}})
+                for lamb, split in tried:
+                    held_out = {"1": [9.0, 0.5 + k / 9], "0.2": [8.0, 0.1 + seed / 99]}
+                    score = 0.3 + 0.05 * k + 0.01 * seed - 0.02 * (lamb == 0.5)
+                    folder = f"{arm}_lambda{lamb}_depth{depth}_seed{seed}"
+                    results.append({
+                        "config": config, "arm": arm, "lambda": lamb, "depth": depth,
+                        "seed": seed, "task": task, "split": split, "n_shot": n_shot,
+                        "t_ctx": t_ctx, "t_tgt": t_tgt, "revision": "abc1234", "init_from": base,
+                        "command": f"python eval_gsm8k.py '--init_from={out_dir}' --task=toy",
+                        "answers": f"{folder}/{split}_{n_shot}shot.jsonl",
+                        "held_out": {"task": held_out, "text": {"0.5": [0.6, 0.9 + k]}},
+                        "metrics": {"accuracy": round(score, 3), "stderr": 0.02, "n": 500}})
+    for n_shot in (0, 4):
+        results.append(results[0] | {
+            "arm": "base", "seed": None, "split": "test", "n_shot": n_shot,
+            "answers": f"base/test_{n_shot}shot.jsonl", "metrics": {"accuracy": 0.75, "n": 500}})
     write(root / "probe.json", {
         "settings": {"base": base, "text": text, "rates": [0.2, 0.5, 0.8]}, "commit": "abc1234",
         "n": 64, "tokens": 1159, "models": models,
@@ -86,6 +98,13 @@ def study(tmp_path_factory):
 @pytest.fixture(scope="module")
 def logs(study):
     return read_study([str(study)])
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """One arm more than share their axes."""
+    root = write_study(tmp_path_factory.mktemp("many") / "study", seeds=3, n_arms=FEW + 1)
+    return read_study([str(root)])
 
 
 # ---- numbers ----
@@ -160,9 +179,9 @@ def test_the_constant_predictor_is_that_of_the_first_arm_with_a_jepa_term(tmp_pa
 def test_of_many_arms_some_are_drawn(study, logs):
     some = read_study([str(study)], ("plain", "jepa"))
     for frame in (some.log, some.probed, some.results):
-        assert set(frame["arm"]) == {"plain", "jepa"}
-    assert set(logs.results["arm"]) == {"plain", "jepa", "no_predictor", "rates_0.2_0.5",
-                                        "rates_0.3_0.9"}
+        assert set(frame["arm"]) - {"base"} == {"plain", "jepa"}
+    assert "base" in set(some.results["arm"])
+    assert set(logs.results["arm"]) == {"base", "plain", "jepa", "no_predictor", "rates_0.2_0.5"}
     with pytest.raises(ValueError, match="no arm 'shuffeld' in the inputs, which have"):
         read_study([str(study)], ("plain", "shuffeld"))
 
@@ -183,9 +202,9 @@ def test_the_front_of_a_grid_needs_no_probe(tmp_path):
 
 
 def test_of_several_checkpoints_of_a_run_only_the_last_is_a_run(logs):
-    assert len(logs.probed) == 2 * 5 * 4
+    assert len(logs.probed) == 2 * 4 * 4
     last = last_of_each(logs.probed)
-    assert len(last) == 5 * 4 and set(last["step"]) == {40}
+    assert len(last) == 4 * 4 and set(last["step"]) == {40}
 
 
 def test_of_several_pairs_the_figures_have_the_one_that_validation_has_chosen(tmp_path):
@@ -197,41 +216,92 @@ def test_of_several_pairs_the_figures_have_the_one_that_validation_has_chosen(tm
              for split in ("validation", "test")]
     write(tmp_path / "results.jsonl", lines)
     figure, _ = draw("ablation", read_study([str(tmp_path)]))
-    assert [bar.get_width() for bar in figure.axes[0].patches] == [25.0]
+    assert markers_of(figure.axes[0], ["jepa"]) == {"jepa": 25.0}
 
 
 def test_an_arm_looks_the_same_in_every_figure_and_like_no_other(logs):
     drawn = list(by_arm(logs.probed)["arm"].unique())
-    assert drawn == ["plain", "jepa", "no_predictor", "rates_0.2_0.5", "rates_0.3_0.9"]
+    assert drawn == ["plain", "jepa", "no_predictor", "rates_0.2_0.5"]
     looks = [style_of(arm) for arm in ARMS]
     for keys in (("color", "marker"), ("color", "linestyle")):
         assert len({tuple(look[key] for key in keys) for look in looks}) == len(ARMS)
     assert len({look["color"] for look in looks[:10]}) == 10
     assert style_of("an arm of mine") == style_of("an arm of mine")
-    colours = {}
-    for name in ("training", "drift", "scatter", "front"):
+    for name in ("training", "drift", "scatter", "front"):              # they share the axes
+        few, _ = draw(name, logs)
+        handles, labels = few.axes[0].get_legend_handles_labels()
+        drawn = {text.split(", n =")[0].split(": n =")[0]: handle
+                 for text, handle in zip(labels, handles)}
+        for arm in ("plain", "jepa", "no_predictor"):
+            handle, style = drawn[ARMS[arm].label], style_of(arm)
+            assert (handle.get_color(), handle.get_marker()) == (style["color"], style["marker"])
+    for name in ("ablation", "accuracy", "loss", "kept"):               # a row each
         figure, _ = draw(name, logs)
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        for handle, text in zip(handles, labels):
-            arm = text.split(", n =")[0].split(": n =")[0]
-            assert colours.setdefault(arm, handle.get_color()) == handle.get_color()
-    assert {"plain", "JEPA", "no predictor"} <= colours.keys()
+        rows = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+        for y, row in enumerate(rows):
+            [arm] = [arm for arm in ARMS if row.split(", n =")[0] == ARMS[arm].label]
+            own = [line for line in figure.axes[0].lines
+                   if line.get_marker() == style_of(arm)["marker"]
+                   and list(line.get_ydata()) == [y]]
+            assert [line.get_color() for line in own] == [style_of(arm)["color"]]
+
+
+def markers_of(ax, arms):
+    """{arm: the value at its marker} in a panel of dots, whose rows are these arms."""
+    return {arm: float(line.get_xdata()[0]) for y, arm in enumerate(arms) for line in ax.lines
+            if line.get_marker() == style_of(arm)["marker"] and list(line.get_ydata()) == [y]}
+
+
+# Machado, Oliveira and Fernandes (2009), severity 1, on linear RGB
+SEEN = {"deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+                         [-0.011820, 0.042940, 0.968881]],
+        "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+                       [-0.003882, -0.048116, 1.051998]],
+        "all cones": np.eye(3).tolist()}
+
+
+@pytest.mark.parametrize("eye", SEEN)
+def test_the_first_colours_can_be_told_apart_by_every_eye_and_from_the_ground(eye):
+    """Distance in CIE L*a*b*: 2.3 is just seen; markers differ besides."""
+    def lab(colour):
+        rgb = np.array([int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)])
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        linear = np.clip(np.array(SEEN[eye]) @ linear, 0, 1)
+        xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722],
+                        [0.0193, 0.1192, 0.9505]]) @ linear / np.array([0.9505, 1, 1.089])
+        f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+        return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+    seen = [lab(colour) for colour in COLOURS]
+    pairs = [(np.linalg.norm(a - b), COLOURS[i], COLOURS[j]) for i, a in enumerate(seen)
+             for j, b in enumerate(seen) if i < j]
+    assert min(pairs)[0] > 15, min(pairs)
+    assert min(np.linalg.norm(a - lab("#ffffff")) for a in seen) > 35
 
 
 # ---- figures ----
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_figure_is_drawn_at_column_width_and_nothing_leaves_it(logs, name, tmp_path):
-    figure, caption = draw(name, logs)
+def test_a_figure_has_the_width_of_one_column_or_two_and_nothing_leaves_it(logs, name, tmp_path):
+    check_room(*draw(name, logs), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["training", "drift", "scatter", "front"])
+def test_so_have_those_with_a_panel_an_arm(many, name, tmp_path):
+    check_room(*draw(name, many), tmp_path)
+
+
+def check_room(figure, caption, tmp_path):
     assert caption[0].isupper() and caption.endswith(".") and "\n" not in caption
     for kind in ("png", "svg"):
         save(figure, tmp_path / f"a.{kind}", kind)
     box = figure.get_tightbbox()        # in inches, of all that is drawn, with a blank's breadth
     assert min(box.x0, box.y0) >= -0.05
-    assert box.x1 <= 3.35 and box.y1 <= figure.get_figheight() + 0.05
+    width = figure.get_figwidth()
+    assert width in (WIDTH, WIDE)
+    assert box.x1 <= width + 0.05 and box.y1 <= figure.get_figheight() + 0.05
     png = (tmp_path / "a.png").read_bytes()
-    assert png[:8] == b"\x89PNG\r\n\x1a\n" and int.from_bytes(png[16:20], "big") == 990
+    assert png[:8] == b"\x89PNG\r\n\x1a\n" and int.from_bytes(png[16:20], "big") == 300 * width
     assert xml.etree.ElementTree.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")
 
 
@@ -259,42 +329,118 @@ def test_a_figure_that_cannot_be_written_leaves_the_one_before(study, tmp_path, 
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_scatter_draws_each_run_where_the_probe_has_found_it(logs):
+def test_scatter_draws_each_run_where_the_probe_has_found_it(logs, many):
+    """A few arms share the axes; of many each has its own, with all others in grey."""
+    last = last_of_each(many.probed)
+    def ends(ax):
+        return {tuple(point) for line in ax.lines if line.get_marker() != "."
+                and line.get_linestyle() == "None" for point in line.get_xydata().tolist()}
+    def ends_of(*arms):
+        own = last[last["arm"].isin(arms)]
+        return set(zip(own["mean_drift"], own["forgetting"]))
+    figure, _ = draw("scatter", many)
+    for ax, arm in zip(figure.axes, ("plain", "jepa", "no_predictor", "rates_0.2_0.5")):
+        assert ends(ax) == ends_of(arm)
+        assert set(map(tuple, ax.lines[0].get_xydata().tolist())) == ends_of(*set(last["arm"]))
     figure, _ = draw("scatter", logs)
     last = last_of_each(logs.probed)
-    dots = {tuple(point) for line in figure.axes[0].lines if line.get_marker() != "."
-            and line.get_linestyle() == "None" for point in line.get_xydata().tolist()}
-    assert dots == set(zip(last["mean_drift"], last["forgetting"]))
+    assert ends(figure.axes[0]) == ends_of(*set(last["arm"]))
     plain = last[last["arm"] == "plain"]
     r, low, high = pearson(list(plain["mean_drift"]), list(plain["forgetting"]))
     assert figure.legends[0].texts[0].get_text() == (
         f"plain: n = 4, r = {r:+.2f} [{low:+.2f}, {high:+.2f}]")
 
 
-def test_ablation_bars_are_gains_over_the_plain_run_with_the_same_seed(study, logs):
+def test_dots_of_ablation_are_mean_gains_over_the_plain_run_with_the_same_seed(study, logs):
     figure, _ = draw("ablation", logs)
     lines = [json.loads(line) for line in (study / "results.jsonl").read_text().splitlines()]
     score = {(line["arm"], line["n_shot"], line["seed"]): 100 * line["metrics"]["accuracy"]
-             for line in lines}
-    means = [np.mean([score[arm, 0, seed] - score["plain", 0, seed] for seed in (1, 2, 3, 4)])
-             for arm in ("jepa", "no_predictor", "rates_0.2_0.5", "rates_0.3_0.9")]
-    widths = sorted(bar.get_width() for bar in figure.axes[0].patches)
-    assert widths == pytest.approx(sorted(means))
+             for line in lines if line["split"] == "test"}
+    arms = ["jepa", "no_predictor", "rates_0.2_0.5"]
+    assert len(figure.axes) == 2
+    for ax, n_shot in zip(figure.axes, (0, 4)):
+        assert f"{n_shot}-shot\nplain: 32.5 %" in ax.get_title()
+        assert markers_of(ax, arms) == pytest.approx(
+            {arm: np.mean([score[arm, n_shot, seed] - score["plain", n_shot, seed]
+                           for seed in (1, 2, 3, 4)]) for arm in arms})
 
 
-def test_arms_side_by_side_stay_at_their_block(tmp_path):
-    """However many arms there are: within 0.3 of a block on either side."""
-    root = write_study(tmp_path / "study", seeds=1)
-    probe = json.loads((root / "probe.json").read_text())
-    [one, *_] = [numbers for name, numbers in probe["models"].items() if "trained" in numbers]
-    for arm in ARMS:
-        probe["models"][f"out/study/{arm}"] = one
-    write(root / "probe.json", probe)
-    figure, _ = draw("drift", read_study([str(root / "probe.json")]))
-    points = np.concatenate([line.get_xydata() for line in figure.axes[0].lines])
-    x = points[np.isfinite(points[:, 1]), 0]                # no value in the gap before norm
-    assert len(figure.axes[0].lines) > 15
-    assert np.abs(x - np.round(x)).max() == pytest.approx(0.3)
+def test_a_dot_over_another_plain_says_so(tmp_path):
+    lines = [{"config": "a", "arm": arm, "seed": 1, "task": "toy", "split": "test", "n_shot": 0,
+              "lambda": float("jepa" in arm), "depth": 2, "init_from": "base", "answers": "x",
+              "metrics": {"accuracy": accuracy, "n": 9}}
+             for arm, accuracy in (("plain", 0.25), ("jepa", 0.5), ("plain_uniform", 0.75),
+                                   ("jepa_uniform", 0.625))]
+    write(tmp_path / "results.jsonl", lines)
+    figure, _ = draw("ablation", read_study([str(tmp_path)]))
+    [ax] = figure.axes
+    assert [text.get_text() for text in ax.get_yticklabels()] == [
+        "JEPA, n = 1", "JEPA, t ~ U(0, 1), n = 1\nover plain, t ~ U(0, 1)"]
+    assert markers_of(ax, ["jepa", "jepa_uniform"]) == {"jepa": 25.0, "jepa_uniform": -12.5}
+
+
+def test_levels_are_beside_their_base_and_kept_is_the_share_of_the_distance_to_it(logs):
+    arms = ["plain", "jepa", "no_predictor", "rates_0.2_0.5"]
+    figure, _ = draw("accuracy", logs)
+    assert markers_of(figure.axes[0], arms) == pytest.approx(
+        {arm: 32.5 + 5 * k for k, arm in enumerate(arms)})
+    dashed = [line for line in figure.axes[0].lines if line.get_linestyle() == "--"]
+    assert [line.get_xdata()[0] for line in dashed] == [75.0]
+    figure, _ = draw("kept", logs)                  # plain loses 42.5 points
+    assert markers_of(figure.axes[0], arms[1:]) == pytest.approx(
+        {arm: 100 * k * 5 / 42.5 for k, arm in enumerate(arms) if k})
+    figure, caption = draw("loss", logs)
+    assert len(figure.axes) == 1 and "at t = 1;" in caption
+    assert markers_of(figure.axes[0], arms) == pytest.approx(
+        {arm: 0.5 + k / 9 for k, arm in enumerate(arms)})
+
+
+def test_panels_are_in_the_order_of_their_learning_rates(tmp_path):
+    for config, lr in (("hot", 0.006), ("cold", 0.0005), ("warm", 0.002)):
+        for arm in ("plain", "jepa"):
+            write(tmp_path / config / f"{arm}_seed1" / "log.jsonl", [{"step": 1}])
+            write(tmp_path / config / f"{arm}_seed1" / "settings.json", {"lr": lr})
+    write(tmp_path / "results.jsonl", [
+        {"config": config, "arm": arm, "seed": 1, "task": "toy", "split": "test", "n_shot": 0,
+         "lambda": float(arm == "jepa"), "depth": 2, "init_from": "base",
+         "answers": f"{config}/{arm}_seed1/x", "metrics": {"accuracy": 0.5, "n": 9}}
+        for config in ("hot", "cold", "warm") for arm in ("plain", "jepa")])
+    figure, _ = draw("ablation", read_study([str(tmp_path)]))
+    assert [ax.get_title().split("\n")[:2] for ax in figure.axes] == [
+        ["cold, 0-shot", "lr 0.0005"], ["warm, 0-shot", "lr 0.002"], ["hot, 0-shot", "lr 0.006"]]
+
+
+@pytest.mark.parametrize("noise", [0.0, 20.0])
+def test_colours_of_sensitivity_span_the_noise_of_a_cell(noise, tmp_path):
+    """Cells 10 points apart with seeds that agree, or that do not."""
+    lines = [{"config": "a", "arm": "jepa", "seed": seed, "task": "toy", "split": "validation",
+              "n_shot": 0, "lambda": weight, "depth": depth, "init_from": "base",
+              "answers": f"{weight}_{depth}_{seed}/x", "metrics": {"n": 9, "accuracy": (
+                  50 + 10 * weight * (depth == 2)
+                  + (seed + 1) * 3 + noise * (-1) ** (seed + depth + int(weight))) / 100}}
+             for weight in (0.0, 1.0) for depth in (1, 2) for seed in (0, 1, 2)]
+    write(tmp_path / "results.jsonl", lines)
+    figure, caption = draw("sensitivity", read_study([str(tmp_path)]))
+    [image] = figure.axes[0].images
+    shown = image.get_array().max() - image.get_array().min()
+    low, high = image.get_clim()
+    if noise:
+        assert high - low > 2 * shown
+    assert high - low >= shown and "span at least the 95 % interval" in caption
+    [star] = [line for line in figure.axes[0].lines if line.get_marker() == "*"]
+    best = np.unravel_index(image.get_array().argmax(), image.get_array().shape)
+    assert (round(star.get_ydata()[0]), round(star.get_xdata()[0])) == best
+
+
+def test_arms_side_by_side_stay_at_their_block(logs, many):
+    """Within 0.3 of a block on either side, and many arms have a row each, at the block."""
+    for study, most in ((logs, 0.3), (many, 0)):
+        figure, _ = draw("drift", study)
+        points = np.concatenate([line.get_xdata() for line in figure.axes[0].lines])
+        values = np.concatenate([line.get_ydata() for line in figure.axes[0].lines])
+        x = points[np.isfinite(values)]                     # no value in the gap before norm
+        assert 0 < np.abs(x - np.round(x)).max() <= most if most else (x == np.round(x)).all()
+        assert len(figure.axes) == (2 if most else 2 * (FEW + 1))
 
 
 def test_a_model_of_many_blocks_has_ticks_that_do_not_overlap(tmp_path):

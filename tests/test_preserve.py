@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from analysis import preserve
+from analysis.frames import read_summaries, with_runs
 from analysis.likelihood import held_out_losses, losses_of_rows
 from analysis.preserve import PreserveConfig, score_choices, score_losses
-from helpers import sentence
+from helpers import sentence, write_jsonl
 from model import DLLM, ModelConfig
 from pretrained.tokenizer import byte_tokenizer, toy_tokenizer
 from tasks import wikitext
@@ -153,6 +154,58 @@ def test_a_model_reads_as_many_shots_as_it_has_room_for(cfg, tmp_path, capsys, m
     preserve.main(cfg)
     assert {len(ids) for ids in shown} == {lengths[0], lengths[0] + 1 - one_shot}
     assert "(fewer for 2 long questions)" in capsys.readouterr().out
+
+
+# ---- the runs of a grid ----
+
+
+@pytest.fixture
+def study(root, tmp_path):
+    """A grid of two seeds from root's base, whose plain runs are that base unchanged; and a run
+    from another base."""
+    grid, lines = tmp_path / "grid", []
+    scores = {"split": "test", "n_shot": 0, "metrics": {"accuracy": 0.5, "n": 8}}
+    for n, (arm, weight, depth) in enumerate([("plain", 0, 0), ("jepa", 1.0, 2)] * 2):
+        name = arm + f"_lambda{weight}_depth{depth}" * (arm == "jepa") + f"_seed{n // 2}"
+        shutil.copytree(root / ("tuned" if arm == "jepa" else "base"), grid / "small" / name)
+        lines.append({"config": "small", "arm": arm, "lambda": weight, "depth": depth, **scores,
+                      "seed": n // 2, "answers": f"small/{name}/test_0shot.jsonl",
+                      "init_from": str(root / "base")})
+    lines.append({**lines[0], "config": "other", "init_from": "another/base",
+                  "answers": "other/plain_seed0/test_0shot.jsonl"})
+    write_jsonl(grid / "results.jsonl", lines)
+    return grid
+
+
+def test_of_a_grid_the_runs_of_one_base_are_measured_and_averaged_by_arm(cfg, study, capsys):
+    cfg = replace(cfg, models=(), grid=str(study))
+    named = with_runs(cfg)
+    assert named.base == cfg.base
+    assert [Path(model).name for model in named.models] == [
+        "plain_seed0", "plain_seed1", "jepa_lambda1.0_depth2_seed0", "jepa_lambda1.0_depth2_seed1"]
+    preserve.main(cfg)
+    said, _, table = capsys.readouterr().out.partition("\nBase preservation\n")
+    assert all(line in said for line in ("\nplain 0 ", "\nplain 1 ", "\njepa 0 ", "\njepa 1 "))
+    summary = read_summaries([Path(cfg.out) / "summary.json"])
+    assert summary[0]["settings"]["base"] == cfg.base
+    shift = [summary[0]["models"][model]["wikitext"]["minus_base"] for model in named.models]
+    assert shift[0] == shift[1] == 0 and shift[2] == shift[3] != 0
+    ours = {line.split()[1]: line for line in table.splitlines() if line.startswith("small ")}
+    assert list(ours) == ["base", "plain", "JEPA"]
+    assert f"{shift[2]:+.4f} (sd 0.0000, n = 2)" in ours["JEPA"]
+
+
+def test_a_grid_that_does_not_fit_is_one_sentence(cfg, study, tmp_path):
+    change = lambda **settings: replace(cfg, **{"models": (), "grid": str(study), **settings})
+    several = refusal(change(base=""))
+    assert "another/base" in several and cfg.base in several and "choose one" in several
+    assert "base='nowhere' does not fit" in refusal(change(base="nowhere"))
+    assert "brings its own models" in refusal(change(models=("some/run",)))
+    assert "there is no file" in refusal(change(grid=str(tmp_path)))
+    lines = [json.loads(line) | {"init_from": ""}
+             for line in (study / "results.jsonl").read_text().splitlines()]
+    write_jsonl(study / "results.jsonl", lines)
+    assert "have no base" in refusal(change())
 
 
 # ---- going on ----

@@ -80,23 +80,31 @@ def test_a_page_has_every_figure_and_asks_for_nothing_from_anywhere(page):
 
 
 def test_a_page_says_by_which_commands_and_revisions_and_on_what(page):
-    assert page.count("<li>abc1234: python eval_gsm8k.py") == 5 * 3
+    assert page.count("<li>abc1234: python eval_gsm8k.py") == 4 * 3
     for words in ("64 texts", "500 questions"):
         assert words in page
 
 
-def test_a_page_has_the_tables_of_its_scores(tmp_path):
-    root = write_study(tmp_path / "study", seeds=3)
-    lines = [json.loads(line) | {"split": "test"}
-             for line in (root / "results.jsonl").read_text().splitlines()]
-    write(root / "results.jsonl", lines)
-    page = report.report(read_study([str(root)]), "A study")
+def test_a_page_has_the_tables_of_its_scores(page):
     gain = f"+5.00 +- {half_95([5, 5, 5]):.2f} (n = 3)"
     [row] = re.findall(r"<td>JEPA</td>\s*<td>(.*?)</td>\s*<td>(.*?)</td>",
                        page[page.index("<caption>Controls"):])[:1]
     assert row == ("37.00 (sd 1.00, n = 3)", gain)          # 36, 37, 38; plain 31, 32, 33
-    for name in ("0-shot", "Sensitivity", "Ablation", "Controls", "Base preservation"):
+    for name in ("0-shot", "Sensitivity", "Ablation", "Controls", "What is kept", "Mechanism",
+                 "Base preservation"):
         assert f"<caption>{name}" in page
+
+
+def test_the_answer_and_the_main_figure_come_first_and_the_commands_last_and_folded(page):
+    answer = "JEPA - plain = +5.0 +- 0.0 points of accuracy, told from zero at 95 %"
+    places = [page.index(part) for part in (
+        "<h1>", answer, '<figure id="ablation">', "<table", '<figure id="training">',
+        "<details><summary>Commands of the scores", "<li>abc1234: python eval_gsm8k.py")]
+    assert places == sorted(places)
+    text = html.unescape(page)
+    assert "Of what plain loses of its base's score JEPA keeps 12 % [11, 12]." in text
+    assert "<details open" not in page
+    assert "llada8b" not in page and "not run" not in re.sub("<td>4-shot.*", "", page)
 
 
 def test_no_name_is_more_than_text_in_the_page(page, hostile):
@@ -111,7 +119,7 @@ def test_what_the_logs_lack_is_listed(tmp_path):
     root = write_study(tmp_path / "study", seeds=1)
     (root / "probe.json").unlink()
     found = report.report(read_study([str(root)]), "A study")
-    assert "<p>drift: it takes a probe.json" in found and "<p>training" not in found
+    assert "<li>drift: it takes a probe.json" in found and "<li>training" not in found
     assert "<figure id=\"training\">" in found and "<figure id=\"drift\">" not in found
 
 

@@ -2,6 +2,7 @@
 import json
 import math
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from analysis import tables
 from analysis.arms import ARMS, label
-from analysis.frames import choose, frame_of, read_results
+from analysis.frames import choose, frame_of, losses_in, read_results, read_study
 from analysis.tables import TablesConfig, render
 from tasks.stats import half_95, t_test
 
@@ -96,10 +97,10 @@ def test_published_numbers_stand_beside_ours():
     assert row(text, "Main table", "dream7b_django")[9:] == ["69.58", "72.35"]
     assert row(text, "0-shot", "llada8b_gsm8k_wide_t")[9:] == ["65.23 (sd 0.93)",
                                                                "67.07 (sd 0.41)"]
-    assert row(text, "Sensitivity", "llada8b_gsm8k", "rates 0.3, 0.9")[5] == "40.11"
+    assert row(text, "Sensitivity", "llada8b_gsm8k", "rates 0.3, 0.9")[6] == "40.11 (11 %)"
     full = row(text, "Sensitivity", "llada8b_gsm8k", "JEPA")
-    assert full[2:] == ["0.5, 1", "not run", "-", "44.88", "50.00 (n = 1)", "+10.00 (n = 1)",
-                        "61.33"]
+    assert full[2:] == ["0.5, 1", "not run", "-", "-", "44.88", "50.00 (n = 1)", "+10.00 (n = 1)",
+                        "-", "61.33"]
 
 
 def test_the_base_row_is_a_score_from_scratch_or_not_run():
@@ -125,7 +126,8 @@ def test_where_nothing_was_run_every_cell_of_ours_says_so():
     arms = {"base", "-", *map(label, ARMS)}
     for name in ("Main", "0-shot", "Sensitivity", "Ablation", "Base"):
         for cells in rows_of(text, name):
-            ours = {*list(cells.values())[1:]} - theirs - arms
+            cells = [re.sub(r" \(-?\d+ %\)$", "", cell) for cell in cells.values()]
+            ours = {*cells[1:]} - theirs - arms
             assert ours == {"not run"}
     assert text.count("not run") > 90
 
@@ -187,32 +189,47 @@ def test_controls_are_compared_with_jepa_and_the_p_of_all_are_raised_together():
     at = (1.0, 2)
     scores = {"jepa": (0.6, 0.7, 0.9), "shuffled": (0.5, 0.6, 0.7), "plain": (0.6, 0.6, 0.7),
               "online": (0.6, 0.7, 0.9), "l2": (0.1,)}
-    def losses(arm, seed):
-        other = 3.0 + seed - (arm == "jepa") * seed / 2
-        return {"toy": {"0.2": [9.0, 0.5], "1": [9.0, 2.0]}, "toy_base": {"0.2": [1.0, other - 1],
-                                                                        "1": [1.0, other + 1]}}
-    text = render([line(arm, seed, score, (0.0, 0) if arm in ("plain", "l2") else at,
-                        held_out=losses(arm, seed))
+    text = render([line(arm, seed, score, (0.0, 0) if arm in ("plain", "l2") else at)
                    for arm, of in scores.items() for seed, score in enumerate(of)])
     name = "Controls: words, 0-shot"
     assert [cells[0] for cells in rows_of(text, name)] == [
         "JEPA", "online target", "plain", "shuffled target", "L2 to the base"]
-    def with_half(values, form="+.2f"):
-        half = 4.302653 * statistics.stdev(values) / math.sqrt(3)
-        return f"{statistics.mean(values):{form}} +- {half:{form[1:]}} (n = 3)"
     def p(values):
         return t_test(statistics.mean(values), statistics.stdev(values) / math.sqrt(3), 2)
     over, under = [-10, 0, 0], [10, 10, 20]
-    assert row(text, name, "shuffled target") == [
+    shuffled = row(text, name, "shuffled target")
+    del shuffled[5::4]                                          # pooled, see below
+    assert shuffled == [
         "shuffled target", "60.00 (sd 10.00, n = 3)", with_half(over), f"{p(over):.2g}",
-        with_half(under), f"{p(under):.2g}", f"{2 * p(under):.2g}", "0.500 (sd 0.000, n = 3)",
-        "2.000 (sd 0.000, n = 3)", "4.000 (sd 1.000, n = 3)", "+0.000 +- 0.000 (n = 3)"]
-    assert row(text, name, "online target")[4:7] == ["+0.00 +- 0.00 (n = 3)", "-", "-"]
-    assert row(text, name, "L2 to the base")[2:7] == ["-50.00 (n = 1)", "-", "+50.00 (n = 1)",
-                                                      "-", "-"]
-    assert row(text, name, "JEPA")[4:7] == ["-"] * 3
-    assert row(text, name, "JEPA")[-1] == with_half([0, -0.5, -1], "+.3f")
-    assert row(text, name, "plain")[2:4] == ["-"] * 2 == row(text, name, "plain")[-1:] * 2
+        f"{3 * p([0, 10, 20]):.2g}", with_half(under), f"{p(under):.2g}", f"{2 * p(under):.2g}"]
+    assert "Holm over 3 arms - plain, and over 2 JEPA - arm." in text
+    assert row(text, name, "online target")[6:9] == ["+0.00 +- 0.00 (n = 3)", "-", "-"]
+    assert row(text, name, "L2 to the base")[2:5] == ["-50.00 (n = 1)", "-", "-"]
+    assert row(text, name, "JEPA")[6:] == ["-"] * 4 == row(text, name, "plain")[2:6]
+
+
+def with_half(values, form="+.2f"):
+    half = 4.302653 * statistics.stdev(values) / math.sqrt(3)
+    return f"{statistics.mean(values):{form}} +- {half:{form[1:]}} (n = 3)"
+
+
+def test_each_outcome_has_a_table_of_its_own_and_of_losses_the_least_is_first():
+    def held_out(arm, seed):
+        own, other = seed / 4 - (arm == "jepa") * seed / 8, seed + (arm == "jepa")
+        return {"toy": {"1": [9.0, 2 * own], "0.25": [9.0, own]},
+                "toy_base": {"0.5": [1.0, 1.0 + other], "1": [2.0, 2.0 + other]}}
+    text = render([line(arm, seed, 0.5, (0.0, 0) if arm == "plain" else (1.0, 2), n_shot=n_shot,
+                        held_out=held_out(arm, seed))
+                   for arm in ("plain", "jepa") for seed in (1, 2, 3) for n_shot in (0, 4)])
+    names = re.findall("## (Controls: .*)", text)
+    assert names == [f"Controls: words, {name}" for name in (
+        "4-shot", "0-shot", "held-out loss, t = 0.25", "held-out loss, t = 1",
+        "held-out loss, mean over t", "growth of the loss on the other corpus")]
+    for name, differences in zip(names[2:], ([-1 / 8, -2 / 8, -3 / 8], [-2 / 8, -4 / 8, -6 / 8],
+                                             [-3 / 16, -6 / 16, -9 / 16], [1, 1, 1])):
+        assert row(text, name, "JEPA")[2] == with_half(differences, "+.3f")
+        arms = [cells[0] for cells in rows_of(text, name)]
+        assert arms == (["JEPA", "plain"] if "held-out" in name else ["plain", "JEPA"])
 
 
 def test_an_arm_of_the_uniform_rate_is_compared_with_its_own_plain():
@@ -314,16 +331,139 @@ def test_the_script_prints_the_tables_of_the_file_of_grid_py(tmp_path, capsys, m
         tables.main(TablesConfig())
 
 
-def test_the_losses_of_a_result_are_those_after_training_at_the_least_and_the_greatest_rate():
-    """As numbers: written out, 9e-02 comes after 1 and 0.5."""
+def test_the_losses_of_a_result_are_those_after_training_by_rate_and_their_mean():
+    """Rates are numbers: written out, 9e-02 comes after 1 and 0.5."""
     held_out = {"toy": {"0.5": [9.0, 2.0], "9e-02": [8.0, 1.0], "1": [7.0, 3.0]},
                 "toy_base": {"0.5": [1.0, 1.5], "1": [2.0, 3.5]}}
-    [found] = frame_of([line("jepa", 1, 0.5, (1.0, 2), held_out=held_out)]).to_dict("records")
-    assert (found["low_t"], found["high_t"], found["other"], found["forgetting"]) == (
-        1.0, 3.0, 2.5, 1.0)
-    assert found["accuracy"] == 50.0
+    frame = frame_of([line("jepa", 1, 0.5, (1.0, 2), held_out=held_out), line("plain", 1, 0.5)])
+    assert losses_in(frame) == ["t = 0.09", "t = 0.5", "t = 1", "mean over t"]
+    [found, without] = frame[[*losses_in(frame), "forgetting", "accuracy"]].values.tolist()
+    assert found == [1.0, 2.0, 3.0, 2.0, 1.0, 50.0]
+    assert all(map(math.isnan, without[:-1])) and losses_in(frame.iloc[1:]) == []
 
 
 def test_a_score_on_validation_is_in_no_table_of_test_scores():
     text = render([line("plain", 1, 0.25), line("plain", 2, 0.75, split="validation")])
     assert row(text, "0-shot", "words")[3] == "25.00 (n = 1)"
+
+
+# ---- what is kept, and what is excluded ----
+
+
+def kept_study(base=0.9):
+    """Three bases, each of two seeds; JEPA keeps half of what plain loses."""
+    lines = [line("base", None, base + k / 100, init_from=f"out/base_{k}") for k in range(3)]
+    for seed in range(6):
+        k, lost = seed % 3, 0.2 + seed / 50
+        for arm, share in (("plain", 0.0), ("jepa", 0.5), ("equal_flop", -0.25)):
+            score = round(0.9 + k / 100 - lost * (1 - share), 6)
+            lines.append(line(arm, seed, score, (1.0, 2) if arm == "jepa" else (0.0, 0),
+                              init_from=f"out/base_{k}"))
+    return lines
+
+
+def test_what_an_arm_keeps_is_its_share_of_the_distance_from_plain_to_the_own_base():
+    text = render(kept_study())
+    name = "What is kept of the base's score"
+    assert row(text, name, "words", "0", "JEPA")[3:] == [
+        "91.00 (sd 1.00, n = 3)", "78.50 (sd 1.64, n = 6)", "-12.50 +- 1.96 (n = 6)",
+        "50 % [50, 50]", "not given"]
+    assert row(text, name, "words", "0", "plain")[6] == "-"
+    assert row(text, name, "words", "0", "plain, 4/3 of the steps")[6] == "-25 % [-25, -25]"
+    assert row(text, name, "llada8b_gsm8k", "4", "JEPA")[6:] == ["-", "68 %"]
+    assert "JEPA keeps 50 % [50, 50]." in text
+    assert row(text, "0-shot", "words")[2] == "91.00 (sd 1.00, n = 3)"
+
+
+def test_where_plain_is_no_worse_than_its_base_there_is_nothing_to_keep():
+    text = render(kept_study(base=0.1))
+    assert [cells[0] for cells in rows_of(text, "What is kept")] == ["llada8b_gsm8k"]
+    assert "JEPA keeps" not in text
+
+
+def test_a_loss_that_is_not_told_from_zero_bounds_no_share():
+    lines = [line("base", None, 0.5, init_from="b")] + [
+        line(arm, seed, 0.5 + shift / 100, (1.0, 2) if arm == "jepa" else (0.0, 0), init_from="b")
+        for arm, shifts in (("plain", (-3, 2, -2)), ("jepa", (1, 0, 2)))
+        for seed, shift in enumerate(shifts)]
+    assert row(render(lines), "What is kept", "words", "0", "JEPA")[6] == "200 % [not bounded]"
+
+
+def test_the_intervals_are_written_with_both_ends_beside_the_papers_gain():
+    lines = [line(arm, seed, score, (1.0, 2) if arm == "jepa" else (0.0, 0), n_shot=4,
+                  config="llada8b_gsm8k")
+             for arm, scores in (("plain", (0.4, 0.5, 0.6)), ("jepa", (0.5, 0.7, 0.9)))
+             for seed, score in enumerate(scores)]
+    text, half = render(lines), 4.302653 * 10 / math.sqrt(3)
+    assert row(text, "What the 95 %", "llada8b_gsm8k") == [
+        "llada8b_gsm8k", "4-shot", "JEPA - plain", f"+20.0 +- {half:.1f} (n = 3)", "0.074", "0.074",
+        f"[{20 - half:+.1f}, {20 + half:+.1f}]", "-", "+18.72"]
+    assert "8 cells, 4-shot, are +1.00 to +18.72." in text
+    assert f"excluded are less than {20 - half:+.1f} and more than {20 + half:+.1f}." in text
+
+
+def test_the_answer_says_what_is_not_told_and_what_is():
+    two = [line("plain", 1, 0.4), line("jepa", 1, 0.5, (1.0, 2))]
+    assert "words, 0-shot. JEPA - plain = +10.0 points of accuracy, from too few seeds" in (
+        render(two))
+    for shifts, told in (((0.1, 0.2, 0.15), "told from zero"), ((0.1, -0.2, 0.15), "not told")):
+        lines = [line("plain", seed, 0.4) for seed in range(3)]
+        lines += [line("jepa", seed, 0.4 + shift, (1.0, 2)) for seed, shift in enumerate(shifts)]
+        assert f"points of accuracy, {told}" in render(lines)
+    assert "points of accuracy" not in render([line("plain", 1, 0.4)]).partition("## ")[0]
+
+
+def test_some_arms_only_are_shown_and_an_unknown_one_is_told(tmp_path, capsys):
+    lines = kept_study()
+    path = write(tmp_path, [one for one in lines if one["init_from"] == "out/base_2"]
+                 + [line("plain", 1, 0.5, config="elsewhere")])
+    tables.main(TablesConfig(results=(path,), arms=("plain", "jepa"), configs=("words",)))
+    text = capsys.readouterr().out
+    assert "4/3 of the steps |" not in text and "elsewhere" not in text and "| 92.00 |" in text
+    with pytest.raises(ValueError, match="no arm 'jeppa' in the results, which have base, equal"):
+        tables.main(TablesConfig(results=(path,), arms=("jeppa",)))
+    with pytest.raises(ValueError, match="no config 'wrods' in the results, which have else"):
+        tables.main(TablesConfig(results=(path,), configs=("wrods",)))
+
+
+# ---- the mechanism ----
+
+
+def test_the_mechanism_is_read_from_scores_probe_and_logs(tmp_path):
+    """A drift that JEPA doubles with each seed, views that come apart, sd of 1 and of 2."""
+    lines, models = [], {"base": dict(drift=[0.0] * 3, weight_drift=[0.0] * 3, mean_drift=0.0,
+                                      forgetting=0.0)}
+    for seed in (1, 2, 3, 4):
+        for arm, k in (("plain", 1), ("jepa", 2)):
+            lines.append(line(arm, seed, 0.5 + k * seed / 100, (k - 1.0, 2 * k - 2)))
+            models[f"out/words/{arm}_seed{seed}"] = dict(
+                drift=[1.0] * 3, weight_drift=[1.0] * 3, mean_drift=float(k * seed),
+                forgetting=float(seed if arm == "plain" else -seed))
+            log = [{"step": step, "corr_views": 1 - k * step / 10} for step in (1, 2, 3)]
+            write_lines(tmp_path / "words" / f"{arm}_seed{seed}" / "log.jsonl", log)
+    write_lines(tmp_path / "probe.json", [{
+        "settings": {"base": "base", "text": "toy"}, "n": 4, "tokens": 9,
+        "depths": ["embed", "1", "norm"], "models": models}])
+    text = render(lines, study=read_study([str(tmp_path)]))
+    rows = {cells[1]: cells[2] for cells in rows_of(text, "Mechanism") if cells[0] != "llada"}
+    assert rows["drift of states, JEPA / plain"] == "2.00 [2.00, 2.00] (n = 4)"
+    assert rows["r(drift, forgetting), plain"] == "+1.00 (n = 4)"
+    assert rows["r(drift, forgetting), JEPA"] == "-1.00 (n = 4)"
+    assert rows["forgetting of the probe, JEPA - plain"].startswith("-5.000 +- ")
+    assert rows["correlation of embeddings, the two views of a row"] == (
+        "0.800 (sd 0.000, n = 4) at step 1; 0.400 (sd 0.000, n = 4) at step 3")
+    # F(3, 3) is below 15.439 in 97.5 % of all cases
+    assert rows["sd over seeds, 0-shot: plain, JEPA"] == (
+        f"1.3, 2.6 (n = 4, 4); ratio 2.00 [{2 / math.sqrt(15.439):.2f}, "
+        f"{2 * math.sqrt(15.439):.2f}]")
+
+
+def write_lines(path, lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(each) + "\n" for each in lines))
+
+
+def test_a_correlation_of_views_that_is_no_number_is_told_with_its_line(tmp_path):
+    write_lines(tmp_path / "a" / "jepa_seed1" / "log.jsonl", [{"step": 1, "corr_views": "x"}])
+    with pytest.raises(ValueError, match="log.jsonl, line 1, .* corr_views='x' is not a number"):
+        read_study([str(tmp_path)])
