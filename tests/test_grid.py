@@ -184,7 +184,8 @@ def test_a_seed_has_one_base_in_all_arms(cfg, monkeypatch):
     """Arms are compared seed by seed, and the base is a part of the block."""
     Fake().use(monkeypatch)
     grid.main(change(cfg, bases=BASES, arms=("plain",)))
-    said = refusal(change(cfg, bases=BASES, arms=("jepa",), seeds=(2, 1), splits=("validation",)))
+    other = change(cfg, bases=BASES, arms=("jepa",), seeds=(2, 1), splits=("validation",))
+    said = refusal(other)
     assert said.startswith("runs of seed") and "base_seed1" in said and "base_seed2" in said
 
 
