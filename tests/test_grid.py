@@ -194,7 +194,8 @@ def test_a_seed_has_one_base_in_all_arms(cfg, monkeypatch):
     (dict(bases=("a/base", "")), "but for their seed"),
     (dict(bases=BASES, train="--init_from=x"), "leave out init_from"),
     (dict(splits=()), "splits is empty"),
-    (dict(splits=("train",)), "'train'; there are validation, test"), (dict(jobs=0), "jobs=0 must lie in 1..")])
+    (dict(splits=("train",)), "'train'; there are validation, test"),
+    (dict(jobs=0), "jobs=0 must lie in 1..")])
 def test_bases_splits_and_jobs_that_do_not_fit_are_refused(cfg, settings, words):
     with pytest.raises(ValueError, match=words):
         change(cfg, **settings)
