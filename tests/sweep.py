@@ -63,7 +63,8 @@ ALLOWED = {
     r"--revision=": "a folder has no revisions",
     r"^setting.*--(title|prompt)=": "any text will do",
     r"^setting.*--(out|out_dir|export_dir|html|svg)=": "what can be written may have any name",
-    r"--(scales|lambdas|depths|arms|preserve|compare|seeds|lora_targets)=[,() ]*$": "none, or all",
+    r"--(scales|lambdas|depths|arms|bases|preserve|compare|seeds|lora_targets)=[,() ]*$":
+        "none, or all",
     r"--scales=0,0|--models=model2,model2": "what is named twice is measured twice",
     r"data/\S+ (without )?/(question|text|choices)": "any text is a question",
     r" [AB]\.jsonl (without )?/(?!verdict)": "ids, golds and verdicts are compared",

@@ -185,7 +185,8 @@ def test_a_seed_has_one_base_in_all_arms(cfg, monkeypatch):
     """Arms are compared seed by seed, and the base is a part of the block."""
     Fake().use(monkeypatch)
     grid.main(change(cfg, bases=BASES, arms=("plain",)))
-    said = refusal(change(cfg, bases=BASES, arms=("jepa",), seeds=(2, 1), splits=("validation",)))
+    other = change(cfg, bases=BASES, arms=("jepa",), seeds=(2, 1), splits=("validation",))
+    said = refusal(other)
     assert said.startswith("runs of seed") and "base_seed1" in said and "base_seed2" in said
 
 
@@ -194,7 +195,8 @@ def test_a_seed_has_one_base_in_all_arms(cfg, monkeypatch):
     (dict(bases=("a/base", "")), "but for their seed"),
     (dict(bases=BASES, train="--init_from=x"), "leave out init_from"),
     (dict(splits=()), "splits is empty"),
-    (dict(splits=("train",)), "'train'; there are validation, test"), (dict(jobs=0), "jobs=0 must lie in 1..")])
+    (dict(splits=("train",)), "'train'; there are validation, test"),
+    (dict(jobs=0), "jobs=0 must lie in 1..")])
 def test_bases_splits_and_jobs_that_do_not_fit_are_refused(cfg, settings, words):
     with pytest.raises(ValueError, match=words):
         change(cfg, **settings)
