@@ -533,11 +533,16 @@ def test_every_figure_of_real_runs_is_written(tmp_path):
                  f"--seed={seed}", f"--lambda_jepa={weight}", f"--t_tgt={t_tgt}",
                  f"--out_dir={out}", "--max_steps=8", *small)
             models.append(out)
-            results.append({"config": "tiny_tune", "arm": arm, "lambda": weight, "depth": 2,
-                            "init_from": f"{tmp_path}/base", "seed": seed, "task": "toy",
-                            "split": "validation", "n_shot": 0, "t_ctx": 0.2, "t_tgt": t_tgt,
-                            "answers": f"{arm}_seed{seed}/none.jsonl",
-                            "metrics": {"accuracy": 0.0, "stderr": 0.0, "n": 8}})
+            more = [(0.5, "validation")] * (arm == "jepa")      # scores alone are made up
+            results += [{"config": "tiny_tune", "arm": arm, "lambda": lamb, "depth": 2,
+                         "init_from": f"{tmp_path}/base", "seed": seed, "task": "toy",
+                         "split": split, "n_shot": 0, "t_ctx": 0.2, "t_tgt": t_tgt,
+                         "answers": f"{arm}_seed{seed}" + "_other" * (lamb == 0.5) + "/none.jsonl",
+                         "held_out": {"toy": {"1": [4.0, 3.0 + seed]}},
+                         "metrics": {"accuracy": 0.1 * lamb + 0.01 * seed, "n": 8}}
+                        for lamb, split in [(weight, "validation"), (weight, "test"), *more]]
+    results.append(results[1] | {"arm": "base", "lambda": 0, "seed": None, "answers": "base/x",
+                                 "metrics": {"accuracy": 0.5, "n": 8}})
     call("analysis/probe.py", f"--base={tmp_path}/base", f"--models={','.join(models)}",
          "--text=toy_base", "--n_rows=8", f"--out_dir={tmp_path}", "--device=cpu")
     write(tmp_path / "results.jsonl", results)
