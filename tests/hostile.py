@@ -292,7 +292,7 @@ CLASHES = {
         / --train=--lr=nan / --evaluate=--steps=0.5 / --train=--resume / --evaluate=--out=x""",
     "analysis/tables.py": """--results=study/results.jsonl,study/results.jsonl / --results=study
         / --preserve=study / --results= / --preserve=study/probe.json
-        / --results=study/probe.json""",
+        / --results=study/probe.json / --arms=nope / --configs=nope / --logs=nope / --logs=data""",
     "analysis/plot.py": """--inputs=data / --inputs= / --arms=nope / --out=mine.py
         / --figure=front,drift / --inputs=study,nope / --out=mine.py/x""",
     "analysis/report.py": """--inputs=data / --inputs= / --arms=nope / --out=data / --out=full
