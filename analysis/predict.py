@@ -91,6 +91,11 @@ def name_of(device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def sheet_of(device) -> float | None:
+    """Return the FLOPs per second that a known GPU's data sheet states; None for others."""
+    return next((flops for gpu, flops in PEAKS.items() if gpu in name_of(device)), None)
+
+
 def parameters(config: ModelConfig) -> dict:
     """Count parameters: {embed, layers, norm, head}."""
     C, D = config.n_embd, head_dim(config)
