@@ -88,10 +88,11 @@ def main(cfg: GPUCheckConfig):
             page.failed(part, error)
         free()
         if check.is_lost():             # an illegal access: nothing runs in this process any more
-            page.left_out(part, "the GPU's context was lost; a new process goes on")
+            page.left_out(part, f"{page.parts[part]['note']}; the GPU answers no more, a new "
+                                "process goes on")
             rest = cfg.parts[cfg.parts.index(part) + 1:]
             left = 60 * cfg.minutes - (time.perf_counter() - began)
-            if rest and left > 0:
+            if rest and left > 1:
                 options = [f"--parts={','.join(rest)}", f"--minutes={left / 60:.2f}"]
                 os.execv(sys.executable, [sys.executable, *sys.argv, *options])
     print("\n" + page.text())

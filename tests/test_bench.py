@@ -191,6 +191,8 @@ def test_the_bench_ends_with_one_line_of_json(capsys):
     assert list(found["steps"]) == KINDS and found["settings"] == asdict(replace(SMALL, json=True))
     for of in found["steps"].values():
         assert of["flops"] == of["closed_form"] > 0 and of["ms"] > 0 and of["tokens_per_s"] > 0
+        share = 1000 * of["flops"] / of["ms"] / found["matmul_flops_per_s"]
+        assert of["of_peak"] == pytest.approx(share) and 0 < share < 1
 
 
 def test_lengths_are_those_of_the_data(tmp_path):
@@ -216,7 +218,7 @@ def test_the_command_line_is_read():
     assert configure(BenchConfig, ["--preset=dream-7b", "--pack"]).pack
 
 
-@pytest.mark.parametrize("script", ["bench", "bench_sampling", "compare", "predict"])
+@pytest.mark.parametrize("script", ["bench", "bench_sampling", "compare", "gpu_check", "predict"])
 def test_the_scripts_start_from_anywhere(script, tmp_path):
     command = [sys.executable, str(ROOT / f"analysis/{script}.py")]
     done = subprocess.run([*command, "--help"], cwd=tmp_path, capture_output=True, text=True)
