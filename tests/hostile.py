@@ -32,9 +32,9 @@ def values_of(kind) -> list[str]:
     if get_origin(kind) is Literal:
         return CHOICES
     if get_origin(kind) is tuple:
-        item = get_args(kind)[0]
-        few = [f"{good},{bad}" for good in ("0.5", "1") for bad in BAD[item][3:13]]
-        return [*ITEMS, *BAD[item], *few]
+        items = values_of(get_args(kind)[0])
+        few = [f"{good},{bad}" for good in ("0.5", "1") for bad in items[3:13]]
+        return [*ITEMS, *items, *few]
     return BAD[kind]
 
 
