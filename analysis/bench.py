@@ -15,12 +15,12 @@ whole step with AdamW and EMA; medians are printed:
     straightforward  JEPA without any savings: padded to PAD_TO, logits at every position and in the
                      target too, EMA parameter by parameter
 
-FLOPs are counted (FlopCounterMode: matrix products only) and printed beside the closed form. Peak
-memory includes what all kinds share: model, moments, two copies.
+FLOPs are counted (FlopCounterMode: matrix products only) and printed beside the closed form, and
+the share that they are of the machine's own matrix products, measured in the same run. Peak memory
+includes what all kinds share: model, moments, two copies.
 """
 import copy
 import json
-import math
 import re
 import statistics
 import sys
@@ -42,7 +42,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from analysis.console import print_table
-from analysis.predict import (PEAKS, check_ranges, head_flops, name_of, parameters, shape_of,
+from analysis.predict import (check_ranges, head_flops, name_of, parameters, shape_of,
                               trunk_flops)
 from jepa import DLLMJEPA, pool
 from model import NLL_CHUNK, DLLM, ModelConfig, RMSNorm, forward_process, row_generators
@@ -83,11 +83,10 @@ def main(cfg: BenchConfig):
     model = random_model(config, device)
     model.checkpoint_activations = cfg.checkpoint_activations
     steps = make_steps(cfg, model)
-    name = name_of(device)
-    peak = next((flops for gpu, flops in PEAKS.items() if gpu in name), math.nan)
+    name, peak = name_of(device), matmul_speed(device, model.compute_dtype)
     print(f"{name}, {torch.get_num_threads()} threads, {model.compute_dtype}, "
           f"{sum(parameters(config).values()):,} parameters, {cfg.batch_size} of {len(rows)} rows, "
-          f"compile {'on' if cfg.compile else 'off'}\n")
+          f"compile {'on' if cfg.compile else 'off'}; matrix products: {peak / 1e12:.3g} TFLOP/s\n")
 
     found = {kind: {"flops": count_flops(step, batch_of(cfg, rows, 0)),
                     "closed_form": step_flops(kind, cfg, config, rows)}
@@ -96,17 +95,18 @@ def main(cfg: BenchConfig):
         compile_blocks(steps)
     measure(cfg, rows, steps, found, device)
 
-    table = [["", "ms", "/ plain", "tokens/s", "peak GB", "GFLOP", "closed form", "MFU"]]
+    table = [["", "ms", "/ plain", "tokens/s", "peak GB", "GFLOP", "closed form", "of peak"]]
     for kind, of in found.items():
-        mfu = of["closed_form"] / of["ms"] * 1000 / peak
+        of["of_peak"] = of["closed_form"] / of["ms"] * 1000 / peak
         table.append([kind, f"{of['ms']:.1f}", f"{of['over_plain']:.3f}",
                       f"{of['tokens_per_s']:.0f}",
                       f"{of['peak_gb']:.2f}" if of["peak_gb"] else "n/a",
                       f"{of['flops'] / 1e9:.2f}", f"{of['closed_form'] / 1e9:.2f}",
-                      "n/a" if math.isnan(peak) else f"{mfu:.1%}"])
+                      f"{of['of_peak']:.1%}"])
     print_table(table)
     if cfg.json:
         print(json.dumps({"steps": found, "device": name, "dtype": str(model.compute_dtype),
+                          "matmul_flops_per_s": peak,
                           "settings": vars(cfg)}))
 
 
@@ -274,6 +274,25 @@ def measure(cfg: BenchConfig, rows, steps: dict, found: dict, device):
         of["over_plain"] = statistics.median(a / b for a, b in zip(ms[kind][1:], ms["plain"][1:]))
         of["tokens_per_s"] = statistics.median(
             1000 * n / each for n, each in zip(n_tokens[1:], ms[kind][1:]))
+
+
+def matmul_speed(device, dtype, n: int = 0) -> float:
+    """Measure FLOPs per second of products of n x n matrices; 0: of a size that fits the device.
+
+    It is the best of five runs, so that other work on the machine does not count.
+    """
+    n, calls = (n or 8192, 10) if device.type == "cuda" else (n or 768, 1)
+    synchronize = getattr(torch, device.type).synchronize
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    seconds = []
+    for _ in range(6):                      # the first is for warm-up
+        synchronize()
+        began = time.perf_counter()
+        for _ in range(calls):
+            a @ b
+        synchronize()
+        seconds.append(time.perf_counter() - began)
+    return 2 * n ** 3 * calls / min(seconds[1:])
 
 
 def count_flops(step: Step, batch) -> int:

@@ -1,11 +1,13 @@
 """Closed forms: parameters, FLOPs and memory of a model, without running anything.
 
-    python analysis/predict.py      LLaDA-8B: FLOPs of a step, memory and time on four sets of GPUs
+    python analysis/predict.py                 LLaDA-8B: FLOPs of a step; memory, time and disk of
+    python analysis/predict.py --length=228    four setups; rows padded, or packed end to end
 
 tests/test_bench.py holds parameters and FLOPs to what PyTorch counts, and bytes to what it keeps.
+What a GPU has measured beside it: docs/cost.md.
 """
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,8 +22,8 @@ from model import NLL_CHUNK, PRESETS, ModelConfig
 
 # bf16 FLOPs per second, from the data sheets
 PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "4090": 165e12}
-ROWS = 64      # of a training step, packed end to end
-MFU = 0.4      # share of the GPUs' peak that training reaches
+ROWS = 64      # of a training step
+MFU = 0.35     # share of that peak in training; measured on an H200: 0.34 lean, 0.39 LoRA
 ANSWERS, MASKED = 0.59, 0.12    # shares of GSM8K's tokens: of answers, and masked at t = 0.2
 # passes over the rows, with gradient and without, and the share of tokens that get logits
 STEPS = {"AR fine-tuning": (1, 0, ANSWERS), "LLM-JEPA, both views packed": (2, 0, ANSWERS),
@@ -30,7 +32,7 @@ STEPS = {"AR fine-tuning": (1, 0, ANSWERS), "LLM-JEPA, both views packed": (2, 0
 
 @dataclass
 class PredictConfig:
-    length: int = 240                   # tokens of a row; GSM8K's with answers filled up
+    length: int = 249                   # tokens of a row: GSM8K's, answers filled, padded by eights
 
     def __post_init__(self):
         check_ranges(self, length=(1, 1_000_000))
@@ -38,23 +40,25 @@ class PredictConfig:
 
 def main(cfg: PredictConfig):
     config = shape_of("llada-8b")
-    print(f"A step of LLaDA-8B, {ROWS} packed rows of {cfg.length} tokens. F: the FLOPs of one "
-          f"forward pass\nover the rows; a backward pass costs two. PFLOP: with the logits")
+    print(f"A step of LLaDA-8B, {ROWS} rows of {cfg.length} tokens. F: the FLOPs of one forward pass"
+          f"\nover the rows; a backward pass costs two. PFLOP: with the logits")
     print_table(step_table(config, cfg.length))
 
     trunk = ROWS * trunk_flops(config, [cfg.length])
     head = 3 * head_flops(config, round(MASKED * ROWS * cfg.length))
-    rows = [["", "GB", "of", "plain", "jepa"]]
+    rows = [["", "states", "predictor", "activations", "GB", "of", "plain", "jepa", "checkpoint"]]
     for setup in SETUPS:
-        # one GPU accumulates gradients over micro-batches of eight rows
-        tokens = cfg.length * (ROWS // setup.n_gpu if setup.n_gpu > 1 else 8)
-        gb = sum(memory(setup, config, tokens).values())
+        gb = memory(setup, config, cfg.length * setup.rows)
+        states = sum(gb[key] for key in setup.bytes_of)
+        kinds = [states, gb["predictor"], gb["in flight"] + gb["activations"], sum(gb.values())]
         # a frozen base needs no gradients of weights: its backward costs one forward
         passes = (2 if setup.lora_rank else 3) + setup.is_checkpointed
         speed = setup.n_gpu * PEAKS[setup.gpu] * MFU
         times = [f"{(n * trunk + head) / speed:.2f} s" for n in (passes, passes + 1)]
-        rows.append([setup.name, f"{gb:.1f}", f"{setup.gigabytes:.0f}", *times])
-    print(f"\nPredicted, not measured: memory of a GPU, time of a step at {MFU:.0%} of the peak")
+        rows.append([setup.name, *(f"{value:.1f}" for value in kinds), f"{setup.gigabytes:.0f}",
+                     *times, f"{disk(setup, config):.0f} GB"])
+    print(f"\nPredicted: GB on a GPU, with 8 rows a pass (LoRA 16); a step at {MFU:.0%} of the data "
+          f"sheet's\nFLOPs; a JEPA checkpoint on disk")
     print_table(rows)
 
 
@@ -85,6 +89,11 @@ def check_ranges(cfg, **ranges):
 
 def name_of(device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def sheet_of(device) -> float | None:
+    """Return the FLOPs per second that a known GPU's data sheet states; None for others."""
+    return next((flops for gpu, flops in PEAKS.items() if gpu in name_of(device)), None)
 
 
 def parameters(config: ModelConfig) -> dict:
@@ -156,6 +165,7 @@ class Setup:
     gigabytes: float                # that each GPU has
     bytes_of: dict                  # per trained parameter: weights, grads, moments, ema
     n_pred_layer: int = 2
+    rows: int = 8                   # of a pass on one GPU: micro_batch_size
     is_checkpointed: bool = False   # all activations are recomputed
     lora_rank: int = 0              # of adapters on every matrix of a layer; 0: none
 
@@ -166,7 +176,7 @@ SETUPS = [
     Setup("8 x A100-80, sharded", "A100", 8, 80, FP32),
     Setup("4 x A100-80, sharded", "A100", 4, 80, FP32),
     Setup("1 x H200, lean", "H200", 1, 141, LEAN),
-    Setup("1 x 24 GB, LoRA r16", "4090", 1, 24, FP32, 1, is_checkpointed=True, lora_rank=16),
+    Setup("1 x 24 GB, LoRA r32", "4090", 1, 24, FP32, 1, 16, is_checkpointed=True, lora_rank=32),
 ]
 
 
@@ -194,6 +204,13 @@ def memory(setup: Setup, config: ModelConfig, tokens: int) -> dict:
     logits = 3 * 4 * config.vocab_size * min(round(MASKED * tokens), NLL_CHUNK)
     gb["activations"] = tokens * kept + logits
     return {key: value / 1e9 for key, value in gb.items()}
+
+
+def disk(setup: Setup, config: ModelConfig, with_jepa: bool = True) -> float:
+    """GB of a checkpoint: what memory holds between two steps but gradients, of all GPUs."""
+    gb = memory(replace(setup, n_gpu=1), config, 0)
+    jepa = gb["ema"] + 12 / 16 * gb["predictor"]        # without the predictor's gradients
+    return gb["weights"] + gb["moments"] + with_jepa * jepa
 
 
 def activation_bytes(config: ModelConfig, size: int = 2) -> int:

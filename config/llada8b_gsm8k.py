@@ -2,7 +2,7 @@
 
 Its main table has 42.61 -> 61.33 (4-shot) for it. All parameters are trained, with an EMA copy
 in fp32: 20 bytes a parameter, 160 GB, which `shard` spreads over the GPUs: 20 GB on each of 8, and
-37 GB with activations (predicted). The paper took 45 minutes on 8 A100. Batch size, warm-up,
+36 GB with activations (predicted). The paper took 45 minutes on 8 A100. Batch size, warm-up,
 AdamW's betas, and whether the base is Base or Instruct, are not stated.
     torchrun --nproc_per_node=8 train.py config/llada8b_gsm8k.py
 """

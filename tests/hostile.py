@@ -32,9 +32,9 @@ def values_of(kind) -> list[str]:
     if get_origin(kind) is Literal:
         return CHOICES
     if get_origin(kind) is tuple:
-        item = get_args(kind)[0]
-        few = [f"{good},{bad}" for good in ("0.5", "1") for bad in BAD[item][3:13]]
-        return [*ITEMS, *BAD[item], *few]
+        items = values_of(get_args(kind)[0])
+        few = [f"{good},{bad}" for good in ("0.5", "1") for bad in items[3:13]]
+        return [*ITEMS, *items, *few]
     return BAD[kind]
 
 
@@ -175,7 +175,8 @@ SETTINGS = {"train.py": "TrainConfig", "sample.py": "SampleConfig", "eval_gsm8k.
             "analysis/report.py": "ReportConfig", "analysis/compare.py": "CompareConfig",
             "analysis/probe.py": "ProbeConfig", "analysis/preserve.py": "PreserveConfig",
             "analysis/bench.py": "BenchConfig", "analysis/predict.py": "PredictConfig",
-            "analysis/bench_sampling.py": "SamplingBenchConfig"}
+            "analysis/bench_sampling.py": "SamplingBenchConfig",
+            "analysis/gpu_check.py": "GPUCheckConfig"}
 CONFIG = """lr = 1e-3
 task = "gsm8k"
 data_dir = "data"
@@ -233,6 +234,7 @@ COMMANDS = {
     "analysis/bench_sampling.py --width=32 --prompt_length=4 --gen_length=4 --block_length=4 "
     "--blocks=1 --device=cpu": "",
     "analysis/predict.py --length=9": "",
+    "analysis/gpu_check.py --dry --device=cpu --parts=environment --out_dir=new": "",
 }
 # settings that exclude each other, or do not fit what is there
 CLASHES = {
@@ -313,4 +315,6 @@ CLASHES = {
     "analysis/bench_sampling.py": """--width=33 / --blocks=2 / --gen_length=5
         / --preset=llada-8b / --prompt_length=99999999 / --batch_size=99999999 / --device=nope""",
     "analysis/predict.py": """--length=0 / --length=-1""",
+    "analysis/gpu_check.py": """--parts=nope / --parts= / --parts=parity,nope / --minutes=0
+        / --n_layer=0 / --device=meta / --device=cuda:99 / --out_dir=mine.py / --out_dir=full/x""",
 }

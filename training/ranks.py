@@ -42,6 +42,17 @@ def start_ranks(device: str, backend: str = "", timeout: timedelta = timedelta(h
     return rank, world, device
 
 
+@contextmanager
+def group_of_one(device):
+    """Have a process group of this process alone, which is what sharding asks for."""
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
 def as_rank(main):
     """Wrap a script's main(cfg): with several processes, each leaves by os._exit when it is done.
 
