@@ -32,7 +32,7 @@ STEPS = {"AR fine-tuning": (1, 0, ANSWERS), "LLM-JEPA, both views packed": (2, 0
 
 @dataclass
 class PredictConfig:
-    length: int = 249                   # tokens of a row: GSM8K's, answers filled, padded by eights
+    length: int = 249                   # of a row, in tokens: GSM8K's, filled and padded
 
     def __post_init__(self):
         check_ranges(self, length=(1, 1_000_000))
@@ -40,8 +40,8 @@ class PredictConfig:
 
 def main(cfg: PredictConfig):
     config = shape_of("llada-8b")
-    print(f"A step of LLaDA-8B, {ROWS} rows of {cfg.length} tokens. F: the FLOPs of one forward pass"
-          f"\nover the rows; a backward pass costs two. PFLOP: with the logits")
+    print(f"A step of LLaDA-8B, {ROWS} rows of {cfg.length} tokens. F: the FLOPs of one forward "
+          f"pass\nover the rows; a backward pass costs two. PFLOP: with the logits")
     print_table(step_table(config, cfg.length))
 
     trunk = ROWS * trunk_flops(config, [cfg.length])
