@@ -57,8 +57,8 @@ def main(cfg: PredictConfig):
         times = [f"{(n * trunk + head) / speed:.2f} s" for n in (passes, passes + 1)]
         rows.append([setup.name, *(f"{value:.1f}" for value in kinds), f"{setup.gigabytes:.0f}",
                      *times, f"{disk(setup, config):.0f} GB"])
-    print(f"\nPredicted: GB on a GPU, with 8 rows a pass (LoRA 16); a step at {MFU:.0%} of the data "
-          f"sheet's\nFLOPs; a JEPA checkpoint on disk")
+    print(f"\nPredicted: GB on a GPU, with 8 rows a pass (LoRA 16); a step at {MFU:.0%} of the "
+          f"data\nsheet's FLOPs; a JEPA checkpoint on disk")
     print_table(rows)
 
 
