@@ -5,7 +5,7 @@
     python analysis/gpu_check.py --device=cpu --dry         seconds: does the check itself run?
 
     environment   versions; the GPU's own matrix products and copies, the floors of what follows
-    parity        fp32 on the CPU against fp32 and bf16 on the GPU: logits, loss, gradients, training
+    parity        fp32 on the CPU against fp32 and bf16 on the GPU: logits, loss, gradients
     attention     which kernel serves which layout of rows, its time, packed against padded
     bench         a step at LLaDA-8B's width: seven kinds, and the share of the GPU's own peak
     memory        peak and time of the one-GPU configs at 8 B against analysis/predict.py

@@ -1,4 +1,4 @@
-"""The machine that gpu_check.py looks at: its speed, its shapes, a training step, what it waits for.
+"""The machine that gpu_check.py looks at: its speed, its shapes, a step on it, its waits.
 
 A part of the check (gpu_speed.py, gpu_same.py) takes a Check and yields Figures.
 """

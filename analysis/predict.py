@@ -32,7 +32,7 @@ STEPS = {"AR fine-tuning": (1, 0, ANSWERS), "LLM-JEPA, both views packed": (2, 0
 
 @dataclass
 class PredictConfig:
-    length: int = 249                   # tokens of a row: GSM8K's, answers filled, padded by eights
+    length: int = 249                   # of a row, in tokens: GSM8K's, filled and padded
 
     def __post_init__(self):
         check_ranges(self, length=(1, 1_000_000))
@@ -40,8 +40,8 @@ class PredictConfig:
 
 def main(cfg: PredictConfig):
     config = shape_of("llada-8b")
-    print(f"A step of LLaDA-8B, {ROWS} rows of {cfg.length} tokens. F: the FLOPs of one forward pass"
-          f"\nover the rows; a backward pass costs two. PFLOP: with the logits")
+    print(f"A step of LLaDA-8B, {ROWS} rows of {cfg.length} tokens. F: the FLOPs of one forward "
+          f"pass\nover the rows; a backward pass costs two. PFLOP: with the logits")
     print_table(step_table(config, cfg.length))
 
     trunk = ROWS * trunk_flops(config, [cfg.length])
@@ -57,8 +57,8 @@ def main(cfg: PredictConfig):
         times = [f"{(n * trunk + head) / speed:.2f} s" for n in (passes, passes + 1)]
         rows.append([setup.name, *(f"{value:.1f}" for value in kinds), f"{setup.gigabytes:.0f}",
                      *times, f"{disk(setup, config):.0f} GB"])
-    print(f"\nPredicted: GB on a GPU, with 8 rows a pass (LoRA 16); a step at {MFU:.0%} of the data "
-          f"sheet's\nFLOPs; a JEPA checkpoint on disk")
+    print(f"\nPredicted: GB on a GPU, with 8 rows a pass (LoRA 16); a step at {MFU:.0%} of the "
+          f"data\nsheet's FLOPs; a JEPA checkpoint on disk")
     print_table(rows)
 
 
