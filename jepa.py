@@ -39,7 +39,7 @@ class DLLMJEPA(nn.Module):
         super().__init__()
         self.model, self.lambda_jepa, self.ema_decay = model, lambda_jepa, ema_decay
         self.t_ctx, self.t_tgt, self.diffusion_t = t_ctx, t_tgt, diffusion_t
-        self.mask_scope, self.loss_form = mask_scope, loss_form
+        self.mask_scope, self.loss_form, self.distance = mask_scope, loss_form, cosine_distance
         self.fp32_of = torch.Tensor.float       # weight -> fp32, for the EMA; lean.py replaces it
         self.trace = {}                         # tensors of the last forward, for the log
         if lambda_jepa > 0:
@@ -66,7 +66,7 @@ class DLLMJEPA(nn.Module):
         mean = self.summary(h, is_masked_ctx, maskable, is_content)         # (B, C)
         z_ctx = layer_norm(mean)
         z_hat = self.predictor(z_ctx)
-        jepa = cosine_distance(z_hat, z_tgt)
+        jepa = self.distance(z_hat, z_tgt)
         self.trace |= {"mean": mean.detach(), "z_hat": z_hat.detach(), "z_tgt": z_tgt}
         loss = diffusion + self.lambda_jepa * jepa
         return loss, {"diffusion": diffusion.detach(), "jepa": jepa.detach()}

@@ -27,7 +27,8 @@ ARMS = {
     "plain_uniform": Arm("plain, t ~ U(0, 1)", "--lambda_jepa=0 --anchor=0 --diffusion_t=uniform"),
     "jepa_uniform": Arm("JEPA, t ~ U(0, 1)", "--diffusion_t=uniform"),
     "two_gradients": Arm("LLM-JEPA", "--objective=two_gradients"),
-    "infonce": Arm("InfoNCE", "--objective=infonce"),            # a positive control
+    "infonce": Arm("InfoNCE", "--objective=infonce"),   # minus the next: a positive control
+    "infonce_shuffled": Arm("InfoNCE, shuffled", "--objective=infonce --target=shuffled"),
     "blockwise": Arm("plain, blockwise", "--lambda_jepa=0 --anchor=0 --objective=blockwise "
                      "--diffusion_t=uniform"),                  # Blockwise SFT
     "same_mask": Arm("one mask for both views", "--masks=nested --t_tgt={t_ctx}"),

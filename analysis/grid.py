@@ -86,8 +86,8 @@ class GridConfig:
             if not 1 <= getattr(self, name) <= MOST_PROCESSES:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in 1..{MOST_PROCESSES}")
         if len({base_of_arm(base) for base in self.bases}) > 1:
-            raise ValueError(f"bases={','.join(self.bases)} must have one name but for their seed, "
-                             f"such as out/base_seed1,out/base_seed2")
+            raise ValueError(f"bases={','.join(self.bases)} must have one folder and one name "
+                             f"but for its seed, such as out/base_seed1,out/base_seed2")
         for name, set_here in SET_HERE.items():
             more = {"init_from"} if name == "train" and self.bases else set()
             split_options(name, getattr(self, name), set_here | more)

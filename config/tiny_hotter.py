@@ -1,4 +1,4 @@
-"""config/tiny_hot.py at three times of its learning rate."""
+"""config/tiny_hot.py at three times its learning rate."""
 
 init_from = "out/tiny_hot_base_seed1"
 out_dir = "out/tiny_hotter"

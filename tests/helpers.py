@@ -231,7 +231,7 @@ def assert_same_step(cfg, other):
             scale = a[name].abs().max().item()
             torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5 * scale, msg=name)
     [one], [two] = loss_lines(cfg.out_dir), loss_lines(other.out_dir)
-    terms = {"loss", "diffusion", "jepa", "infonce", "grad_norm"} & one.keys()
+    terms = {"loss", "diffusion", "jepa", "grad_norm"} & one.keys()
     assert terms >= {"loss", "diffusion", "grad_norm"} and terms == terms & two.keys()
     for key in terms:                   # with two ranks: the mean over them
         assert one[key] == pytest.approx(two[key], rel=1e-5), key

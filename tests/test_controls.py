@@ -185,7 +185,8 @@ def test_every_arm_trains_resumes_and_its_log_has_its_numbers(cfg, tmp_path, arm
                                  dict(target="random"), dict(masks="nested"),
                                  dict(pool_layer=1), dict(objective="two_gradients"),
                                  dict(objective="infonce"), dict(objective="consistency"),
-                                 dict(objective="blockwise", active_block=3, lambda_jepa=0.0)],
+                                 dict(objective="blockwise", active_block=3, lambda_jepa=0.0,
+                                      mask_scope="response")],
                          ids=str)
 def test_accumulation_changes_no_arm(cfg, tmp_path, arm):
     """The row before a row is that of the batch, whatever micro-batch it lies in."""
@@ -529,7 +530,7 @@ def test_infonce_is_the_cross_entropy_over_the_rows_of_the_whole_batch():
     plain(*inputs())
     cosines = F.normalize(plain.trace["z_hat"]) @ F.normalize(z_tgt).T      # (B, B)
     expected = F.cross_entropy(cosines / 0.2, torch.arange(8))
-    torch.testing.assert_close(parts["infonce"], expected)
+    torch.testing.assert_close(parts["jepa"], expected)
     # row i is dealt to micro-batch i % 4: each is set against all rows of the step, not its own
     objective.zero_grad()
     batches = [inputs(slice(i, None, 4)) for i in range(4)]
@@ -537,7 +538,7 @@ def test_infonce_is_the_cross_entropy_over_the_rows_of_the_whole_batch():
     for batch, own in zip(batches, objective.embed_targets(batches)):
         loss, some = objective(*batch, own)
         (loss / 4).backward()
-        found.append(some["infonce"])
+        found.append(some["jepa"])
     torch.testing.assert_close(torch.stack(found).mean(), expected)
     for name, p in objective.predictor.named_parameters():
         torch.testing.assert_close(p.grad, grads[f"predictor.{name}"], atol=1e-6, rtol=1e-4)
@@ -548,9 +549,9 @@ def test_infonce_is_at_least_log_b_where_the_input_is_ignored_and_0_where_rows_a
     [z_tgt] = objective.embed_targets([inputs()])
     for constant in (z_tgt.mean(dim=0), z_tgt[0], -z_tgt[3]):
         objective.predictor.forward = lambda z: constant.expand_as(z)
-        assert objective(*inputs(), z_tgt)[1]["infonce"] >= math.log(8)
+        assert objective(*inputs(), z_tgt)[1]["jepa"] >= math.log(8)
     objective.predictor.forward, objective.tau = (lambda z: z_tgt), 1e-3
-    assert objective(*inputs(), z_tgt)[1]["infonce"] < 1e-3
+    assert objective(*inputs(), z_tgt)[1]["jepa"] < 1e-3
 
 
 # ----------------------------------------------------------------------------------------------

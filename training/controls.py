@@ -1,7 +1,7 @@
 """Controls: variants of the objective that tell which part of DLLM-JEPA does the work.
 
 The paper's method is jepa.py. With the default settings nothing here is called. All variants get
-the same batches and masks, because those depend on (seed, step, example id) alone.
+the same batches, and at equal rates the same masks: they depend on (seed, step, example id) alone.
 
     target      the vector that z_hat has to match
       ema         the EMA copy's embedding of the heavy view (paper)
@@ -29,14 +29,17 @@ the same batches and masks, because those depend on (seed, step, example id) alo
                       It takes the cosine of raw states, we of layer-normed ones. Its loss dropout
                       leaves the term out of some steps and does not rescale lambda; we have none
       infonce         each z_hat has to tell its own target from those of all rows of the batch: the
-                      cross-entropy of cos(z_hat_i, z_tgt_j) / tau over j. A term that can only be
-                      small if something about the example is predicted: a positive control
+                      cross-entropy of cos(z_hat_i, z_tgt_j) / tau over j. It is below log B only
+                      if z_hat knows which row it is, for which the prompt, clean in both views,
+                      is enough. Minus the same with target="shuffled" it shows whether a set-up
+                      sees pairs. Its gradient is several times that of jepa at the same lambda
       blockwise       no term, lambda is 0: other masks for the diffusion loss (Blockwise SFT,
                       arXiv 2508.19529). One block of the answer, of `active_block` tokens, is
                       masked at rate t and has the loss; all before it is clean, all after it is
                       masked. Theirs: 32 tokens, t ~ U(0, 1) (our diffusion_t="uniform"), the mean
                       over masked tokens. They draw each block of a row at most once, we draw with
-                      replacement; our end-of-text that fills an answer is part of it, as elsewhere
+                      replacement; their decoding has blocks of the same size (`--block_length` of
+                      eval_gsm8k.py). Our end-of-text that fills an answer is part of it
     anchor      lambda * |theta - base|^2 in the loss, the paper's other baseline (1e-4; that the
                 square is summed and not averaged is our guess)
 
@@ -104,6 +107,12 @@ def check_controls(cfg):
     if cfg.objective == "infonce" and cfg.target == "mean":
         raise ValueError("objective='infonce' tells the targets of rows apart, and target='mean' "
                          "gives all rows one; choose another target")
+    if cfg.tau != ControlConfig.tau and cfg.objective != "infonce":
+        raise ValueError(f"objective={cfg.objective!r} does not use tau={cfg.tau:g}; leave it at "
+                         f"{ControlConfig.tau:g}")
+    if cfg.objective == "blockwise" and cfg.mask_scope == "all":
+        raise ValueError("objective='blockwise' cuts the answer into blocks, and mask_scope='all' "
+                         "masks the prompt, too; mask_scope='response' would fit")
     if cfg.objective == "blockwise" and cfg.lambda_jepa:
         raise ValueError(f"objective='blockwise' has no JEPA term, and lambda_jepa="
                          f"{cfg.lambda_jepa:g} weighs one; lambda_jepa=0 would fit")
@@ -294,50 +303,42 @@ class InfoNCE(Control):
 
     def __init__(self, model, cfg: ControlConfig, **paper):
         super().__init__(model, cfg, **paper)
-        self.tau, self.every_target = cfg.tau, None
+        self.tau, self.every_target, self.distance = cfg.tau, None, self.infonce
 
     def embed_targets(self, batches):
         targets = super().embed_targets(batches)
         self.every_target = gather_batch(targets)                           # (B of the step, C)
         return targets
 
-    def forward(self, x0, maskable, is_real, generator, z_tgt=None):
-        if z_tgt is None:
-            [z_tgt] = self.embed_targets([(x0, maskable, is_real, generator)])
-        maskable, is_content = self.scope(x0, maskable, is_real)
-        t_ctx, xt_ctx, is_masked_ctx = self.context_view(x0, maskable, generator)
-        h = self.model.encode(xt_ctx, is_real)
-        diffusion = self.diffusion_term(h, x0, is_masked_ctx, maskable, t_ctx)
-
-        mean = self.summary(h, is_masked_ctx, maskable, is_content)
-        z_hat = self.predictor(layer_norm(mean))
-        own = F.cosine_similarity(z_hat.float(), z_tgt, dim=-1)             # (b,)
+    def infonce(self, z_hat, z_tgt):
+        """(B, C), (B, C) -> (): cross-entropy of a row's own target among those of the step."""
+        own = F.cosine_similarity(z_hat.float(), z_tgt, dim=-1)             # apart: its column in
         every = F.normalize(z_hat.float(), dim=-1) @ F.normalize(self.every_target, dim=-1).T
-        infonce = ((every / self.tau).logsumexp(dim=-1) - own / self.tau).mean()
-        self.trace |= {"mean": mean.detach(), "z_hat": z_hat.detach(), "z_tgt": z_tgt}
-        loss = diffusion + self.lambda_jepa * infonce
-        return loss, {"diffusion": diffusion.detach(), "infonce": infonce.detach()}
+        return ((every / self.tau).logsumexp(dim=-1) - own / self.tau).mean()   # every is unknown
 
 
 class Blockwise(DLLMJEPA):
-    """Plain fine-tuning on one block of each answer: clean before it, all masked after it."""
+    """Plain fine-tuning on one block of each answer: clean before it, all masked after it.
+    `generator` has to be a list, one a row."""
 
     def __init__(self, model, cfg: ControlConfig, **paper):
         super().__init__(model, **paper)
         self.length, self.is_active = cfg.active_block, None
 
     def context_view(self, x0, maskable, generator):
-        block = (maskable.cumsum(dim=1) - 1).div(self.length, rounding_mode="floor")    # (B, T)
+        block = (maskable.cumsum(dim=1) - 1) // self.length                 # (B, T)
         n_blocks = block.amax(dim=1, keepdim=True) + 1                      # (B, 1)
+        # a stream apart: in the block the masks stay those of plain
         apart = [torch.Generator(g.device).manual_seed(g.initial_seed() ^ 2) for g in generator]
         active = (uniform((len(x0), 1), apart, x0.device) * n_blocks).long()
-        self.is_active = maskable & (block == active)       # apart: the masks are those of plain
+        self.is_active = maskable & (block == active)
         t_ctx, xt_ctx, is_masked_ctx = super().context_view(x0, self.is_active, generator)
         is_after = maskable & (block > active)
         return t_ctx, xt_ctx.masked_fill(is_after, self.model.config.mask_id), is_masked_ctx
 
     def diffusion_term(self, h, x0, is_masked, maskable, t):
-        return super().diffusion_term(h, x0, is_masked, self.is_active, t)  # its length divides
+        # divided by the length of the block, not of the answer
+        return super().diffusion_term(h, x0, is_masked, self.is_active, t)
 
 
 class Anchor:
