@@ -550,13 +550,13 @@ def test_a_nan_of_one_rank_leaves_out_the_update_of_all(cfg, tmp_path, data_dir,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n, shard", [(1, False), (2, False), (2, True)])
-def test_10_steps_are_6_and_kill_9_and_4_to_the_bit(cfg, tmp_path, n, shard):
-    cfg = replace(cfg, max_steps=10, save_every=6, shard=shard)
+def test_10_steps_are_6_and_kill_9_and_4_of_the_same_command_to_the_bit(cfg, tmp_path, n, shard):
+    cfg = replace(cfg, max_steps=10, save_every=6, shard=shard, resume="auto")
     run_ranks(cfg, n)
     broken = replace(cfg, out_dir=str(tmp_path / "broken"))
     run_ranks(broken, n, kill_after_8, code=-signal.SIGKILL)
     assert Path(newest_checkpoint(broken.out_dir)).name == "step_0000006"
-    run_ranks(replace(broken, resume=True), n)
+    run_ranks(broken, n)
     assert_same(cfg, broken)
 
 
