@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 
 import train
 from helpers import (PATIENCE, ROOT, Ranks, assert_same, fingerprint, lines, loss_lines, make_model,
-                     options_of, run_ranks, seeded, sentence_of, tensors, torchrun_command,
-                     wait_until)
+                     options_of, run_ranks, seeded, sentence, sentence_of, tensors,
+                     torchrun_command, wait_until)
 from jepa import DLLMJEPA
 from model import DLLM, ModelConfig, row_generators
 from pretrained import weights
@@ -619,6 +619,12 @@ def test_two_nodes_that_each_share_a_copy_are_one_run_which_one_process_resumes(
     a, b = (load_file(Path(newest_checkpoint(c.out_dir), "model.safetensors"))
             for c in (alone, cfg))
     assert all((a[name] - b[name]).abs().max() < 1e-4 for name in a)
+
+
+def test_copies_that_do_not_fit_the_processes_are_refused(cfg):
+    cfg = replace(cfg, shard=True, shard_over=2)
+    assert setup.count_micro_batches(cfg, 4) == 1
+    assert "shard_over=2 does not divide the 3" in sentence(setup.count_micro_batches, cfg, 3)
 
 
 def assert_two_copies():

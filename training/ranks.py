@@ -1,7 +1,8 @@
 """Several processes as one: who is who, what the others hold, and how each of them ends.
 
 torchrun starts one process per GPU and gives each its rank, and so does Slurm's srun; without them
-we are rank 0 of 1. Every collective of the project is in this file. All ranks have to call it, in the same order.
+we are rank 0 of 1. Every collective of the project is in this file. All ranks have to call it, in
+the same order.
 """
 import functools
 import os

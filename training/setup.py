@@ -54,7 +54,7 @@ class ScaleConfig(ControlConfig):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of activations; auto: bf16 on GPUs
     shard: bool = False                 # each process keeps a part of all state (FSDP2)
     shard_over: int = 0                 # processes that share one copy, such as a node's; 0: all
-    gather_once: bool = False           # of shard: faster, for 2 more bytes a parameter
+    gather_once: bool = False           # with shard: faster, for 2 bytes a parameter more
     compile: bool = False               # torch.compile each block; pays on long runs
     pack: bool = False                  # no computation on padding; the same loss
     checkpoint_activations: Literal["none", "selective", "full"] = "none"  # recompute every 2nd/all
