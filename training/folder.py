@@ -34,7 +34,8 @@ SAID = set("lr min_lr_ratio warmup_ratio epochs max_steps n_steps weight_decay g
 # themselves, not their names
 FREE = set("""out_dir resume overwrite export_dir device data_dir tokenizer init_from revision
     micro_batch_size shard shard_over gather_once compile pack checkpoint_activations on_nan
-    log_every eval_every eval_rows eval_t forget_task save_every keep test_questions track""".split())
+    log_every eval_every eval_rows eval_t forget_task save_every keep test_questions track"""
+           .split())
 
 
 @contextmanager
