@@ -54,9 +54,7 @@ def configure(cls, argv=None, default=None):
         if not arg.startswith("--"):
             raise ValueError(f"{arg!r} {COMMAND_LINE} needs two dashes: --{arg.lstrip('-')}")
         name, equals, text = arg[2:].partition("=")
-        if not equals and get_type_hints(cls).get(name, bool) is not bool:
-            raise ValueError(f"{arg} {COMMAND_LINE} needs a value: {arg}=value, without a space")
-        overrides[name] = check(name, text if equals else "True", cls, COMMAND_LINE)
+        overrides[name] = check(name, text if equals else True, cls, COMMAND_LINE)
     if default and not files and not wants_help and overrides.keys() <= HOW_TO_RUN:
         files = [default]
     for path in files:
@@ -131,7 +129,7 @@ def read_file(path, cls):
 
 def check(name, value, cls, where):
     """Return the value as the kind of this setting. Raises ValueError that says what would fit."""
-    kinds, is_text = get_type_hints(cls), where == COMMAND_LINE
+    kinds, is_text = get_type_hints(cls), isinstance(value, str) and where == COMMAND_LINE
     if name not in kinds:
         given = name.lower().replace("-", "_")
         close = difflib.get_close_matches(given, kinds, cutoff=0.75)
@@ -141,7 +139,9 @@ def check(name, value, cls, where):
         raise ValueError(f"unknown setting {name!r} {where} ({hint})")
     try:
         return convert(value, kinds[name], is_text)
-    except (ValueError, KeyError, OverflowError):
+    except (ValueError, OverflowError):
+        if not is_text and where == COMMAND_LINE:  # a bare --name, which is True
+            raise ValueError(f"--{name} {where} needs a value: --{name}=value, without a space")
         kind, good = kinds[name], getattr(cls, name)
         fits = option(name, good) if is_text else f"{name} = {good!r}"
         raise ValueError(f"{name}={value!r} {where} is not {describe(kind)}, e.g. {fits}") from None
@@ -155,12 +155,12 @@ def convert(value, kind, is_text):
             value = [item.strip(" '\"") for item in text.split(",") if text]
         if isinstance(value, (tuple, list)):
             return tuple(convert(item, get_args(kind)[0], is_text) for item in value)
-    if kind is bool and is_text:
-        return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
+    if is_text and (kind is bool or True in get_args(kind)):
+        value = {"true": True, "1": True, "false": False, "0": False}.get(value.lower(), value)
     if kind in (int, float) and (is_text or type(value) in (int, kind)):  # a bool is no number
         if math.isfinite(kind(value)):
             return kind(value)
-    elif type(value) is kind or get_origin(kind) is Literal and value in get_args(kind):
+    elif type(value) is kind or repr(value) in map(repr, get_args(kind)):   # 1 is not True
         return value
     raise ValueError
 
@@ -186,5 +186,5 @@ def option(name, value):
 
 def describe(kind):
     """Return the kind as in `3.5 is not an int`."""
-    is_choice = get_origin(kind) is Literal
-    return f"one of {', '.join(get_args(kind))}" if is_choice else WORDS.get(kind, f"a {kind}")
+    choices = ", ".join(map(str, get_args(kind)))
+    return f"one of {choices}" if get_origin(kind) is Literal else WORDS.get(kind, f"a {kind}")

@@ -41,7 +41,7 @@ class TrainConfig(ScaleConfig):         # more settings are in training/setup.py
     # the run
     out_dir: str = "out/run"            # checkpoints, log.jsonl and settings.json go here
     seed: int = 42                      # of the batches, the masks and every initial weight
-    resume: bool = False                # go on from the newest checkpoint in out_dir
+    resume: Literal[False, True, "auto"] = False  # go on from out_dir's newest; auto: or begin
     overwrite: bool = False             # start anew although out_dir holds a run
     export_dir: str = ""                # at the end the model also goes here, in bf16, as published
     device: str = "auto"                # cpu, cuda, mps; auto takes a GPU if there is one

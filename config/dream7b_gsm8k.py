@@ -8,3 +8,4 @@ out_dir = "out/dream7b_gsm8k"
 init_from = "Dream-org/Dream-v0-Base-7B"
 task = "gsm8k"
 shard = True
+save_every = 100    # of about 220 steps; a checkpoint has 123 GB, and the next is written beside it

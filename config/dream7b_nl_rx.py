@@ -8,3 +8,4 @@ init_from = "Dream-org/Dream-v0-Base-7B"
 task = "nl_rx"
 max_length = 128
 shard = True
+save_every = 100    # of about 240 steps; a checkpoint has 123 GB, and the next is written beside it

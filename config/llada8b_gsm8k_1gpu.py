@@ -21,3 +21,4 @@ t_tgt = 0.7
 lambda_jepa = 1.0
 n_pred_layer = 2
 diffusion_t = "context"
+save_every = 100    # of about 220 steps; a checkpoint has 98 GB, and the next is written beside it

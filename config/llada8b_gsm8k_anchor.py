@@ -20,3 +20,4 @@ lambda_jepa = 0.0
 anchor = 1e-4
 shard = True
 diffusion_t = "context"
+save_every = 100    # of about 220 steps; a checkpoint has 96 GB, and the next is written beside it

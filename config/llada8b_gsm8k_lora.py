@@ -25,3 +25,4 @@ t_tgt = 0.7
 lambda_jepa = 1.0
 n_pred_layer = 1
 diffusion_t = "context"
+save_every = 100    # of about 220 steps; a checkpoint has 19 GB, and the next is written beside it

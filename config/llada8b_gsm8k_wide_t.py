@@ -18,3 +18,4 @@ lambda_jepa = 1.0
 n_pred_layer = 2
 shard = True
 diffusion_t = "context"
+save_every = 100    # of about 220 steps; a checkpoint has 130 GB, and the next is written beside it

@@ -363,8 +363,10 @@ def read_tensors(stored: dict, dtype=None, device="cpu", slices=None):
     """Yield (published name, tensor) file by file; a file is closed before the next is opened.
 
     dtype: None is as stored. slices: {published name: slice of its first dimension}; None reads
-    everything. Raises ValueError that names a tensor with NaN or infinite values.
+    everything. Raises ValueError that names a tensor with NaN or infinite values, before the last
+    tensor of its file is handed out: each look at a GPU's numbers waits for it.
     """
+    last, ends = {where.file: name for name, where in stored.items()}, {}
     items = tqdm(stored.items(), "weights", unit="tensor", delay=2, leave=False,
                  disable=os.environ.get("RANK", "0") != "0")
     for path, group in groupby(items, key=lambda item: item[1].file):
@@ -378,10 +380,19 @@ def read_tensors(stored: dict, dtype=None, device="cpu", slices=None):
                     tensor = file.get_slice(key)[slices[name]] if slices else file.get_tensor(key)
                 # a copy, because the file is memory-mapped: its changes would be the weights'
                 tensor = tensor.to(device, dtype, copy=True)
-                low, high = tensor.aminmax() if tensor.numel() else 2 * [torch.zeros(())]
-                if not (low.isfinite() and high.isfinite()):    # NaN passes through aminmax
-                    raise ValueError(f"{path}: {name} has NaN or infinite values")
+                if tensor.numel():
+                    ends[name] = torch.stack(tensor.aminmax()).float()  # NaN passes through aminmax
+                if name == last[path]:
+                    check_ends(path, ends)
+                    ends = {}
                 yield name, tensor
+
+
+def check_ends(path, ends: dict):
+    """Raise ValueError for the first {name: (2,) least and largest value} that is not finite."""
+    if ends and not torch.stack([*ends.values()]).isfinite().all():
+        name = next(name for name, pair in ends.items() if not pair.isfinite().all())
+        raise ValueError(f"{path}: {name} has NaN or infinite values")
 
 
 def with_new_row(tensor):

@@ -241,6 +241,7 @@ CLASHES = {
     "train.py": """--resume --overwrite / --out_dir=run / --out_dir=model
         / --out_dir=data/train.jsonl / --resume / --export_dir=new / --export_dir=new/x
         / --export_dir=model / --export_dir=. / --export_dir=data
+        / --resume=auto --overwrite / --shard_over=2 / --gather_once / --shard --shard_over=1
         / --lora_rank=2 --optimizer=lean / --lora_rank=2 --shard / --init_from=
         / --optimizer=lean --shard / --lora_rank=2 --init_from= / --micro_batch_size=3
         / --tokenizer=toy / --task=toy --variant=zz

@@ -21,8 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import train
-from helpers import (PATIENCE, ROOT, Ranks, assert_same, fingerprint, lines, make_model, options_of,
-                     run_ranks, seeded, sentence_of, tensors, torchrun_command, wait_until)
+from helpers import (PATIENCE, ROOT, Ranks, assert_same, fingerprint, lines, loss_lines, make_model,
+                     options_of, run_ranks, seeded, sentence, sentence_of, tensors,
+                     torchrun_command, wait_until)
 from jepa import DLLMJEPA
 from model import DLLM, ModelConfig, row_generators
 from pretrained import weights
@@ -32,7 +33,7 @@ from tasks.common import batch_at, load_task, tokenize
 from tasks.files import read_json
 from train import main
 from training import checkpoint, setup
-from training.ranks import local_part, start_ranks
+from training.ranks import gather_from_ranks, local_part, start_ranks
 from training.sharding import shard
 
 
@@ -500,6 +501,13 @@ def kill_after_8():
     train.Log.step = killed
 
 
+def be_a_task_of_srun():
+    """Have the variables of srun, and not those of torchrun."""
+    for theirs, ours in (("SLURM_PROCID", "RANK"), ("SLURM_LOCALID", "LOCAL_RANK"),
+                         ("SLURM_STEP_NUM_TASKS", "WORLD_SIZE")):
+        os.environ[theirs] = os.environ.pop(ours)
+
+
 def count_target_passes():
     """Print a line for each pass of the target: the only network without a head."""
     encode = DLLM.encode
@@ -550,13 +558,13 @@ def test_a_nan_of_one_rank_leaves_out_the_update_of_all(cfg, tmp_path, data_dir,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n, shard", [(1, False), (2, False), (2, True)])
-def test_10_steps_are_6_and_kill_9_and_4_to_the_bit(cfg, tmp_path, n, shard):
-    cfg = replace(cfg, max_steps=10, save_every=6, shard=shard)
+def test_10_steps_are_6_and_kill_9_and_4_of_the_same_command_to_the_bit(cfg, tmp_path, n, shard):
+    cfg = replace(cfg, max_steps=10, save_every=6, shard=shard, resume="auto")
     run_ranks(cfg, n)
     broken = replace(cfg, out_dir=str(tmp_path / "broken"))
     run_ranks(broken, n, kill_after_8, code=-signal.SIGKILL)
     assert Path(newest_checkpoint(broken.out_dir)).name == "step_0000006"
-    run_ranks(replace(broken, resume=True), n)
+    run_ranks(broken, n)
     assert_same(cfg, broken)
 
 
@@ -568,7 +576,7 @@ def test_one_process_two_and_two_sharded_are_one_run_which_any_number_resumes(cf
         replace(cfg, out_dir=str(tmp_path / name), resume=i > 2, shard=i > 1)
         for i, name in enumerate(("alone", "ddp", "sharded", "three", "again")))
     main(alone)
-    run_ranks(ddp)
+    run_ranks(ddp, 2, be_a_task_of_srun)
     assert_same(alone, ddp, exactly=False)
     # four steps sharded, in two micro-batches; then two more on one process, or on three
     out, _ = run_ranks(replace(sharded, max_steps=4, micro_batch_size=3,
@@ -592,6 +600,46 @@ def test_one_process_two_and_two_sharded_are_one_run_which_any_number_resumes(cf
                 assert one["held_out"]["gsm8k"] == pytest.approx(two["held_out"]["gsm8k"], rel=1e-3)
     exported = DLLM.from_pretrained(tmp_path / "export")
     assert all(p.isfinite().all() for p in exported.parameters())
+
+
+@pytest.mark.slow
+def test_two_nodes_that_each_share_a_copy_are_one_run_which_one_process_resumes(cfg, tmp_path):
+    """And back: a checkpoint of one process goes on there. Blocks stay gathered until backward."""
+    cfg = replace(cfg, max_steps=4, warmup_ratio=0.0, min_lr_ratio=1.0)     # the same rates
+    alone = replace(cfg, out_dir=str(tmp_path / "alone"))
+    nodes = replace(cfg, shard=True, shard_over=2, gather_once=True, resume="auto")
+    main(alone)
+    run_ranks(replace(nodes, max_steps=2), 4, assert_two_copies)
+    main(replace(cfg, max_steps=3, resume=True))
+    run_ranks(nodes, 4)
+    main(replace(cfg, resume=True))         # reads its last checkpoint, and has nothing to train
+    for one, two in zip(loss_lines(alone.out_dir), loss_lines(cfg.out_dir), strict=True):
+        for key in ("loss", "jepa", "grad_norm"):
+            assert one[key] == pytest.approx(two[key], rel=1e-3), key
+    a, b = (load_file(Path(newest_checkpoint(c.out_dir), "model.safetensors"))
+            for c in (alone, cfg))
+    assert all((a[name] - b[name]).abs().max() < 1e-4 for name in a)
+
+
+def test_copies_that_do_not_fit_the_processes_are_refused(cfg):
+    cfg = replace(cfg, shard=True, shard_over=2)
+    assert setup.count_micro_batches(cfg, 4) == 1
+    assert "shard_over=2 does not divide the 3" in sentence(setup.count_micro_batches, cfg, 3)
+
+
+def assert_two_copies():
+    """Fail unless the weights are halves, and two ranks have the same ones as the other two."""
+    real = setup.shard
+
+    def checked(objective, *args):
+        real(objective, *args)
+        weight = objective.model.blocks[0].q_proj.weight
+        part = weight.to_local()
+        assert 2 * len(part) == len(weight), (len(part), len(weight))
+        every = gather_from_ranks(part.contiguous())
+        assert torch.equal(every[0], every[2]) and torch.equal(every[1], every[3])
+        assert not torch.equal(every[0], every[1])
+    setup.shard = checked
 
 
 @pytest.mark.slow

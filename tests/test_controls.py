@@ -710,6 +710,9 @@ def test_the_base_is_had_anew_where_the_model_has_gone_on(tmp_path):
     model = make_model(seed=3)
     cfg = TrainConfig(seed=3)
     now = dict(base_weights(model, cfg, again=False))
+    for name, p in model.named_parameters():    # without a copy: a sample is all that is kept
+        assert now[name].data_ptr() == p.data_ptr()
+        now[name] = p.detach().clone()
     for p in model.parameters():
         p.data += 1                             # a resumed one
     drawn = dict(base_weights(model, cfg, again=True))

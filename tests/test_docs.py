@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TODAY = [page for page in PAGES if page.name != "LOG.md"]     # the log is history, as written
 PROGRAMS = {"python", "python3", "torchrun", "pip", "source", "tail"}
-TORCHRUN = {"nproc_per_node", "nnodes", "standalone"}
+TORCHRUN = {"nproc_per_node", "nnodes", "standalone", "rdzv_backend", "rdzv_endpoint"}
+SLURM = {"signal", "kill-on-bad-exit", "ntasks"}
 PIP = {"index-url"}
 EXAMPLES = {"tasks/mine.py", "config/mine.py"}      # files that a page tells the reader to write
 
@@ -47,8 +48,13 @@ def split_commands(text: str) -> list[list[str]]:
 
 
 def commands_of_pages() -> list:
-    return [pytest.param(words, id=f"{page.name}: {shlex.join(words)[:70]}") for page in TODAY
-            for block in blocks(page, "bash") for words in split_commands(block)]
+    """Those of all blocks of bash; and of sh, which has whole scripts, those that start Python."""
+    found = [(page, words) for page in TODAY for block in blocks(page, "bash")
+             for words in split_commands(block)]
+    found += [(page, split_commands(line)[0]) for page in TODAY for block in blocks(page, "sh")
+              for line in re.findall(r"\bpython .*", block.replace("\\\n", ""))]
+    return [pytest.param(words, id=f"{page.name}: {shlex.join(words)[:70]}")
+            for page, words in found]
 
 
 def commands_of_docstrings() -> list:
@@ -180,8 +186,11 @@ def slug(heading: str) -> str:
 
 
 def test_every_page_can_be_reached_from_the_readme():
-    linked = set(re.findall(r"\]\((docs/\w+\.md)", (ROOT / "README.md").read_text()))
-    assert linked == {f"docs/{page.name}" for page in PAGES[1:]}
+    """In two steps at most: by itself, or by a page that it names."""
+    linked = set(re.findall(r"\]\(docs/(\w+\.md)", (ROOT / "README.md").read_text()))
+    for name in list(linked):
+        linked |= set(re.findall(r"\]\((\w+\.md)", (ROOT / "docs" / name).read_text()))
+    assert linked == {page.name for page in PAGES[1:]}
 
 
 @pytest.mark.parametrize("page", TODAY, ids=lambda page: page.name)
@@ -196,7 +205,7 @@ def test_every_option_that_a_page_names_is_a_setting(page):
     known = {field.name for cls in all_settings().values() for field in fields(cls)}
     for text in re.findall(r"`([^`]*)`", prose(page)):
         for name in re.findall(r"(?:^|\s)--([\w-]+)", text):
-            assert name in known | TORCHRUN | PIP | {"help"}, name
+            assert name in known | TORCHRUN | SLURM | PIP | {"help"}, name
 
 
 def test_every_setting_is_in_some_config_or_explained():
@@ -280,3 +289,9 @@ def test_the_task_of_the_page_keeps_the_contract_in_15_lines(tmp_path, monkeypat
         "English: a0\nFrench: B0\n\nEnglish: a1\nFrench:")
     assert mine.score(first.answer, first) and mine.score(" b0\n\nEnglish: a1", first)
     assert not mine.score(second.answer, first) and mine.extract("  ") is None
+
+
+@pytest.mark.parametrize("path", [*ROOT.glob("config/llada8b_*"), *ROOT.glob("config/dream7b_*")],
+                         ids=lambda path: path.stem)
+def test_a_run_of_two_hundred_steps_saves_before_its_end(path):
+    assert configure(settings_of("train.py"), [str(path)]).save_every <= 100

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import train
-from helpers import (fingerprint, lines, run_ranks, sentence, sentence_of, without_clock,
-                     write_gsm8k)
+from helpers import (assert_same, fingerprint, lines, run_ranks, sentence, sentence_of,
+                     without_clock, write_gsm8k)
 from pretrained.weights import newest_checkpoint
 from tasks.files import lock, read_json
 from train import TrainConfig, main
@@ -71,7 +71,8 @@ def test_test_questions_that_are_not_there_are_told_before_the_training(cfg, mon
     assert "test.jsonl" in said and not Path(cfg.out_dir, "log.jsonl").exists()
 
 
-@pytest.mark.parametrize("option", ["--overwrite=True", "--resume=True", "--keep=2"])
+@pytest.mark.parametrize("option", ["--overwrite=True", "--resume=True", "--resume=auto",
+                                    "--keep=2"])
 def test_no_run_is_written_around_a_models_own_folder(cfg, monkeypatch, tmp_path, option,
                                                       nothing_is_loaded):
     Path(cfg.out_dir).mkdir()
@@ -320,6 +321,60 @@ def test_a_train_state_that_says_nonsense_is_one_sentence(cfg, monkeypatch, begu
     before = fingerprint(begun[0])
     said = sentence_of(monkeypatch, cfg, "--resume=True")
     assert str(path) in said and words in said and fingerprint(begun[0]) == before
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty folder", "half a checkpoint"])
+def test_one_command_with_resume_auto_begins_and_goes_on_and_equals_one_run(
+        cfg, tmp_path, monkeypatch, left):
+    cfg = replace(cfg, save_every=2)
+    main(cfg)
+    auto, log_step = replace(cfg, resume="auto", out_dir=str(tmp_path / "auto")), train.Log.step
+    if left != "nothing":
+        Path(auto.out_dir).mkdir()
+    if left == "half a checkpoint":
+        Path(auto.out_dir, "settings.json").write_text("{}")
+        Path(auto.out_dir, "log.jsonl").write_text('{"step": 1}\n')
+        Path(auto.out_dir, "saving").mkdir()
+    for at in (1, 3):                   # before the checkpoint of step 2, and after it
+        def interrupt(self, n, *rest, at=at):
+            log_step(self, n, *rest)
+            if n == at:
+                raise KeyboardInterrupt
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(train.Log, "step", interrupt)
+            main(auto)
+    main(auto)
+    main(auto)                          # is complete
+    assert_same(cfg, auto)
+    assert without_clock(cfg.out_dir) == without_clock(auto.out_dir)
+
+
+def test_resume_auto_neither_leaves_another_run_nor_fills_a_strange_folder(
+        cfg, begun, monkeypatch, tmp_path, nothing_is_loaded):
+    before = fingerprint(cfg.out_dir)
+    said = sentence_of(monkeypatch, cfg, "--resume=auto", "--seed=1")
+    assert "seed=42" in said and "seed=1" in said
+    assert "overwrite" in sentence_of(monkeypatch, cfg, "--resume=auto", "--overwrite=True")
+    (tmp_path / "mine/step_7").mkdir(parents=True)
+    said = sentence_of(monkeypatch, cfg, "--resume=auto", f"--out_dir={tmp_path / 'mine'}")
+    assert "not made by a run" in said
+    export = tmp_path / "full"
+    export.mkdir()
+    (export / "x").touch()
+    said = sentence_of(monkeypatch, cfg, "--resume=auto", f"--out_dir={tmp_path / 'new'}",
+                       f"--export_dir={export}")
+    assert "not empty" in said
+    assert {name: text for name, text in fingerprint(cfg.out_dir).items()
+            if "lock" not in str(name)} == before
+
+
+@pytest.mark.parametrize("other", [-1, 2, 7])
+def test_ranks_that_see_other_checkpoints_all_stop(cfg, begun, monkeypatch, nothing_is_loaded,
+                                                   other):
+    monkeypatch.setattr(folder, "agree", lambda numbers, _: [max(numbers[0], other),
+                                                             max(numbers[1], -other)])
+    said = sentence_of(monkeypatch, cfg, "--resume=auto")
+    assert f"out_dir={cfg.out_dir!r}" in said and "share" in said
 
 
 def test_resume_with_overwrite_is_refused(cfg, monkeypatch):

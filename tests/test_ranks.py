@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from helpers import ROOT, fork, output_of, torchrun, wait_until, write_output_to
+from helpers import ROOT, fork, output_of, sentence, torchrun, wait_until, write_output_to
 from training import ranks
 from training.ranks import (agree, as_rank, first_reason, gather_batch, gather_from_ranks,
-                            on_all_ranks, scatter_batch, start_ranks, sum_over_ranks, wait_for_all)
+                            on_all_ranks, ranks_of_srun, scatter_batch, start_ranks,
+                            sum_over_ranks, wait_for_all)
 
 # ---- collectives ----
 
@@ -92,6 +93,68 @@ def test_two_ranks_under_torchrun_agree_and_end_with_code_0_and_all_that_they_sa
     assert numbers == ("0", "1")
     assert max(map(float, came)) <= min(map(float, left))       # rank 0 has waited for rank 1
     assert done.stderr.count("rank 0 is done") == done.stderr.count("rank 1 is done") == 1
+
+
+# ---- how processes become ranks ----
+
+TASK = {"SLURM_PROCID": "9", "SLURM_NTASKS": "16", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "70012"}
+TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_PORT": "1"}
+
+
+def test_a_task_of_srun_is_a_rank():
+    env = TASK | {"SLURM_STEP_NUM_TASKS": "16"}
+    ranks_of_srun(env)
+    assert {name: env[name] for name in TORCHRUN} == {
+        "RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "MASTER_PORT": "20012"}
+    env = TASK | {"MASTER_PORT": "5"}
+    ranks_of_srun(env)
+    assert (env["WORLD_SIZE"], env["MASTER_PORT"]) == ("16", "5")
+
+
+@pytest.mark.parametrize("env", [
+    {}, TASK | TORCHRUN, {"SLURM_NTASKS": "16", "SLURM_JOB_ID": "7"},
+    TASK | {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"},
+    TASK | {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}],
+    ids=["no Slurm", "torchrun in a job", "salloc", "one task", "one task of a larger job"])
+def test_torchruns_word_counts_and_a_single_task_is_no_rank(env):
+    before = dict(env)
+    ranks_of_srun(env)
+    assert env == before
+
+
+@pytest.fixture
+def two_ranks(monkeypatch):
+    """Be rank 1 of two with two GPUs that are not there; what was called is in the list."""
+    calls = []
+    for name, value in dict(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1", MASTER_ADDR="x").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda i: calls.append(i))
+    monkeypatch.setattr(ranks, "pick_device", lambda name: torch.device(
+        "cpu" if name == "cpu" else "cuda:1"))
+    monkeypatch.setattr(ranks.dist, "init_process_group",
+                        lambda backend, timeout, device_id: calls.append((backend, device_id)))
+    return calls
+
+
+@pytest.mark.parametrize("device, backend, expected", [
+    ("auto", "", [1, ("nccl", torch.device("cuda:1"))]),
+    ("cuda", "", [1, ("nccl", torch.device("cuda:1"))]),
+    ("cuda", "gloo", [1, ("gloo", None)]), ("cpu", "", [("gloo", None)])])
+def test_each_rank_takes_the_gpu_of_its_local_rank_and_none_on_cpus(two_ranks, device, backend,
+                                                                    expected):
+    assert start_ranks(device, backend)[:2] == (1, 2) and two_ranks == expected
+
+
+def test_one_gpu_for_all_ranks_is_refused(two_ranks):
+    assert "device='cuda:0'" in sentence(start_ranks, "cuda:0") and two_ranks == []
+
+
+def test_tasks_that_do_not_know_where_to_meet_say_what_to_type(two_ranks, monkeypatch):
+    monkeypatch.delenv("MASTER_ADDR")
+    said = sentence(start_ranks, "cpu")
+    assert "export MASTER_ADDR=" in said and two_ranks == []
 
 
 # ---- how a process ends ----

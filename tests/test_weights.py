@@ -1014,6 +1014,27 @@ def test_reading_yields_one_tensor_at_a_time_in_the_files_order(tmp_path):
     assert torch.equal(tensor, tensors[name].float()) and math.prod(tensor.shape) > 0
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float32])
+def test_reading_asks_for_a_truth_value_once_a_file(tmp_path, monkeypatch, dtype):
+    """On a GPU each is a wait for the device."""
+    asked, is_true = [], torch.Tensor.__bool__
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda x: asked.append(1) or is_true(x))
+    generate(tmp_path, "Dream", parts=3)
+    found = dict(read_tensors(catalogue(tmp_path), dtype))
+    assert len(asked) == 3 < len(found) / 10
+
+
+@pytest.mark.parametrize("which", [0, -1])
+def test_no_whole_file_is_handed_out_with_a_tensor_that_is_not_finite(tmp_path, which):
+    generate(tmp_path, "Dream", parts=3)
+    found = catalogue(tmp_path)
+    names = [name for name in found if found[name].file.endswith(PART)]
+    change_tensor(tmp_path, names[which], set_value(float("nan")))
+    reader, seen = read_tensors(found), []
+    said = sentence(lambda: seen.extend(name for name, _ in reader))
+    assert names[which] in said and PART in said and names[-1] not in seen
+
+
 OTHER_NETWORKS = {
     "llada": dict(activation_type="gelu", block_type="sequential", block_group_size=2,
                   layer_norm_type="default", layer_norm_with_affine=False,

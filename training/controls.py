@@ -62,7 +62,8 @@ from training.ranks import gather_batch, local_part, scatter_batch, sum_over_ran
 @dataclass
 class ControlConfig:
     """Settings of training/controls.py; the defaults are the paper's method."""
-    objective: Literal["jepa", "consistency", "two_gradients", "infonce", "blockwise"] = "jepa"
+    objective: Literal["jepa", "consistency", "two_gradients", "infonce",
+                       "blockwise"] = "jepa"  # the paper's, or a control's
     target: Literal["ema", "online", "frozen", "shuffled", "mean", "random"] = "ema"  # of z_hat
     masks: Literal["independent", "nested"] = "independent"  # nested: the lighter in the heavier
     pool: Literal["visible", "answer_visible", "masked", "all_real"] = "visible"  # what is averaged

@@ -20,7 +20,7 @@ from pathlib import Path
 from pretrained.fingerprint import fingerprint
 from pretrained.weights import find_weights, new_folder, newest_checkpoint
 from tasks.files import lock, read_json
-from training.ranks import on_all_ranks, rank_and_world
+from training.ranks import agree, on_all_ranks, rank_and_world
 
 STATE = "train_state"
 FIXED = set("""seed task variant chat rows max_length eos_fill batch_size init_weights preset
@@ -33,8 +33,9 @@ SAID = set("lr min_lr_ratio warmup_ratio epochs max_steps n_steps weight_decay g
 # the rows of data_dir, the vocabulary of tokenizer and the weights of init_from are compared
 # themselves, not their names
 FREE = set("""out_dir resume overwrite export_dir device data_dir tokenizer init_from revision
-    micro_batch_size shard compile pack checkpoint_activations on_nan log_every eval_every
-    eval_rows eval_t forget_task save_every keep test_questions track""".split())
+    micro_batch_size shard shard_over gather_once compile pack checkpoint_activations on_nan
+    log_every eval_every eval_rows eval_t forget_task save_every keep test_questions track"""
+           .split())
 
 
 @contextmanager
@@ -49,14 +50,15 @@ def claim(cfg, device):
     if cfg.export_dir and (out == export or out in export.parents or export in out.parents):
         raise ValueError(f"one of export_dir={cfg.export_dir!r} and out_dir={cfg.out_dir!r} lies "
                          f"in the other; an exported model needs a folder apart from the run's")
-    find_checkpoint(cfg.out_dir, cfg.resume, cfg.overwrite)     # a mistake makes no folder
-    if cfg.export_dir and not (cfg.resume and os.path.isdir(cfg.export_dir)):
+    found = find_checkpoint(cfg.out_dir, cfg.resume, cfg.overwrite)     # a mistake makes no folder
+    if cfg.export_dir and not (found and os.path.isdir(cfg.export_dir)):
         new_folder(cfg.export_dir)      # one that is in use is an error now, not at the end
     with ExitStack() as held:
         with on_all_ranks(device):
             if rank_and_world()[0] == 0:
                 held.enter_context(lock_out_dir(cfg.out_dir))
         folder = find_checkpoint(cfg.out_dir, cfg.resume, cfg.overwrite)    # now nobody changes it
+        check_all_see(cfg.out_dir, folder, device)
         if folder:
             changes(folder, vars(cfg))
             check_not_ended(folder, cfg.max_steps)
@@ -72,16 +74,26 @@ def lock_out_dir(out_dir: str):
         raise OSError(f"out_dir={out_dir!r} cannot be written: {error}") from None
 
 
-def find_checkpoint(out_dir: str, resume: bool, overwrite: bool):
+def check_all_see(out_dir: str, folder, device):
+    """Raise ValueError on all ranks if one would begin and another go on, or from another step."""
+    step = read_state(folder)[0] if folder else -1
+    most, least = agree([step, -step], device)
+    if most != -least:
+        raise ValueError(f"out_dir={out_dir!r} has not the same checkpoint for all processes; on "
+                         f"several nodes it must lie on a disk that they share")
+
+
+def find_checkpoint(out_dir: str, resume, overwrite: bool):
     """Return the folder to resume from, or None for a new run.
 
-    Raises ValueError where a new run would write over another by accident or beside a model,
-    FileNotFoundError where there is nothing to resume.
+    resume: True, False, or "auto", which resumes if there is a checkpoint. Raises ValueError where
+    a new run would write over another by accident or beside a model, FileNotFoundError where there
+    is nothing to resume.
     """
     try:
         found = newest_checkpoint(out_dir)
     except FileNotFoundError:
-        if resume:
+        if resume is True:
             raise
         check_is_ours(out_dir)
         return None

@@ -13,6 +13,7 @@ import signal
 import torch
 
 from training.ranks import agree, gather_from_ranks
+from training.sharding import release
 
 
 class Guard:
@@ -62,8 +63,7 @@ class Guard:
         rows = [(row, fill) for some, fill in self.micro_batches(step) for row in some]
         bad = [-1 if self.objective(*self.inputs(step, [row], fill))[0].isfinite()
                else row.example_id for row, fill in rows]
-        if hasattr(self.objective.model, "reshard"):
-            self.objective.model.reshard()
+        release(self.objective.model)
         bad = torch.cat(gather_from_ranks(torch.tensor(bad, device=self.device))).tolist()
         ids = sorted(i for i in bad if i >= 0)
         who = f"because of the examples with id {', '.join(map(str, ids))}"

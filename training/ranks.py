@@ -1,7 +1,8 @@
 """Several processes as one: who is who, what the others hold, and how each of them ends.
 
-torchrun starts one process per GPU and gives each its rank; without torchrun we are rank 0 of 1.
-Every collective of the project is in this file. All ranks have to call it, in the same order.
+torchrun starts one process per GPU and gives each its rank, and so does Slurm's srun; without them
+we are rank 0 of 1. Every collective of the project is in this file. All ranks have to call it, in
+the same order.
 """
 import functools
 import os
@@ -25,20 +26,43 @@ def rank_and_world() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
+def ranks_of_srun(env):
+    """Say in torchrun's words what srun says in its own, if it has started several processes.
+
+    A batch script or a shell may know the tasks of the whole job, while it is itself a single one:
+    the tasks of the step count, where they are given.
+    """
+    n_tasks = env.get("SLURM_STEP_NUM_TASKS") or env.get("SLURM_NTASKS", "1")
+    if "RANK" not in env and "SLURM_PROCID" in env and n_tasks != "1":
+        port = 20000 + int(env.get("SLURM_JOB_ID", 0)) % 10000  # jobs on one node need two
+        env.update(RANK=env["SLURM_PROCID"], WORLD_SIZE=n_tasks,
+                   LOCAL_RANK=env.get("SLURM_LOCALID", env["SLURM_PROCID"]),
+                   MASTER_PORT=env.get("MASTER_PORT", str(port)))
+
+
 def start_ranks(device: str, backend: str = "", timeout: timedelta = timedelta(hours=2)):
-    """Join the group that torchrun started, if it did -> rank, world, torch.device.
+    """Join the group that torchrun or srun started, if one did -> rank, world, torch.device.
 
     backend: empty is nccl on GPUs and gloo on CPUs. timeout: longest wait of one rank for another;
     at 8 B the others wait while rank 0 writes a checkpoint. Raises ValueError for a bad device.
     """
     rank, world = rank_and_world()
-    if world > 1 and torch.cuda.is_available():
+    if world == 1:
+        return rank, world, pick_device(device)
+    if "MASTER_ADDR" not in os.environ:
+        raise ValueError(f"srun has started {world} processes and MASTER_ADDR does not say where "
+                         f"they meet: put `export MASTER_ADDR=$(scontrol show hostnames | head -1)`"
+                         f" before srun, or start one process by srun --ntasks=1")
+    if device.startswith("cuda:"):
+        raise ValueError(f"device={device!r} is one GPU for {world} processes; device=cuda gives "
+                         f"each its own")
+    if device in ("auto", "cuda") and torch.cuda.is_available():
         local_rank = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
         torch.cuda.set_device(local_rank)                       # what "cuda" means in this process
     device = pick_device(device)
-    if world > 1:
-        backend = backend or ("nccl" if device.type == "cuda" else "gloo")
-        dist.init_process_group(backend, timeout=timeout)
+    backend = backend or ("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group(backend, timeout=timeout,
+                            device_id=device if backend == "nccl" else None)
     return rank, world, device
 
 
@@ -60,6 +84,8 @@ def as_rank(main):
     interpreter shuts down they need a GIL that is gone, and abort a run that was complete. So
     output is flushed and the process ends without a shutdown. A mistake ends as one sentence.
     """
+    ranks_of_srun(os.environ)               # before the settings are read: rank 0 says a mistake
+
     @functools.wraps(main)
     def wrapped(cfg):
         rank, world = rank_and_world()

@@ -53,6 +53,8 @@ class ScaleConfig(ControlConfig):
     optimizer: Literal["adamw", "lean"] = "adamw"  # lean: exact fp32 weights at half the memory
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of activations; auto: bf16 on GPUs
     shard: bool = False                 # each process keeps a part of all state (FSDP2)
+    shard_over: int = 0                 # processes that share one copy, such as a node's; 0: all
+    gather_once: bool = False           # with shard: faster, for 2 bytes a parameter more
     compile: bool = False               # torch.compile each block; pays on long runs
     pack: bool = False                  # no computation on padding; the same loss
     checkpoint_activations: Literal["none", "selective", "full"] = "none"  # recompute every 2nd/all
@@ -84,6 +86,12 @@ class ScaleConfig(ControlConfig):
         if self.shard and (self.lora_rank or self.optimizer == "lean"):
             raise ValueError("shard=True spreads a full fine-tuning with optimizer='adamw'; LoRA "
                              "and lean are for one GPU: leave out one of the two")
+        if not self.shard and (self.shard_over or self.gather_once):
+            raise ValueError(f"shard_over={self.shard_over} and gather_once={self.gather_once} say "
+                             f"how to shard; add --shard, or leave them out")
+        if self.shard_over == 1:
+            raise ValueError("shard_over=1 would give each process a whole copy; the processes of "
+                             "a node would fit, such as 8")
         check_controls(self)
 
 
@@ -107,7 +115,7 @@ def check_settings(cfg):
         ("tau", lambda x: x > 0, "must be above 0; SimCLR has 0.1"),
         ("lambda_jepa n_pred_layer micro_batch_size max_steps epochs lr weight_decay grad_clip "
          "seed test_questions pool_layer pred_width pred_lr anchor lora_rank lora_alpha n_layer "
-         "n_head n_kv_head n_embd n_hidden block_size",
+         "n_head n_kv_head n_embd n_hidden block_size shard_over",
          lambda x: x >= 0, "must not be negative"),
         ("seed", lambda n: n < 2 ** 63, "must lie below 2**63"),
         # generous bounds, so that a slip is answered at once and not by a full memory
@@ -142,6 +150,8 @@ def count_micro_batches(cfg, world: int) -> int:
     if cfg.shard and world == 1:
         raise ValueError("shard=True needs two processes or more: torchrun --nproc_per_node=8 "
                          "train.py ...")
+    if cfg.shard_over and world % cfg.shard_over:
+        raise ValueError(f"shard_over={cfg.shard_over} does not divide the {world} processes")
     size = cfg.micro_batch_size or max(1, cfg.batch_size // world)
     n_micro, remainder = divmod(cfg.batch_size, size * world)
     if remainder:
@@ -256,7 +266,7 @@ def make_objective(model, cfg, folder, device):
         for block in [*model.blocks, *getattr(target, "blocks", ())]:
             block.compile(dynamic=True)
     if cfg.shard:
-        shard(objective, device, folder)
+        shard(objective, device, folder, cfg.shard_over, cfg.gather_once)
     return objective
 
 

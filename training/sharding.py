@@ -4,6 +4,9 @@ Each of n ranks keeps 1/n of the rows of every tensor: online model, EMA target,
 gradients and moments, all in fp32. A block's weights are gathered, in the dtype of the activations,
 just before it runs, and dropped afterwards. So a parameter costs 20 bytes over n GPUs; each also
 holds embedding and head (2 GB at 8 B, in bf16) and the block that is running.
+
+On several nodes the ranks of a node can share one copy of everything, so that weights are gathered
+within the node and only gradients cross the network (HSDP).
 """
 import os
 
@@ -16,16 +19,23 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from pretrained.weights import Stored, check_names_and_shapes, read_model
 
 
-def shard(objective, device, folder=None):
-    """Shard the modules of the objective, and read weights on the meta device from the folder."""
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+def shard(objective, device, folder=None, over: int = 0, gather_once: bool = False):
+    """Shard the modules of the objective, and read weights on the meta device from the folder.
+
+    over: consecutive ranks that share one copy; 0: all. gather_once: the online blocks stay
+    gathered from forward to backward: one gather less, for 2 bytes a parameter on each rank.
+    """
+    world = dist.get_world_size()
+    shape = (world,) if over in (0, world) else (world // over, over)   # the last one is sharded
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("copies", "parts")[-len(shape):])
     model, target = objective.model, getattr(objective, "target", None)
     # a block's inputs are not cast: the rope tables among them must stay fp32
     policy = MixedPrecisionPolicy(param_dtype=model.compute_dtype, reduce_dtype=torch.float32,
                                   cast_forward_inputs=False)
     for encoder in filter(None, (model, target)):
         for block in encoder.blocks:
-            fully_shard(block, mesh=mesh, mp_policy=policy)
+            fully_shard(block, mesh=mesh, mp_policy=policy,
+                        reshard_after_forward=encoder is target or not gather_once)
         # Embedding, norm and head are one group, because they may be tied. The model's group stays
         # gathered from run to the end of backward, so that unembed finds the head.
         # unembed gets no hooks: they would reduce the group before the embedding's gradient.
@@ -49,7 +59,8 @@ def shard(objective, device, folder=None):
 
 def rows_here(p) -> slice:
     """Return the rows of a sharded tensor that this rank keeps: FSDP2 cuts as torch.chunk does."""
-    start = min(dist.get_rank() * -(-len(p) // dist.get_world_size()), len(p))
+    part, n_parts = p.device_mesh.get_coordinate()[-1], p.device_mesh.shape[-1]
+    start = min(part * -(-len(p) // n_parts), len(p))
     return slice(start, start + len(p.to_local()))
 
 
@@ -58,9 +69,10 @@ def is_sharded(module) -> bool:
 
 
 def release(model):
-    """Drop the weights that `encode` has left gathered for `nll`; nothing if it is not sharded."""
-    if hasattr(model, "reshard"):
-        model.reshard()
+    """Drop the weights that a pass without backward has left gathered, if the model is sharded."""
+    for module in model.modules():
+        if hasattr(module, "reshard"):
+            module.reshard()
 
 
 # ----------------------------------------------------------------------------------------------

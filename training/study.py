@@ -22,8 +22,8 @@ class Study:
         # with LoRA a resumed model is still as it began: its adapters are read later
         base = base_weights(model, cfg, again=is_resumed and not cfg.lora_rank)
         self.objective, self.anchor, self.traces = objective, None, []
-        if cfg.anchor:
-            base = dict(base)
+        if cfg.anchor:                      # needs a copy of all of them
+            base = {name: p.to(torch.float32, copy=True) for name, p in base}
             self.anchor = Anchor(dict(model.named_parameters()), base, cfg.anchor)
             base = base.items()
         self.base = {name: sample(p) for name, p in base}
@@ -50,20 +50,20 @@ class Study:
 
 
 def base_weights(model, cfg, again: bool):
-    """Yield (name, fp32 tensor) of each weight, or of this rank's part, at the start of the run.
+    """Yield (name, tensor) of each weight, or of this rank's part, at the start of the run.
 
     again: the model has moved on since (it was resumed), so they are read or drawn once more.
     """
     if not again:
         for name, p in model.named_parameters():
-            yield name, local_part(p).detach().float().clone()
+            yield name, local_part(p).detach()
         return
     rows = {name: rows_here(p) if is_sharded(model) else slice(None)
             for name, p in model.named_parameters()}
     device = model.embed.weight.device
     if cfg.init_from:
         folder = find_weights(cfg.init_from, cfg.revision)
-        yield from read_model(folder, model, torch.float32, device, rows)
+        yield from read_model(folder, model, None, device, rows)
     else:
         fresh = DLLM(model.config).init_weights(torch.Generator().manual_seed(cfg.seed))
         for name, p in fresh.named_parameters():

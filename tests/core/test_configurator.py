@@ -37,6 +37,7 @@ class Settings:
     betas: tuple[float, ...] = (0.9, 0.95)  # memory of Adam
     layers: tuple[int, ...] = (1, 2)  # which layers are probed
     tasks: tuple[str, ...] = ("gsm8k",)  # what is evaluated
+    resume: Literal[False, True, "auto"] = False  # whether to go on
 
     def __post_init__(self):
         if self.max_steps < 0:
@@ -147,6 +148,11 @@ def test_path_is_sought_in_the_current_directory_then_beside_the_configurator(tm
         ("--compile=False", False),
         ("--compile=false", False),
         ("--compile=0", False),
+        ("--resume", True),
+        ("--resume=True", True),
+        ("--resume=1", True),
+        ("--resume=false", False),
+        ("--resume=auto", "auto"),
         ("--data=300", "300"),
         ("--data=a=b c", "a=b c"),
         ("--data=", ""),
@@ -163,8 +169,8 @@ def test_path_is_sought_in_the_current_directory_then_beside_the_configurator(tm
 )
 def test_option_is_parsed_as_the_kind_of_its_field(option, value):
     name = option[2:].partition("=")[0]
-    before = f"--compile={not value}"  # so that each of the flags has something to change
-    parsed = getattr(configure(Settings, [before, option]), name)
+    before = [f"--compile={not value}", f"--resume={not value}"]    # so that flags change something
+    parsed = getattr(configure(Settings, [*before, option]), name)
     assert parsed == value and type(parsed) is type(value)
     if isinstance(value, tuple):
         assert list(map(type, parsed)) == list(map(type, value))
@@ -179,6 +185,8 @@ def test_option_is_parsed_as_the_kind_of_its_field(option, value):
         ("compile = True", True),
         ("data = '300'", "300"),
         ("schedule = 'constant'", "constant"),
+        ("resume = True", True),
+        ("resume = 'auto'", "auto"),
         ("betas = (0.2, -1)", (0.2, -1.0)),
         ("betas = [1, 0.5]", (1.0, 0.5)),
         ("layers = []", ()),
@@ -210,6 +218,9 @@ def test_hints_may_be_strings():
         ("--max_steps=True", "max_steps='True' on the command line is not an int"),
         ("--compile=yes", "compile='yes' on the command line is not a bool, e.g. --compile=False"),
         ("--compile=2", "compile='2' on the command line is not a bool"),
+        ("--resume=yes", "resume='yes' on the command line is not one of False, True, auto, e.g."),
+        ("--resume=Auto", "resume='Auto' on the command line is not one of False, True, auto"),
+        ("--resume=", "resume='' on the command line is not one of False, True, auto"),
         ("--schedule=cos", "schedule='cos' on the command line is not one of cosine, constant"),
         ("--betas=0.2;0.5", "betas='0.2;0.5' on the command line is not a tuple[float, ...]"),
         ("--betas=0.2,,0.5", "betas='0.2,,0.5' on the command line is not a tuple[float, ...]"),
@@ -232,6 +243,8 @@ def test_option_of_the_wrong_kind_says_what_would_fit(option, words):
         ("max_steps = 3.0", "max_steps=3.0 in config/x.py line 2 is not an int"),
         ("compile = 1", "compile=1 in config/x.py line 2 is not a bool"),
         ("data = 3", "data=3 in config/x.py line 2 is not a string, e.g. data = 'a#b: c'"),
+        ("resume = 1", "resume=1 in config/x.py line 2 is not one of False, True, auto"),
+        ("resume = 'True'", "resume='True' in config/x.py line 2 is not one of False, True, auto"),
         ("schedule = 'cos'", "schedule='cos' in config/x.py line 2 is not one of cosine, constant"),
         ("betas = 0.9", "betas=0.9 in config/x.py line 2 is not a tuple[float, ...]"),
         ("betas = (1, True)", "betas=(1, True) in config/x.py line 2 is not a tuple[float, ...]"),
@@ -260,6 +273,8 @@ def test_proposed_example_is_accepted():
         (["lr=3"], "'lr=3' on the command line needs two dashes: --lr=3"),
         (["-lr=3"], "'-lr=3' on the command line needs two dashes: --lr=3"),
         (["--lr"], "--lr on the command line needs a value: --lr=value, without a space"),
+        (["--schedule"], "--schedule on the command line needs a value: --schedule=value, without "
+                         "a space"),
         (["--lr", "3"], "--lr on the command line needs a value: --lr=value, without a space"),
         (["missing.py", "--lr", "3"],
          "--lr on the command line needs a value: --lr=value, without a space"),
@@ -421,6 +436,7 @@ def test_help_shows_the_script_and_every_setting_with_default_kind_and_comment(c
         "--betas": ("--betas=0.9,0.95 ", "tuple[float, ...]", "  memory of Adam ("),
         "--layers": ("--layers=1,2 ", "tuple[int, ...]", "  which layers are probed ("),
         "--tasks": ("--tasks=gsm8k ", "tuple[str, ...]", "  what is evaluated ("),
+        "--resume": ("--resume=False ", "one of False, True, auto", "  whether to go on ("),
     }
     assert list(lines) == list(expected)  # all of them, in the order of the class
     for name, parts in expected.items():
