@@ -231,7 +231,8 @@ def print_tables(summary: dict, cfg: PreserveConfig):
 def print_arms(summary: dict, cfg: PreserveConfig):
     """Print the paper's table with the means over a grid's seeds, a line an arm."""
     best = at_chosen(frame_of(read_results([Path(cfg.grid) / "results.jsonl"])))
-    table = preservation(best, [{"settings": vars(cfg), "models": summary}])
+    table = preservation(best, [{"settings": vars(cfg), "models": summary}],
+                         sorted(set(best["config"])))
     print(f"\n{table.name}")
     print_table([list(table.cells.columns), *table.cells.values.tolist()])
 
