@@ -35,8 +35,8 @@ from analysis.frames import (at_chosen, frame_of, last_of_each, losses_in, pairs
 from analysis.keep import VERDICTS, differ, read_verdicts
 from analysis.paper import (DRIFT_R, DRIFT_RATIO, LESS_FORGETTING, NOT_GIVEN, PRESERVED, PUBLISHED,
                             SD_OF_SEEDS, published, published_gain, published_share)
-from analysis.words import (NOT_BOUNDED, NOT_RUN, ends_of, in_words, interval, p_in_words, p_is,
-                            pooled_in_words, share_in_words, spread, with_ends)
+from analysis.words import (NOT_BOUNDED, NOT_RUN, ends_of, in_words, interval, minus, p_in_words,
+                            p_is, pooled_in_words, share_in_words, spread, with_ends)
 from tasks.answers import read_common
 from tasks.stats import mcnemar, pearson, sd_ratio
 
@@ -99,7 +99,8 @@ def tables_of(results: pd.DataFrame, summaries=(), study=None, paper: bool = Tru
     """Make all tables of a frame of results, of the summary.json files of preserve.py, and of the
     logs and probes of a frames.Study.
 
-    Configs that have been run come first, then, with `paper`, those that the paper alone has.
+    Configs that have been run come first, then, with `paper`, those that the paper alone has; and
+    tables with a config of ours before those without.
     """
     best = at_chosen(results)
     ours = list(dict.fromkeys(best["config"]))
@@ -129,7 +130,10 @@ def tables_of(results: pd.DataFrame, summaries=(), study=None, paper: bool = Tru
                    for n_shot in with_most_seeds(best, config, at_shots)
                    for outcome in (*losses_in(best[best["config"] == config]), "forgetting")]
     tables += [mechanism(best, ours, shots, study), preservation(best, summaries, configs)]
-    return [table for table in tables if len(table.cells)]
+    tables = [table for table in tables if len(table.cells)]
+    theirs = set(PUBLISHED).difference(ours)
+    tables.sort(key=lambda table: theirs.issuperset(table.cells.iloc[:, 0]))    # stable
+    return tables
 
 
 def with_most_seeds(best, config: str, shots) -> list[int]:
@@ -176,7 +180,7 @@ def others_in_words(best, config: str, n_shot: int):
     """Yield sentences on the same FLOPs, on held-out loss, and on what is kept of the base."""
     same = effect_of(gain_of(best, config, "jepa", n_shot, over="equal_flop"))
     if same.n:
-        yield (f"JEPA - {label('equal_flop')}, the same FLOPs = {in_words(same)} points "
+        yield (f"{minus('jepa', 'equal_flop')}, the same FLOPs, = {in_words(same)} points "
                f"({p_is(same.p)}).")
     rates = losses_in(best[best["config"] == config])[-2:]      # the greatest t, the mean over t
     for over in ("plain", "equal_flop"):
@@ -185,7 +189,7 @@ def others_in_words(best, config: str, n_shot: int):
         said = [f"{in_words(loss, '+.3f')} ({rate}, {p_is(loss.p)})"
                 for rate, loss in losses if loss.n]
         if said:
-            yield (f"By held-out loss JEPA - {label(over)} = {' and '.join(said)}; less is "
+            yield (f"By held-out loss {minus('jepa', over)} = {' and '.join(said)}; less is "
                    f"better.")
     if loses(best, config, n_shot):
         share = share_in_words(kept_by(best, config, "jepa", n_shot))
@@ -243,7 +247,7 @@ def excluded(best, configs: list[str], shots) -> Table:
             paper = published_gain(config, n_shot) if is_score and over == "plain" else math.nan
             rows.append([
                 config, f"{n_shot}-shot" if is_score else f"loss, {outcome}",
-                f"JEPA - {label(over)}", interval(gain, form), p_in_words(gain.p),
+                minus("jepa", over), interval(gain, form), p_in_words(gain.p),
                 holm_in_words(adjusted[over, outcome], (config, n_shot)), ends_of(gain, form),
                 f"{of_all.mean:{form}} {ends_of(of_all, form)}" if of_all else "-",
                 NOT_GIVEN if math.isnan(paper) else f"{paper:+.2f}"])
@@ -448,9 +452,12 @@ def preservation(best, summaries, configs: list[str]) -> Table:
         loss, mmlu = paper or (NOT_GIVEN, NOT_GIVEN)
         losses = [scores["wikitext"]["minus_base"] for scores in found]
         shares = [100 * scores["mmlu"]["accuracy"] for scores in found]
-        rows.append([config, label(arm), spread(losses, "+.4f"), loss, spread(shares), mmlu])
+        scores = (base_in_words(best, config, 0) if arm == "base" else
+                  spread(tested(best, config, arm, 0)["accuracy"]))
+        rows.append([config, label(arm), spread(losses, "+.4f"), loss, spread(shares), mmlu, scores,
+                     published(config, arm, 0)])
     return table("Base preservation", "config or model | arm | Wikitext loss minus base | paper | "
-                 "MMLU | paper", rows)
+                 "MMLU | paper | task, 0-shot | paper", rows)
 
 
 def pair_in_words(runs: pd.DataFrame) -> str:

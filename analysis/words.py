@@ -2,9 +2,16 @@
 import math
 import statistics
 
+from analysis.arms import label
 from analysis.effects import Effect, Share, effect_of
 
 NOT_RUN, NOT_BOUNDED = "not run", "not bounded"
+
+
+def minus(first: str, second: str) -> str:
+    """Write a difference of two arms; a label with a comma stands in brackets."""
+    names = (label(arm) for arm in (first, second))
+    return " - ".join(f"({name})" if "," in name else name for name in names)
 
 
 def spread(values, form: str = ".2f") -> str:

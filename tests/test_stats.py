@@ -356,7 +356,7 @@ def test_f_at_its_borders_and_of_what_is_none():
 
 @given(st.integers(0, 10_000), st.integers(3, 20), st.floats(-0.95, 0.95))
 @settings(max_examples=60, deadline=None)
-def test_at_the_ends_of_a_ratio_of_spreads_sum_and_difference_are_just_told_to_correlate(seed, n, r):
+def test_at_the_ends_of_a_ratio_of_spreads_sum_and_difference_just_correlate(seed, n, r):
     draw = random.Random(seed)
     first = [draw.gauss(40, 3) for _ in range(n)]
     second = [r * x + 6 * draw.gauss(0, 1) for x in first]
@@ -371,7 +371,7 @@ def test_at_the_ends_of_a_ratio_of_spreads_sum_and_difference_are_just_told_to_c
         assert stats.t_test(t, 1.0, n - 2) == pytest.approx(0.05, abs=1e-6)
 
 
-def test_the_interval_of_a_ratio_of_spreads_covers_it_19_times_of_20_whatever_the_pairs_share():
+def test_the_interval_of_a_ratio_of_spreads_covers_it_19_times_of_20():
     draw, hits = random.Random(0), 0
     for _ in range(2000):
         shared = [draw.gauss(0, 2) for _ in range(6)]

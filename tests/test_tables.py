@@ -12,6 +12,7 @@ import pytest
 
 from analysis import tables
 from analysis.arms import ARMS, label
+from analysis.effects import cells_of, pooled
 from analysis.frames import choose, frame_of, losses_in, read_results, read_study
 from analysis.tables import TablesConfig, render
 from tasks.stats import half_95, t_test
@@ -260,6 +261,54 @@ def test_the_two_effects_of_jepa_are_compared_over_the_seeds_of_all_four_arms():
     assert "(JEPA - plain, both" not in render(three)
 
 
+def test_losses_are_of_the_shots_with_most_seeds_and_controls_take_no_jepa():
+    def study(arms):
+        return [line(arm, seed, 0.5, n_shot=n_shot, held_out={"toy": {"1": [9.0, 1.0 + seed]}})
+                for arm in arms for n_shot, n in ((4, 2), (0, 3)) for seed in range(n)]
+    text = render(study(["plain", "l2"]))
+    assert row(text, "Controls: words, held-out loss, t = 1", "plain")[1] == (
+        "2.000 (sd 1.000, n = 3)")
+    assert row(text, "Controls: words, 4-shot", "L2 to the base")[2] == "+0.00 (n = 2)"
+    assert "Controls" not in render(study(["plain"]))
+
+
+def test_with_other_seeds_the_pooled_difference_stands_beside_the_paired_one():
+    """JEPA lacks the block in which plain is low: the pairs have 10 points, and so has the fit."""
+    scores = {"plain": (0.1, 0.4, 0.5, 0.6), "jepa": (None, 0.5, 0.6, 0.7),
+              "l2": (0.3, 0.4, 0.5, 0.6)}
+    text = render([line(arm, seed, score, (1.0, 2) if arm == "jepa" else (0.0, 0))
+                   for arm, of in scores.items() for seed, score in enumerate(of) if score])
+    cells = row(text, "Controls: words, 0-shot", "JEPA")
+    assert cells[2] == "+10.00 +- 0.00 (n = 3)"
+    fit = pooled(cells_of(frame_of([line(arm, seed, score) for arm, of in scores.items()
+                                    for seed, score in enumerate(of) if score]), "words", 0,
+                          "accuracy"))
+    found = fit.difference("jepa", "plain")
+    assert cells[5] == f"{found.mean:+.2f} +- {found.half:.2f}, p = {found.p:.2g}"
+    assert abs(found.mean - 10) > 1
+
+
+def test_a_family_of_one_is_not_corrected_and_a_label_with_a_comma_is_in_brackets():
+    lines = [line(arm, seed, score / 100, (1.0, 2) if arm == "jepa" else (0.0, 0))
+             for arm, scores in (("plain", (40, 50, 61)), ("equal_flop", (45, 52, 60)),
+                                 ("jepa", (50, 70, 90))) for seed, score in enumerate(scores)]
+    text = render(lines)
+    assert "(JEPA - (plain" not in text and "JEPA - (plain, 4/3 of the steps), the same" in text
+    for cells in rows_of(text, "What the 95 %"):
+        assert cells[4] != "-" and cells[5] == "-"
+    assert row(text, "Controls: words, 0-shot", "JEPA")[4] != "-"       # of two
+    two = render(lines[:3] + lines[6:])
+    assert row(two, "Controls: words, 0-shot", "JEPA")[3] != "-"
+    assert row(two, "Controls: words, 0-shot", "JEPA")[4] == "-"
+
+
+def test_tables_of_the_paper_alone_come_last():
+    names = re.findall("## (.*)", render([line(arm, seed, 0.5) for arm in ("plain", "jepa")
+                                          for seed in (1, 2)]))
+    assert names[0] == "0-shot" and names.index("Main table, 4-shot") > names.index(
+        "Controls: words, 0-shot")
+
+
 # ---- base preservation ----
 
 
@@ -276,11 +325,13 @@ def test_models_of_a_grid_are_arms_and_others_have_rows_of_their_own():
     text = render(lines, [summary])
     assert row(text, "Base", config, "plain")[2:] == [
         f"+0.0200 (sd {statistics.stdev([0.01, 0.03]):.4f}, n = 2)", "-0.0004",
-        f"55.00 (sd {statistics.stdev([50, 60]):.2f}, n = 2)", "57.93 (sd 0.42)"]
+        f"55.00 (sd {statistics.stdev([50, 60]):.2f}, n = 2)", "57.93 (sd 0.42)",
+        "50.00 (sd 0.00, n = 2)", "65.23 (sd 0.93)"]
     assert row(text, "Base", config, "JEPA")[2:5:2] == ["-0.0200 (n = 1)", "70.00 (n = 1)"]
     assert row(text, "Base", config, "L2 to the base")[2] == "not run"
     assert row(text, "Base", "elsewhere/run")[1:] == ["-", "-0.5000 (n = 1)", "not given",
-                                                      "25.00 (n = 1)", "not given"]
+                                                      "25.00 (n = 1)", "not given", "not run",
+                                                      "not given"]
     assert row(text, "Base", "GSAI-ML/LLaDA-8B-Base")[1:3] == ["base", "+0.0000 (n = 1)"]
 
 
