@@ -173,8 +173,8 @@ def records_of_result(line: dict, where: str):
         own["train"] = options_of(line["train"], OF_A_RUN | IN_THE_KEY | elsewhere)
     yield f"runs of the arm {arm!r} of {config!r}", own, where
     if line.get("init_from") is not None and line.get("seed") is not None:  # a block: compared
-        base = "/".join(Path(line["init_from"]).parts[-2:])
-        yield f"runs of seed {line['seed']} of {config!r}", {"init_from": base}, where
+        base = {"init_from": name_of_base(line["init_from"])}
+        yield f"runs of seed {line['seed']} of {config!r}", base, where
     if line.get("command"):
         kind = f"{line['split']} scores of {config!r} at {line['n_shot']} shots"
         yield kind, {"command": options_of(line["command"], OF_A_SCORE)}, where
@@ -203,12 +203,14 @@ def split_options(name: str, text: str, set_here: set) -> list[str]:
     return words
 
 
+def name_of_base(path):
+    """Return the last two parts of a base's path: machines keep it at different places."""
+    return "/".join(Path(path).parts[-2:]) if isinstance(path, str) else path
+
+
 def base_of_arm(path):
-    """Return the last two parts of a base's path: machines keep it at different places. A base for
-    each seed may have the seed's name, which is left out."""
-    if not isinstance(path, str):
-        return path
-    return re.sub(r"seed_?\d+", "seed", "/".join(Path(path).parts[-2:]))
+    """Return the name of a base without its seed, which a base for each seed may have."""
+    return re.sub(r"seed_?\d+", "seed", name_of_base(path)) if isinstance(path, str) else path
 
 
 def options_of(command: str, left_out: set) -> frozenset:

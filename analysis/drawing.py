@@ -189,21 +189,22 @@ def name_axes(figure, x: str, y: str = ""):
 # dots with intervals
 
 
-def dots(panels: dict, names=None):
+def dots(panels: dict, titles: dict, names=None):
     """Draw a row an arm and a panel beside the other -> figure, axes.
 
-    panels: {title: {arm: (value, low, high, values of the seeds)}}. names: {arm: its words}.
+    panels: {key: {arm: (value, low, high, values of the seeds)}}. titles: {key: a panel's title}.
+    names: {arm: its words}.
     """
     arms = sorted({arm for panel in panels.values() for arm in panel}, key=rank_of)
     names = names or {arm: short(label(arm)) for arm in arms}
     lines = max(name.count("\n") for name in names.values())
     figure, grid = axes(0.75 + (0.22 + 0.06 * lines) * len(arms), 1, len(panels), sharey=True,
                         width=WIDTH if len(panels) < 2 else WIDE)
-    for ax, (title, panel) in zip(grid[0], panels.items()):
+    for ax, (key, panel) in zip(grid[0], panels.items()):
         for y, arm in enumerate(arms):
             if arm in panel:
                 dot(ax, y, arm, *panel[arm])
-        ax.set_title(title)
+        ax.set_title(titles[key])
         ax.locator_params(axis="x", nbins=6 if len(panels) == 1 else 4)
         ax.grid(axis="y", visible=False)
     grid[0, 0].set_yticks(range(len(arms)), [names[arm] for arm in arms])

@@ -17,8 +17,16 @@ import numpy as np
 import pandas as pd
 
 from analysis.arms import plain_of, rank_of
+from analysis.checks import name_of_base
 from analysis.frames import last_of_each
 from tasks.stats import f_test, half_95, holm, share_95, t_95, t_test
+
+
+class Share(NamedTuple):
+    """A ratio of two means and the ends of its 95 % interval, after Fieller; see share_95."""
+    value: float                        # nan where there is no pair, or the whole is 0
+    low: float                          # nan where the interval has no two ends
+    high: float
 
 
 class Effect(NamedTuple):
@@ -150,34 +158,45 @@ def pooled(cells: pd.DataFrame, plain: str = "plain"):
 
 
 def scores_of_bases(results, config: str, n_shot: int) -> dict[str, float]:
-    """Return {init_from: accuracy} of the untrained models of a config."""
+    """Return {name of the base: accuracy} of the untrained models of a config."""
     bases = tested(results, config, "base", n_shot)
-    return dict(zip(bases["init_from"], bases["accuracy"]))
+    return dict(zip(bases["init_from"].map(name_of_base), bases["accuracy"]))
+
+
+def starts_of(results, config: str, arm: str, n_shot: int) -> pd.Series:
+    """Return the score of each run's own base, by seed; nan where that was not scored."""
+    runs = tested(results, config, arm, n_shot)
+    scores = scores_of_bases(results, config, n_shot)
+    return runs["init_from"].map(name_of_base).map(scores).astype(float)
 
 
 def loses(results, config: str, n_shot: int) -> bool:
     """Return whether plain tuning has a worse score than its bases."""
-    plain = tested(results, config, "plain", n_shot)
-    starts = plain["init_from"].map(scores_of_bases(results, config, n_shot))
-    return bool((starts - plain["accuracy"]).mean() > 0)
+    return bool(lost_by_plain(results, config, n_shot).mean() > 0)
 
 
-def kept_by(results, config: str, arm: str, n_shot: int) -> tuple[float, float, float]:
-    """Return the share of what plain loses of its base's score that an arm keeps, and the ends of
-    its 95 % interval: (arm - plain) / (base - plain), pairs by seed, after Fieller."""
-    plain = tested(results, config, "plain", n_shot)
-    lost = plain["init_from"].map(scores_of_bases(results, config, n_shot)) - plain["accuracy"]
-    return share_of(gain_of(results, config, arm, n_shot, over="plain"), lost.astype(float))
+def lost_by_plain(results, config: str, n_shot: int) -> pd.Series:
+    """Return base - plain in accuracy, by seed."""
+    plain = tested(results, config, "plain", n_shot)["accuracy"]
+    return starts_of(results, config, "plain", n_shot) - plain
 
 
-def of_jepas_gain(results, config: str, arm: str, n_shot: int) -> tuple[float, float, float]:
-    """Return an arm's gain over plain as a share of JEPA's, and the ends of its 95 % interval."""
+def kept_by(results, config: str, arm: str, n_shot: int) -> Share:
+    """Return the share of what plain loses of its base's score that an arm keeps: (arm - plain) /
+    (base - plain), pairs by seed."""
+    return share_of(gain_of(results, config, arm, n_shot, over="plain"),
+                    lost_by_plain(results, config, n_shot))
+
+
+def of_jepas_gain(results, config: str, arm: str, n_shot: int) -> Share:
+    """Return an arm's gain over plain as a share of JEPA's."""
     return share_of(*(gain_of(results, config, name, n_shot) for name in (arm, "jepa")))
 
 
-def share_of(part: pd.Series, whole: pd.Series) -> tuple[float, float, float]:
+def share_of(part: pd.Series, whole: pd.Series) -> Share:
+    """Divide the mean of part by that of whole, over the seeds that both have."""
     both = pd.concat([part, whole], axis=1, join="inner").dropna()
-    return share_95(*(list(both.iloc[:, column]) for column in (0, 1)))
+    return Share(*share_95(*(list(both.iloc[:, column]) for column in (0, 1))))
 
 
 # ----------------------------------------------------------------------------------------------

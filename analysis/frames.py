@@ -331,10 +331,15 @@ def run_of(path) -> str:
     return "/".join(path.parts[-2:])
 
 
-def brief_name(path, width: int) -> str:
-    """Return the arm and seed of a run, or the path of another model: the end of it, to fit."""
-    about = about_run(path)
-    return (f"{about['arm']} {about['seed']}" if about["seed"] else str(path))[-width:]
+def brief_names(paths, width: int) -> dict[str, str]:
+    """Return {path: arm and seed} of runs, with config and (lambda, depth) where they have several;
+    of another model the end of its path, `width` characters."""
+    runs = {path: about_run(path) for path in paths}
+    several = {key: len({about[key] for about in runs.values() if about["seed"]} - {""}) > 1
+               for key in ("config", "pair")}
+    return {path: f"{about['config'] + ' ' if several['config'] else ''}{about['arm']}"
+                  f"{about['pair'] if several['pair'] else ''} {about['seed']}"
+            if about["seed"] else str(path)[-width:] for path, about in runs.items()}
 
 
 def by_arm(frame: pd.DataFrame) -> pd.DataFrame:

@@ -19,6 +19,7 @@ that of r is Fisher's, from four up, that of a share Fieller's.
 import io
 import math
 import os
+import re
 import sys
 import warnings
 from dataclasses import dataclass
@@ -42,6 +43,9 @@ from analysis.frames import Study, by_arm, choose, last_of_each, losses_in, read
 from analysis.paper import published_share
 from tasks.files import write_bytes
 from tasks.stats import half_95, pearson, t_95
+
+
+SHARES = -150, 200      # in %: where the axes of `kept` end
 
 
 @dataclass
@@ -135,22 +139,23 @@ def ablation(study: Study):
     """Draw each arm's mean gain over the plain that belongs to it, by config and shots."""
     results, panels, counts = scored(study.results), {}, {}
     titles = panels_in(results)
-    for (config, n_shot), title in titles.items():
+    for config, n_shot in titles:
         gains = {arm: gain_of(results, config, arm, n_shot)
                  for arm in arms_of(results, config, n_shot)}
         gains = {arm: values for arm, values in gains.items() if len(values)}
         if not gains:
             continue
         plain = tested(results, config, "plain", n_shot)["accuracy"]
-        title += f"\nplain: {plain.mean():.1f} %" * bool(len(plain))
-        panels[title] = {arm: with_interval(values) for arm, values in gains.items()}
-        counts |= {arm: max(len(values), counts.get(arm, 0)) for arm, values in gains.items()}
+        titles[config, n_shot] += f"\nplain: {plain.mean():.1f} %" * bool(len(plain))
+        panels[config, n_shot] = {arm: with_interval(values) for arm, values in gains.items()}
+        for arm, values in gains.items():
+            counts.setdefault(arm, {})[len(values)] = None      # of a row: each n once, in order
     if not panels:
         raise ValueError("it takes results.jsonl with scores of the arm `plain` and of another one")
-    names = {arm: f"{short(label(arm))}, n = {n}" + (
+    names = {arm: f"{short(label(arm))}, n = {' or '.join(map(str, every_n))}" + (
         "" if plain_of(arm) == "plain" else f"\nover {label(plain_of(arm))}")
-        for arm, n in counts.items()}
-    figure, grid = dots(panels, names)
+        for arm, every_n in counts.items()}
+    figure, grid = dots(panels, titles, names)
     for ax in grid[0]:
         line_at(ax, vertical=True)
     name_axes(figure, "gain over plain, points")
@@ -187,9 +192,9 @@ def loss(study: Study):
     rates = losses_in(results)
     if not rates:
         raise ValueError(lacking)
-    greatest = rates[-2]                # the last is their mean
-    first_shot = results.groupby("config")["n_shot"].transform("min")       # losses know no shots
-    figure, grid, _ = levels(results[results["n_shot"] == first_shot], greatest, lacking)
+    greatest = rates[-2]                # the last is their mean; losses know no shots
+    most = results.groupby("config")["n_shot"].transform(lambda shots: shots.mode()[0])
+    figure, grid, _ = levels(results[results["n_shot"] == most], greatest, lacking)
     name_axes(figure, f"held-out loss at {greatest}")
     return figure, (f"Held-out loss of the task at {greatest}; less is better. Small dots are "
                     f"seeds, markers their mean, lines its 95 % interval. Grey: the mean of plain.")
@@ -197,46 +202,52 @@ def loss(study: Study):
 
 def levels(results: pd.DataFrame, outcome: str, lacking: str):
     """Draw an outcome of every arm, a panel a config -> figure, axes, the panels' keys."""
-    panels, keys, plain = {}, [], {}
-    for (config, n_shot), title in panels_in(results).items():
+    panels, plain, titles = {}, [], panels_in(results)
+    for config, n_shot in titles:
         values = {arm: tested(results, config, arm, n_shot)[outcome].dropna()
                   for arm in arms_of(results, config, n_shot)}
         values = {arm: own for arm, own in values.items() if len(own)}
         if values:
-            keys.append((config, n_shot))
-            panels[title] = {arm: with_interval(own) for arm, own in values.items()}
-            plain[title] = values.get("plain", pd.Series(dtype=float)).mean()
+            panels[config, n_shot] = {arm: with_interval(own) for arm, own in values.items()}
+            plain.append(values.get("plain", pd.Series(dtype=float)).mean())
     if not panels:
         raise ValueError(lacking)
-    figure, grid = dots(panels)
-    for ax, at in zip(grid[0], plain.values()):
+    figure, grid = dots(panels, titles)
+    for ax, at in zip(grid[0], plain):
         line_at(ax, at, vertical=True, color=GREY)
-    return figure, grid, keys
+    return figure, grid, list(panels)
 
 
 def kept(study: Study):
     """Draw which share of what plain loses of its base's score each arm keeps."""
-    results, panels = scored(study.results), {}
-    for (config, n_shot), title in panels_in(results).items():
-        if loses(results, config, n_shot):
-            shares = {arm: kept_by(results, config, arm, n_shot)
-                      for arm in arms_of(results, config, n_shot) if arm != "plain"}
-            panels[title] = {arm: (*(100 * value for value in share), [])
-                             for arm, share in shares.items() if not math.isnan(share[0])}
-    if not any(panels.values()):
-        raise ValueError("it takes results.jsonl with scores of a base, of `plain`, which are "
-                         "worse, and of another arm")
+    results, panels, left_out = scored(study.results), {}, []
+    titles = panels_in(results)
+    for config, n_shot in titles:
+        arms = arms_of(results, config, n_shot) if loses(results, config, n_shot) else []
+        for arm in arms:
+            value, low, high = (100 * end for end in kept_by(results, config, arm, n_shot))
+            if arm == "plain" or math.isnan(value):
+                continue
+            if math.isnan(low) or not SHARES[0] <= value <= SHARES[1]:
+                left_out.append(f"{short(label(arm))} ({short(config)}, {n_shot}-shot)")
+                continue
+            panels.setdefault((config, n_shot), {})[arm] = value, low, high, []
+    if not panels:
+        raise ValueError("it takes results.jsonl with scores of a base, of `plain`, which are told "
+                         "to be worse, and of another arm, of three seeds or more")
     paper = 100 * published_share("llada8b_gsm8k", "jepa", 4, "base")
-    figure, grid = dots(panels)
+    figure, grid = dots(panels, titles)
     for ax in grid[0]:
         line_at(ax, vertical=True)
         line_at(ax, paper, vertical=True, linestyle=":", color=style_of("jepa")["color"])
-        ax.set_xlim(max(-150, ax.get_xlim()[0]), min(200, ax.get_xlim()[1]))
+        ax.set_xlim(max(SHARES[0], ax.get_xlim()[0]), min(SHARES[1], ax.get_xlim()[1]))
     name_axes(figure, "share kept of what plain loses, %")
+    others = (f" Left out, because their interval has no two ends or their share lies beyond: "
+              f"{', '.join(left_out)}." if left_out else "")
     return figure, (f"Share kept, (arm - plain) / (base - plain) in accuracy, "
-                    f"{questions_of(results)}, with Fieller's 95 % interval where there is one. "
-                    f"Dotted: JEPA's {paper:.0f} % of the paper, if its base had the score that "
-                    f"LLaDA's authors report.")
+                    f"{questions_of(results)}, with Fieller's 95 % interval. Dotted: JEPA's "
+                    f"{paper:.0f} % of the paper, if its base had the score that LLaDA's authors "
+                    f"report. Axes end at {SHARES[0]} and {SHARES[1]} %.{others}")
 
 
 def sensitivity(study: Study):
@@ -271,7 +282,7 @@ def sensitivity(study: Study):
                 markeredgewidth=0.4)
         ax.set_xticks(range(len(means.columns)), means.columns)
         ax.set_yticks(range(len(means.index)), [f"{weight:g}" for weight in means.index])
-        ax.set_title(titles[config].replace(", 0-shot", "")
+        ax.set_title(re.sub(r", \d+-shot", "", titles[config])     # over all shots
                      + ("" if math.isnan(noise) else f"\na cell: +- {noise:.1f}"))
         ax.grid(visible=False)
     name_axes(figure, "depth of the predictor", "lambda")

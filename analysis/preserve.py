@@ -28,7 +28,7 @@ from configurator import run  # first: it sets variables that torch reads
 
 from analysis.checks import check_count, check_number, check_text, told
 from analysis.console import print_table
-from analysis.frames import at_chosen, brief_name, frame_of, read_results, with_runs
+from analysis.frames import at_chosen, brief_names, frame_of, read_results, with_runs
 from analysis.likelihood import check_rates, choose, held_out_losses, losses_of_rows
 from analysis.tables import preservation
 from model import DLLM
@@ -208,8 +208,9 @@ def score_choices(log_p, base, gold) -> dict:
 def print_tables(summary: dict, cfg: PreserveConfig):
     """Print a table of Wikitext, of each task and of MMLU, a line per model."""
     answers = [["", "right", "accuracy %", "stderr", "gained", "lost", "McNemar p", "mass"]]
+    labels = brief_names(summary, 17)
     for name, scores in summary.items():
-        label, is_base = brief_name(name, 17), name == cfg.base
+        label, is_base = labels[name], name == cfg.base
         s = scores["mmlu"]
         against = [f"{s['gained']}", f"{s['lost']}", f"{s['p']:.3f}"]
         answers.append([label, f"{s['right']}/{s['n']}", f"{100 * s['accuracy']:.1f}",
@@ -231,7 +232,8 @@ def print_tables(summary: dict, cfg: PreserveConfig):
 def print_arms(summary: dict, cfg: PreserveConfig):
     """Print the paper's table with the means over a grid's seeds, a line an arm."""
     best = at_chosen(frame_of(read_results([Path(cfg.grid) / "results.jsonl"])))
-    table = preservation(best, [{"settings": vars(cfg), "models": summary}])
+    table = preservation(best, [{"settings": vars(cfg), "models": summary}],
+                         sorted(set(best["config"])))
     print(f"\n{table.name}")
     print_table([list(table.cells.columns), *table.cells.values.tolist()])
 
@@ -239,10 +241,11 @@ def print_arms(summary: dict, cfg: PreserveConfig):
 def print_losses(scores: dict, cfg: PreserveConfig):
     """Print a line per model: {model: what score_losses returns}."""
     table = [["", *(f"{t:g}" for t in cfg.rates), "mean", "minus base", "95 %"]]
+    labels = brief_names(scores, 17)
     for name, s in scores.items():
         against = [f"{s['minus_base']:+.4f}", f"{s['half_95']:.4f}"]
         losses = [f"{loss:.2f}" for loss in s["by_rate"]]
-        table.append([brief_name(name, 17), *losses, f"{s['mean']:.4f}",
+        table.append([labels[name], *losses, f"{s['mean']:.4f}",
                       *(["", ""] if name == cfg.base else against)])
     print_table(table)
 

@@ -42,7 +42,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from analysis.console import print_table
-from analysis.frames import brief_name, with_runs
+from analysis.frames import brief_names, with_runs
 from analysis.likelihood import (BATCH_TOKENS, check_rates, in_batches, longest_first,
                                  masked_copies, row_losses)
 from jepa import pool
@@ -321,8 +321,9 @@ def print_tables(found: dict):
     """Print a line per model, and one per model and scale; probe.json has the numbers by depth."""
     table = [["", "drift", "1 - cos", "weights", "loss", "forgetting", "+-", "rank", "diversity"]]
     blends = [["base + a (tuned - base)", "a", "drift", "forgetting", "+-"]]
+    labels = brief_names(found["models"], 24)
     for name, scores in found["models"].items():
-        label = brief_name(name, 24)
+        label = labels[name]
         inside = [f"{statistics.mean(scores[key][1:-1]):.4f}"
                   for key in ("drift", "cosine_distance", "weight_drift")]
         table.append([label, *inside, f"{statistics.mean(scores['loss_by_rate']):.4f}",

@@ -81,7 +81,9 @@ def report(study: Study, title: str) -> str:
             drawn[name] = figure_of(name, study)
         except ValueError as error:
             lacking.append(f"{name}: {error}")
-    main_figure = drawn.pop(next(iter(drawn), ""), "")      # FIGURES has what answers most first
+    first = next(iter(drawn), "")       # FIGURES has what answers most first
+    # where plain loses of its base's score, what JEPA keeps of it is the claim
+    main_figure = drawn.pop("kept" if "kept" in drawn else first, "")
     answer = answers(study.results) or ["There are no scores of plain and JEPA on test yet."]
     done = zip(study.results["revision"], study.results["command"])
     lines = dict.fromkeys(f"{revision}: {command}" for revision, command in done)

@@ -4,12 +4,13 @@
 
 Scores are in %, as mean (sd) over n seeds, ddof = 1. A +- is half of a 95 % interval by Student's
 t, from three seeds up. Differences are paired by seed, their p is Student's t and two-sided; Holm's
-is adjusted for the numbers in its column. "p, pooled" is of arms x blocks, a block being a seed:
-one sd of the noise for all arms, estimated from all of their runs (analysis/effects.py). "p,
-questions" is McNemar's exact test within each seed: seeds answer the same questions, so they are
-not pooled. An arm is compared with the plain arm of its own diffusion rate. (lambda, k), weight and
-depth, are JEPA's best on validation, and the other arms are shown there too: nothing is chosen on
-test. Losses are of held-out rows.
+is adjusted for the numbers in its column, and a dash where there is one. "pooled" is of arms x
+blocks, a block being a seed: one sd of the noise for all arms, estimated from all of their runs
+(analysis/effects.py); where arms have different seeds its difference is not the paired one beside
+it. "p, questions" is McNemar's exact test within each seed: seeds answer the same questions, so
+they are not pooled. An arm is compared with the plain arm of its own diffusion rate. (lambda, k),
+weight and depth, are JEPA's best on validation, and the other arms are shown there too: nothing is
+chosen on test. Losses are of held-out rows.
 """
 import math
 import statistics
@@ -28,13 +29,14 @@ import pandas as pd
 from analysis.arms import AT_RATES, label, plain_of, rank_of
 from analysis.effects import (Effect, arms_of, cells_of, drift_ratios, effect_of, effects, gain_of,
                               holm_of, kept_by, loses, of_jepas_gain, pooled, scores_of_bases,
-                              tested, views_of)
+                              starts_of, tested, views_of)
 from analysis.frames import (at_chosen, frame_of, last_of_each, losses_in, pairs_of, read_results,
                              read_study, read_summaries, run_of)
+from analysis.keep import VERDICTS, differ, read_verdicts
 from analysis.paper import (DRIFT_R, DRIFT_RATIO, LESS_FORGETTING, NOT_GIVEN, PRESERVED, PUBLISHED,
                             SD_OF_SEEDS, published, published_gain, published_share)
-from analysis.words import (NOT_RUN, ends_of, in_words, interval, p_in_words, p_is,
-                            pooled_in_words, share_in_words, spread, with_ends)
+from analysis.words import (NOT_BOUNDED, NOT_RUN, ends_of, in_words, interval, minus, p_in_words,
+                            p_is, pooled_in_words, share_in_words, spread, with_ends)
 from tasks.answers import read_common
 from tasks.stats import mcnemar, pearson, sd_ratio
 
@@ -97,7 +99,8 @@ def tables_of(results: pd.DataFrame, summaries=(), study=None, paper: bool = Tru
     """Make all tables of a frame of results, of the summary.json files of preserve.py, and of the
     logs and probes of a frames.Study.
 
-    Configs that have been run come first, then, with `paper`, those that the paper alone has.
+    Configs that have been run come first, then, with `paper`, those that the paper alone has; and
+    tables with a config of ours before those without.
     """
     best = at_chosen(results)
     ours = list(dict.fromkeys(best["config"]))
@@ -117,13 +120,28 @@ def tables_of(results: pd.DataFrame, summaries=(), study=None, paper: bool = Tru
     tables += [beside(best, "Sensitivity to the rates (JEPA: its config's)", rates),
                beside(best, "Ablation (~: the paper has the gain)", ablated)]
     for config in ours:
-        at_shots = [n_shot for n_shot in shots if len(tested(best, config, "jepa", n_shot)) > 1]
+        at_shots = []
+        for n_shot in shots:
+            arms = arms_of(best, config, n_shot)
+            seeds = [len(tested(best, config, arm, n_shot)) for arm in arms]
+            at_shots += [n_shot] * (len(seeds) > 1 and max(seeds) > 1)
         tables += [controls(best, config, n_shot) for n_shot in at_shots]
-        tables += [controls(best, config, n_shot, outcome)      # losses know no shots
-                   for n_shot in at_shots[:1]
+        tables += [controls(best, config, n_shot, outcome)
+                   for n_shot in with_most_seeds(best, config, at_shots)
                    for outcome in (*losses_in(best[best["config"] == config]), "forgetting")]
     tables += [mechanism(best, ours, shots, study), preservation(best, summaries, configs)]
-    return [table for table in tables if len(table.cells)]
+    tables = [table for table in tables if len(table.cells)]
+    theirs = set(PUBLISHED).difference(ours)
+    tables.sort(key=lambda table: theirs.issuperset(table.cells.iloc[:, 0]))    # stable
+    return tables
+
+
+def with_most_seeds(best, config: str, shots) -> list[int]:
+    """Return the number of shots with most test scores, the first of equals: losses know no shots,
+    so that one table has them. Empty if there are no shots."""
+    on_test = best[(best["config"] == config) & (best["split"] == "test")]
+    n_scores = on_test["n_shot"].value_counts()
+    return [max(shots, key=lambda n_shot: n_scores.get(n_shot, 0))] if shots else []
 
 
 def table(name: str, header: str, rows: list[list[str]], note: str = "") -> Table:
@@ -154,24 +172,30 @@ def in_points(gain: Effect) -> str:
         return f"{text}, from too few seeds for an interval."
     low, high = gain.mean - gain.half, gain.mean + gain.half
     told = "told" if low > 0 or high < 0 else "not told"
-    return (f"{text}, {told} from zero at 95 % ({p_is(gain.p)}): excluded are less than "
-            f"{low:+.1f} and more than {high:+.1f}.")
+    return (f"{text}, {told} from zero at 95 % ({p_is(gain.p)}, not corrected): excluded are less "
+            f"than {low:+.1f} and more than {high:+.1f}.")
 
 
 def others_in_words(best, config: str, n_shot: int):
     """Yield sentences on the same FLOPs, on held-out loss, and on what is kept of the base."""
     same = effect_of(gain_of(best, config, "jepa", n_shot, over="equal_flop"))
     if same.n:
-        yield (f"JEPA - {label('equal_flop')}, the same FLOPs = {in_words(same)} points "
+        yield (f"{minus('jepa', 'equal_flop')}, the same FLOPs, = {in_words(same)} points "
                f"({p_is(same.p)}).")
+    rates = losses_in(best[best["config"] == config])[-2:]      # the greatest t, the mean over t
     for over in ("plain", "equal_flop"):
-        loss = effect_of(gain_of(best, config, "jepa", n_shot, over, "mean over t"))
-        if loss.n:
-            yield (f"By held-out loss, mean over t, JEPA - {label(over)} = "
-                   f"{in_words(loss, '+.3f')} ({p_is(loss.p)}; less is better).")
+        losses = [(rate, effect_of(gain_of(best, config, "jepa", n_shot, over, rate)))
+                  for rate in rates]
+        said = [f"{in_words(loss, '+.3f')} ({rate}, {p_is(loss.p)})"
+                for rate, loss in losses if loss.n]
+        if said:
+            yield (f"By held-out loss {minus('jepa', over)} = {' and '.join(said)}; less is "
+                   f"better.")
     if loses(best, config, n_shot):
-        yield (f"Of what plain loses of its base's score JEPA keeps "
-               f"{share_in_words(kept_by(best, config, 'jepa', n_shot))}.")
+        share = share_in_words(kept_by(best, config, "jepa", n_shot))
+        yield (f"Which share JEPA keeps of what plain loses of its base's score is {share}."
+               if share == NOT_BOUNDED else
+               f"Of what plain loses of its base's score JEPA keeps {share}.")
 
 
 # ----------------------------------------------------------------------------------------------
@@ -207,8 +231,9 @@ def excluded(best, configs: list[str], shots) -> Table:
         at_shots = [n_shot for n_shot in shots if len(tested(best, config, "jepa", n_shot)) > 2]
         losses = losses_in(own)
         losses = dict.fromkeys(losses[:1] + losses[-2:])        # at the least and the greatest t
+        of_losses = with_most_seeds(best, config, at_shots)
         for outcome in ("accuracy", *losses):
-            for n_shot in at_shots if outcome == "accuracy" else at_shots[:1]:
+            for n_shot in at_shots if outcome == "accuracy" else of_losses:
                 for over in ("plain", "equal_flop"):
                     gain = effect_of(gain_of(best, config, "jepa", n_shot, over, outcome))
                     if gain.n > 2:
@@ -217,22 +242,22 @@ def excluded(best, configs: list[str], shots) -> Table:
     for (over, outcome), gains in found.items():
         for (config, n_shot), gain in gains.items():
             is_score = outcome == "accuracy"
-            fit = pooled(cells_of(best, config, n_shot, outcome))
+            of_all = pooled_of(pooled(cells_of(best, config, n_shot, outcome)), "jepa", over)
             form = "+.1f" if is_score else "+.3f"
             paper = published_gain(config, n_shot) if is_score and over == "plain" else math.nan
             rows.append([
                 config, f"{n_shot}-shot" if is_score else f"loss, {outcome}",
-                f"JEPA - {label(over)}", interval(gain, form), p_in_words(gain.p),
-                p_in_words(adjusted[over, outcome].get((config, n_shot), math.nan)),
-                ends_of(gain, form), ends_of(fit.difference("jepa", over), form) if fit else "-",
+                minus("jepa", over), interval(gain, form), p_in_words(gain.p),
+                holm_in_words(adjusted[over, outcome], (config, n_shot)), ends_of(gain, form),
+                f"{of_all.mean:{form}} {ends_of(of_all, form)}" if of_all else "-",
                 NOT_GIVEN if math.isnan(paper) else f"{paper:+.2f}"])
     rows.sort(key=lambda row: configs.index(row[0]))            # stable
     gains = [published_gain(config, 4) for config in PUBLISHED]
     gains = [gain for gain in gains if not math.isnan(gain)]
     return table("What the 95 % intervals hold; what is outside is excluded",
                  "config | outcome | difference | mean | p | p, Holm | paired | pooled | paper",
-                 rows, "Holm over the configs (and shots), for each difference and outcome. Scores "
-                 f"in points. The paper's gains on its {len(gains)} cells, 4-shot, are "
+                 rows, "Holm over the configs (and shots) only, not over outcomes. Scores in "
+                 f"points. The paper's gains on its {len(gains)} cells, 4-shot, are "
                  f"{min(gains):+.2f} to {max(gains):+.2f}.")
 
 
@@ -250,8 +275,7 @@ def kept(best, configs: list[str], shots) -> Table:
             rows.append([
                 config, str(n_shot), label(arm), base_in_words(best, config, n_shot),
                 spread(own["accuracy"]),
-                interval(effect_of(own["accuracy"] - own["init_from"].map(
-                    scores_of_bases(best, config, n_shot)).astype(float))),
+                interval(own["accuracy"] - starts_of(best, config, arm, n_shot)),
                 "-" if arm == "plain" else share_in_words(kept_by(best, config, arm, n_shot)),
                 f"{100 * paper:.0f} %" if arm == "jepa" and not math.isnan(paper) else NOT_GIVEN])
     return table("What is kept of the base's score",
@@ -303,20 +327,31 @@ def controls(best, config: str, n_shot: int, outcome: str = "accuracy") -> Table
         pairs = ((arm, plain_of(arm)), ("jepa", arm))
         for (found, adjusted), (first, second) in zip(both, pairs):
             rows[-1] += [interval(found[arm], form), p_in_words(found[arm].p),
-                         p_in_words(adjusted.get(arm, math.nan)),
-                         p_in_words(pooled_p(blocks[plain_of(arm)], first, second))]
+                         holm_in_words(adjusted, arm),
+                         pooled_in_cell(pooled_of(blocks[plain_of(arm)], first, second), form)]
     notes = [f"Holm over {len(both[0][1])} arms - plain, and over {len(both[1][1])} JEPA - arm."]
     notes += [pooled_in_words(fit, form) for fit in blocks.values() if fit]
     notes += two_effects(best, config, n_shot, outcome, form)
     return table(f"Controls: {config}, {name}",
-                 "arm | mean | - plain | p | p, Holm | p, pooled | JEPA - arm | p | p, Holm | "
-                 "p, pooled", rows, " ".join(notes))
+                 "arm | mean | - plain | p | p, Holm | pooled | JEPA - arm | p | p, Holm | pooled",
+                 rows, " ".join(notes))
 
 
-def pooled_p(fit, first: str, second: str) -> float:
+def holm_in_words(adjusted: dict, name) -> str:
+    """Write Holm's p of one of a family; in a family of one it would be the p beside it."""
+    return p_in_words(adjusted.get(name, math.nan)) if len(adjusted) > 1 else "-"
+
+
+def pooled_of(fit, first: str, second: str) -> Effect | None:
+    """Return the difference of two arms in a pooled analysis; None where it has not both."""
     if fit is None or first == second or not {first, second} <= set(fit.arms):
-        return math.nan
-    return fit.difference(first, second).p
+        return None
+    return fit.difference(first, second)
+
+
+def pooled_in_cell(found: Effect | None, form: str) -> str:
+    """Write a pooled difference with its p, which is not of the paired difference beside it."""
+    return f"{in_words(found, form)}, {p_is(found.p)}" if found else "-"
 
 
 def two_effects(best, config: str, n_shot: int, outcome: str, form: str) -> list[str]:
@@ -336,26 +371,32 @@ def mechanism(best, configs: list[str], shots, study) -> Table:
     """Set drift, forgetting, the spread of seeds and the views beside the paper's."""
     rows = []
     for config, n_shot in ((config, n_shot) for config in configs for n_shot in shots):
-        plain, jepa = (list(tested(best, config, arm, n_shot)["accuracy"])
-                       for arm in ("plain", "jepa"))
+        scores = [tested(best, config, arm, n_shot)["accuracy"] for arm in ("plain", "jepa")]
+        both = pd.concat(scores, axis=1, join="inner").dropna()
+        plain, jepa = both.to_numpy(float).T.tolist()
         ratio = sd_ratio(plain, jepa)
         if not math.isnan(ratio[0]):
             rows.append([config, f"sd over seeds, {n_shot}-shot: plain, JEPA",
                          f"{statistics.stdev(plain):.1f}, {statistics.stdev(jepa):.1f} (n = "
-                         f"{len(plain)}, {len(jepa)}); ratio {with_ends(ratio)}",
+                         f"{len(plain)}); ratio {with_ends(ratio)}",
                          f"{SD_OF_SEEDS['plain']}, {SD_OF_SEEDS['jepa']}"])
     if study is not None:
         rows += drift_rows(study.probed) + view_rows(study.log)
     return table("Mechanism", "config | quantity | ours | paper", rows,
-                 "The interval of a ratio of two sd is by F, of drift by Student's t over seeds of "
-                 "its logarithm, of r by Fisher's z.")
+                 "The interval of a ratio of two sd is Pitman's and Morgan's, which takes the runs "
+                 "of a seed as a pair; of drift Student's t over seeds of its logarithm, of r "
+                 "Fisher's z. The paper's sd are of LLaDA on GSM8K, 4-shot.")
 
 
 def drift_rows(probed: pd.DataFrame) -> list[list[str]]:
     rows, last = [], last_of_each(probed)
     for config in dict.fromkeys(last["config"]):
         own = last[last["config"] == config]
-        both = drift_ratios(own, ["jepa"])
+        try:
+            both = drift_ratios(own, ["jepa"])
+        except ValueError:              # a ratio to 0
+            both = []
+            rows.append([config, "drift of states, JEPA / plain", "not moved", DRIFT_RATIO])
         if len(both):
             found = effect_of(both["log_ratio"])
             ends = [math.exp(found.mean + side * found.half) for side in (0, -1, 1)]
@@ -411,9 +452,12 @@ def preservation(best, summaries, configs: list[str]) -> Table:
         loss, mmlu = paper or (NOT_GIVEN, NOT_GIVEN)
         losses = [scores["wikitext"]["minus_base"] for scores in found]
         shares = [100 * scores["mmlu"]["accuracy"] for scores in found]
-        rows.append([config, label(arm), spread(losses, "+.4f"), loss, spread(shares), mmlu])
+        scores = (base_in_words(best, config, 0) if arm == "base" else
+                  spread(tested(best, config, arm, 0)["accuracy"]))
+        rows.append([config, label(arm), spread(losses, "+.4f"), loss, spread(shares), mmlu, scores,
+                     published(config, arm, 0)])
     return table("Base preservation", "config or model | arm | Wikitext loss minus base | paper | "
-                 "MMLU | paper", rows)
+                 "MMLU | paper | task, 0-shot | paper", rows)
 
 
 def pair_in_words(runs: pd.DataFrame) -> str:
@@ -426,15 +470,33 @@ def base_in_words(best, config: str, n_shot: int) -> str:
 
 
 def by_question(first, second) -> str:
-    """Write McNemar's p in each seed that both have and whose answers are on file."""
-    seeds, said = first.index.intersection(second.index), []
+    """Write McNemar's p in each seed that both have and whose answers or verdicts are on file; of
+    more than three seeds, in how many it is below 0.05."""
+    seeds, found = first.index.intersection(second.index), {}
+    kept = {}                           # {a folder of keep.py: its verdicts}, read once
     for seed in seeds:
         paths = [runs.loc[seed, "answers"] for runs in (first, second)]
         if all(Path(path).is_file() for path in paths):
             (a, b), _ = read_common(paths)
-            p = mcnemar(sum(a[id] > b[id] for id in a), sum(a[id] < b[id] for id in a))
-            said.append(f"{seed}: {p_in_words(p)}")
-    return ", ".join(said) or ("no answers on file" if len(seeds) else NOT_RUN)
+            found[seed] = mcnemar(sum(a[id] > b[id] for id in a), sum(a[id] < b[id] for id in a))
+            continue
+        lines = [verdicts_of(Path(path), *runs.loc[seed, ["split", "n_shot"]], kept)
+                 for path, runs in zip(paths, (first, second))]
+        if all(lines):
+            found[seed] = mcnemar(*differ(*lines))
+    if len(found) > 3:
+        return f"{sum(p < 0.05 for p in found.values())} of {len(found)} seeds below 0.05"
+    said = ", ".join(f"{seed}: {p_in_words(p)}" for seed, p in found.items())
+    return said or ("no answers on file" if len(seeds) else NOT_RUN)
+
+
+def verdicts_of(answers: Path, split: str, n_shot: int, kept: dict) -> dict | None:
+    """Return the line of verdicts of a run, FOLDER/CONFIG/RUN/answers, or None without one; kept
+    has what was read of each folder."""
+    path = answers.parent.parent.parent / VERDICTS
+    if path not in kept:
+        kept[path] = read_verdicts(path, split, n_shot) if path.is_file() else {}
+    return kept[path].get("/".join(answers.parent.parts[-2:]))
 
 
 if __name__ == "__main__":

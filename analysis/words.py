@@ -2,9 +2,16 @@
 import math
 import statistics
 
-from analysis.effects import Effect, effect_of
+from analysis.arms import label
+from analysis.effects import Effect, Share, effect_of
 
-NOT_RUN = "not run"
+NOT_RUN, NOT_BOUNDED = "not run", "not bounded"
+
+
+def minus(first: str, second: str) -> str:
+    """Write a difference of two arms; a label with a comma stands in brackets."""
+    names = (label(arm) for arm in (first, second))
+    return " - ".join(f"({name})" if "," in name else name for name in names)
 
 
 def spread(values, form: str = ".2f") -> str:
@@ -29,6 +36,7 @@ def interval(values, form: str = "+.2f") -> str:
 
 
 def ends_of(found: Effect, form: str = "+.1f") -> str:
+    """Write both ends of an interval."""
     return f"[{found.mean - found.half:{form}}, {found.mean + found.half:{form}}]"
 
 
@@ -38,19 +46,21 @@ def with_ends(found, form: str = ".2f") -> str:
     return f"{value:{form}}" + ("" if math.isnan(low) else f" [{low:{form}}, {high:{form}}]")
 
 
-def share_in_words(share) -> str:
+def share_in_words(share: Share) -> str:
+    """Write a share in % with both ends; without ends its value alone would say nothing."""
     value, low, high = (100 * each for each in share)
     if math.isnan(value):
         return "-"
-    ends = "[not bounded]" if math.isnan(low) else f"[{round(low)}, {round(high)}]"
-    return f"{round(value)} % {ends}"
+    return NOT_BOUNDED if math.isnan(low) else f"{round(value)} % [{round(low)}, {round(high)}]"
 
 
 def p_in_words(p: float) -> str:
+    """Write a p, nan as a dash."""
     return "-" if math.isnan(p) else "< 0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
 def p_is(p: float) -> str:
+    """Write a p as part of a sentence."""
     return f"p {p_in_words(p)}" if p < 1e-4 else f"p = {p_in_words(p)}"
 
 

@@ -141,7 +141,8 @@ def t_test(mean: float, stderr: float, df: int) -> float:
         term *= (k - 1) / k * math.cos(angle) ** 2
         total += term
     total *= math.sin(angle)
-    return 1 - (2 / math.pi * (angle + total * (df > 1)) if df % 2 else total)
+    inside = 2 / math.pi * (angle + total * (df > 1)) if df % 2 else total
+    return max(1 - inside, 0.0)         # rounding; in this order nan stays nan
 
 
 def f_test(ratio: float, df_above: int, df_below: int) -> float:
@@ -176,30 +177,32 @@ def beta_share(x: float, a: float, b: float) -> float:
 
 
 def sd_ratio(first, second) -> tuple[float, float, float]:
-    """Return sd(second) / sd(first) and the ends of its 95 % interval by F, ddof = 1; nan for fewer
-    than two values, or where nothing varies."""
-    if min(len(first), len(second)) < 2 or not statistics.stdev(first):
+    """Return sd(second) / sd(first) of pairs, and the ends of its 95 % interval, after Pitman and
+    Morgan (1939).
+
+    The interval has the ratios R at which second + R first and second - R first are not told to
+    correlate: their covariance is var(second) - R^2 var(first). The ends are nan for fewer than
+    three pairs, or where second does not vary; all is nan for fewer than two, or where first does
+    not. ddof = 1.
+    """
+    n = len(first)
+    if n < 2 or not statistics.stdev(first):
         return math.nan, math.nan, math.nan
     ratio = statistics.stdev(second) / statistics.stdev(first)
-    df = len(second) - 1, len(first) - 1
-    return ratio, ratio / math.sqrt(f_at(0.025, *df)), ratio / math.sqrt(f_at(0.975, *df))
-
-
-@lru_cache(maxsize=None)
-def f_at(p: float, df_above: int, df_below: int) -> float:
-    """Return the ratio that F exceeds with probability p, by bisection of its logarithm."""
-    low, high = -60.0, 60.0
-    while (middle := (low + high) / 2) not in (low, high):
-        above = f_test(math.exp(middle), df_above, df_below) > p
-        low, high = (middle, high) if above else (low, middle)
-    return math.exp(high)
+    if n < 3 or not ratio:
+        return ratio, math.nan, math.nan
+    rest = max(0.0, 1 - statistics.correlation(first, second) ** 2)
+    k = 1 + 2 * t_95(n - 2) ** 2 * rest / (n - 2)
+    factor = math.sqrt(k + math.sqrt(k * k - 1))
+    return ratio, ratio / factor, ratio * factor
 
 
 def share_95(part, whole) -> tuple[float, float, float]:
     """Return mean(part) / mean(whole) of pairs, and the ends of its 95 % interval, after Fieller.
 
     The interval has the shares r at which the mean of part - r whole is not told from 0. The ends
-    are nan for fewer than three pairs, and if whole is not told from 0: then no share is excluded.
+    are nan for fewer than three pairs, and if whole is not told from 0: then the
+    shares that are not excluded have no two ends.
     """
     n, (x, y) = len(part), (np.asarray(values, dtype=float) for values in (part, whole))
     if not n or not y.mean():

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from test_tables import line
 
 from analysis.arms import plain_of
-from analysis.effects import cells_of, effect_of, effects, gain_of, holm_of, pooled
+from analysis.effects import (cells_of, effect_of, effects, gain_of, holm_of, loses, pooled,
+                              scores_of_bases, starts_of)
 from analysis.frames import at_chosen, frame_of, read_results
 from tasks import stats
 from tasks.stats import half_95, share_95, t_95, t_test
@@ -151,6 +152,20 @@ def test_of_ten_arms_consistencys_forgetting_is_not_told_from_plains_after_holm(
 
 
 # ---- pairs and shares ----
+
+
+def test_bases_of_two_machines_are_one_by_the_last_two_parts_of_their_path():
+    """Two bases, each scored on one machine and tuned on two."""
+    lines = [line("base", None, 0.9, init_from="/a/out/one", config="words"),
+             line("base", 2, 0.8, init_from="/a/out/two", config="words"),
+             line("base", 3, 0.8, init_from="/b/out/two", config="words")]
+    lines += [line("plain", seed, 0.5, init_from=f"{where}/out/{base}")
+              for seed, (where, base) in enumerate(
+                  [("/a", "one"), ("/b", "one"), ("/a", "two"), ("/b", "two")])]
+    results = frame_of(lines)
+    assert scores_of_bases(results, "words", 0) == {"out/one": 90, "out/two": 80}
+    assert list(starts_of(results, "words", "plain", 0)) == [90, 90, 80, 80]
+    assert loses(results, "words", 0)
 
 
 def test_an_effect_is_the_mean_of_pairs_with_students_interval():

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from analysis import keep
+from analysis.frames import frame_of, read_results
 from analysis.keep import VERDICTS, KeepConfig, compare
+from analysis.tables import by_question, render
 from tasks.answers import read_common
 from tasks.stats import mcnemar
 
@@ -58,6 +60,60 @@ def test_the_verdicts_give_the_test_that_the_answers_give(grid, tmp_path):
     text = compare(tmp_path / "kept", runs, "test", 0)
     assert f"{gained} only the first, {lost} only the second" in text and (gained, lost) == (2, 4)
     assert f"p = {mcnemar(gained, lost):.2g}" in text
+
+
+def test_tables_have_the_tests_of_the_answers_from_the_verdicts_alone(grid, tmp_path):
+    """A table of kept scores is that of the grid, whose answers are gone."""
+    from_answers = render(read_results([grid / "results.jsonl"]))
+    keep.keep(grid, tmp_path / "kept")
+    from_verdicts = render(read_results([tmp_path / "kept" / "results.jsonl"]))
+    assert from_verdicts == from_answers and f"1: {mcnemar(2, 4):.2g}" in from_answers
+    (tmp_path / "kept" / VERDICTS).unlink()
+    assert "no answers on file" in render(read_results([tmp_path / "kept" / "results.jsonl"]))
+
+
+def test_of_more_than_three_seeds_the_tables_have_the_number_below_one_in_twenty(grid, tmp_path):
+    [base, plain, jepa] = read_results([grid / "results.jsonl"])
+    rows = [frame_of([one | {"seed": seed} for seed in range(4)]).set_index("seed")
+            for one in (base, plain, jepa)]
+    assert by_question(rows[1], rows[2]) == "0 of 4 seeds below 0.05"
+    assert by_question(rows[0], rows[2]) == "4 of 4 seeds below 0.05"
+    assert mcnemar(0, 6) < 0.05 < mcnemar(2, 4)
+
+
+def test_scores_of_another_grid_are_not_written_over_and_those_of_a_longer_one_are(grid, tmp_path):
+    results = grid / "results.jsonl"
+    lines = results.read_text().splitlines(keepends=True)
+    results.write_text("".join(lines[:2]))
+    keep.keep(grid, tmp_path / "kept")
+    results.write_text("".join(lines))
+    assert keep.keep(grid, tmp_path / "kept") == (3, 2)
+    kept = (tmp_path / "kept" / "results.jsonl").read_bytes()
+    results.write_text("".join(lines[1:]))
+    with pytest.raises(ValueError, match="has scores that .* lacks; keep each grid in a folder"):
+        keep.keep(grid, tmp_path / "kept")
+    assert (tmp_path / "kept" / "results.jsonl").read_bytes() == kept
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda answers: answers[:-1], "n=8 and 7"), (lambda answers: answers[1:] + [
+        {"id": "toy/9", "verdict": True}], "questions='")])
+def test_runs_that_were_asked_other_questions_are_not_compared(grid, tmp_path, change, said):
+    path = grid / "little/jepa_seed1/test_0shot.jsonl"
+    answers = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(answer) + "\n" for answer in change(answers)))
+    keep.keep(grid, tmp_path / "kept")
+    with pytest.raises(ValueError, match="answered other questions") as error:
+        compare(tmp_path / "kept", ("little/plain_seed1", "little/jepa_seed1"), "test", 0)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"x", gzip.compress(b"x\n"), gzip.compress(b"{}\n"),
+                                  gzip.compress(b"[1]\n"), gzip.compress(b"{}" * 999)[:-9]])
+def test_verdicts_that_are_none_are_one_sentence(tmp_path, data):
+    (tmp_path / VERDICTS).write_bytes(data)
+    with pytest.raises(ValueError, match=VERDICTS if data else "two runs"):
+        compare(tmp_path, ("a/b", "a/c"), "test", 0)
 
 
 def test_keeping_twice_gives_the_same_bytes(grid, tmp_path):

@@ -13,7 +13,7 @@ from helpers import script
 
 from analysis import plot
 from analysis.arms import ARMS
-from analysis.frames import by_arm, last_of_each, read_study, run_of
+from analysis.frames import brief_names, by_arm, last_of_each, read_study, run_of
 from analysis.drawing import COLOURS, FEW, WIDE, WIDTH, save, short, style_of
 from analysis.plot import FIGURES, PlotConfig, draw, pareto
 from tasks.stats import pearson
@@ -395,6 +395,66 @@ def test_levels_are_beside_their_base_and_kept_is_the_share_of_the_distance_to_i
         {arm: 0.5 + k / 9 for k, arm in enumerate(arms)})
 
 
+def scores(config, arms, n_shot=0):
+    """Lines of results; arms: {arm: accuracy by seed}."""
+    return [{"config": config, "arm": arm, "seed": None if arm == "base" else seed, "task": "toy",
+             "split": "test", "n_shot": n_shot, "lambda": float(arm == "jepa"), "depth": 2,
+             "init_from": "base", "answers": f"{config}/{arm}_seed{seed}/{n_shot}", "metrics": {
+                 "accuracy": accuracy, "n": 9}}
+            for arm, by_seed in arms.items() for seed, accuracy in enumerate(by_seed)]
+
+
+def test_shares_are_drawn_where_they_have_two_ends_and_the_others_are_named(tmp_path):
+    """A config whose loss is told, with an arm far beyond; and one whose loss is not."""
+    write(tmp_path / "results.jsonl", scores("told", {
+        "base": [0.9], "plain": [0.5, 0.52, 0.54, 0.5], "jepa": [0.7, 0.7, 0.75, 0.7],
+        "consistency": [0.0, 0.0, 0.01, 0.0], "frozen": [0.7, 0.7]}) + scores("not_told", {
+            "base": [0.9], "plain": [0.95, 0.7, 0.96, 0.9], "jepa": [0.9, 0.8, 0.9, 0.9]}))
+    study = read_study([str(tmp_path)])
+    study.results["accuracy"] = study.results["accuracy"].where(
+        study.results["arm"] != "consistency", -50.0)       # no accuracy falls so far
+    figure, caption = draw("kept", study)
+    assert [ax.get_title() for ax in figure.axes] == ["told, 0-shot"]
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["JEPA"]
+    assert "Left out" in caption and caption.endswith(
+        "frozen target (told, 0-shot), consistency (told, 0-shot), JEPA (not_told, 0-shot).")
+    [value] = markers_of(figure.axes[0], ["jepa"]).values()
+    assert figure.axes[0].get_xlim()[0] < value < figure.axes[0].get_xlim()[1]
+
+
+def test_a_row_says_every_n_of_its_panels_and_panels_of_one_title_stay_two(tmp_path):
+    long = "x" * 30
+    write(tmp_path / "results.jsonl", scores(long + "1", {
+        "plain": [0.5] * 4, "jepa": [0.6, 0.7, 0.6, 0.7]}) + scores(long + "2", {
+            "plain": [0.5] * 2, "jepa": [0.5, 0.6]}))
+    figure, _ = draw("ablation", read_study([str(tmp_path)]))
+    assert len(figure.axes) == 2 and len({ax.get_title() for ax in figure.axes}) == 1
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["JEPA, n = 4 or 2"]
+
+
+def test_the_loss_is_that_of_the_shots_with_most_seeds(tmp_path):
+    lines = scores("a", {"plain": [0.5], "jepa": [0.5]}) + scores("a", {
+        "plain": [0.5] * 3, "jepa": [0.5] * 3}, n_shot=4)
+    for line in lines:
+        line["held_out"] = {"toy": {"1": [4.0, 1.0 + (line["seed"] or 0)]}}
+    write(tmp_path / "results.jsonl", lines)
+    figure, _ = draw("loss", read_study([str(tmp_path)]))
+    assert markers_of(figure.axes[0], ["plain", "jepa"]) == {"plain": 2.0, "jepa": 2.0}
+
+
+def test_names_of_runs_tell_configs_and_pairs_apart_where_there_are_several():
+    one = ["out/base", "g/hot/plain_seed1", "g/hot/jepa_lambda1.0_depth2_seed1"]
+    assert list(brief_names(one, 17).values()) == ["out/base", "plain 1", "jepa 1"]
+    configs = [*one, "g/a_config_of_a_long_name/plain_seed1", "w" * 20 + "/end"]
+    assert list(brief_names(configs, 17).values()) == [
+        "out/base", "hot plain 1", "hot jepa 1", "a_config_of_a_long_name plain 1",
+        "w" * 13 + "/end"]
+    pairs = [*one, "g/hot/jepa_lambda0.5_depth2_seed1"]
+    names = brief_names(pairs, 17)
+    assert names[one[1]] == "plain 1" and names[pairs[3]] == "jepa_lambda0.5_depth2 1"
+    assert len(set(names.values())) == 4
+
+
 def test_panels_are_in_the_order_of_their_learning_rates(tmp_path):
     for config, lr in (("hot", 0.006), ("cold", 0.0005), ("warm", 0.002)):
         for arm in ("plain", "jepa"):
@@ -483,10 +543,12 @@ def test_what_a_figure_lacks_is_one_sentence_and_the_others_are_drawn(study, tmp
         assert len(str(error.value).splitlines()) == 1
 
 
-def test_one_seed_is_enough_for_every_figure(tmp_path):
+def test_one_seed_is_enough_for_every_figure_but_that_of_shares(tmp_path):
     logs = read_study([str(write_study(tmp_path / "one", seeds=1))])
-    for name in FIGURES:
+    for name in set(FIGURES) - {"kept"}:
         draw(name, logs)
+    with pytest.raises(ValueError, match="of three seeds or more"):
+        draw("kept", logs)
 
 
 def test_a_line_that_is_still_being_written_is_left_out_and_a_broken_one_is_named(tmp_path):

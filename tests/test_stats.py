@@ -269,6 +269,13 @@ def test_students_t_is_its_density_summed_up(df, t):
     assert stats.t_test(t, 1.0, df) == pytest.approx(1 - 2 * inside, abs=1e-6)
 
 
+def test_a_p_is_never_below_zero_however_far_the_mean_is():
+    for df in range(1, 60):
+        for t in (10.0, 30.0, 100.0, 1e3, 1e6):
+            assert 0 <= stats.t_test(t, 1.0, df) < 0.07
+            assert stats.holm({"a": stats.t_test(t, 1.0, df)})["a"] >= 0
+
+
 def test_half_of_an_interval_is_students_for_any_number_of_seeds():
     assert math.isnan(stats.half_95([])) and math.isnan(stats.half_95([1.0, 2.0]))
     # at df = 2 p = 1 - t / sqrt(2 + t * t), so t = sqrt(2 q q / (1 - q q)) at q = 0.95
@@ -315,7 +322,6 @@ def test_in_words_a_p_is_a_number_down_to_one_in_ten_thousand():
     (2.1526, 9, 36, 0.05), (15.439, 3, 3, 0.025), (1.0, 7, 7, 0.5)])
 def test_fishers_f_is_that_of_the_tables(ratio, above, below, p):
     assert stats.f_test(ratio, above, below) == pytest.approx(p, rel=2e-4)
-    assert stats.f_at(p, above, below) == pytest.approx(ratio, rel=2e-4)
 
 
 @given(st.floats(1e-3, 50), st.integers(1, 60))
@@ -345,11 +351,41 @@ def test_f_at_its_borders_and_of_what_is_none():
             stats.f_test(*wrong)
 
 
-def test_the_ratio_of_two_spreads_has_fishers_interval():
-    """From 2.14 to 4.45 over five seeds each: 2.08, and F(4, 4) is below 9.6045 in 97.5 %."""
-    first = [0.0, 1.0, 2.0, 3.0, 4.0]
-    ratio, low, high = stats.sd_ratio(first, [3 * value for value in first])
-    assert (ratio, low, high) == pytest.approx((3, 3 / math.sqrt(9.6045), 3 * math.sqrt(9.6045)),
-                                               rel=1e-4)
-    for none in (([1.0], [1.0, 2.0]), ([1.0, 1.0], [1.0, 2.0])):
+# ---- two spreads ----
+
+
+@given(st.integers(0, 10_000), st.integers(3, 20), st.floats(-0.95, 0.95))
+@settings(max_examples=60, deadline=None)
+def test_at_the_ends_of_a_ratio_of_spreads_sum_and_difference_just_correlate(seed, n, r):
+    draw = random.Random(seed)
+    first = [draw.gauss(40, 3) for _ in range(n)]
+    second = [r * x + 6 * draw.gauss(0, 1) for x in first]
+    ratio, low, high = stats.sd_ratio(first, second)
+    assert ratio == pytest.approx(statistics.stdev(second) / statistics.stdev(first))
+    assert low * high == pytest.approx(ratio ** 2) and low <= ratio <= high
+    assert stats.sd_ratio(second, first) == pytest.approx((1 / ratio, 1 / high, 1 / low))
+    for end in (low, high):
+        rho = statistics.correlation([y + end * x for x, y in zip(first, second)],
+                                     [y - end * x for x, y in zip(first, second)])
+        t = rho * math.sqrt((n - 2) / (1 - rho * rho))
+        assert stats.t_test(t, 1.0, n - 2) == pytest.approx(0.05, abs=1e-6)
+
+
+def test_the_interval_of_a_ratio_of_spreads_covers_it_19_times_of_20():
+    draw, hits = random.Random(0), 0
+    for _ in range(2000):
+        shared = [draw.gauss(0, 2) for _ in range(6)]
+        first = [x + draw.gauss(0, 1) for x in shared]
+        second = [2 * (x + draw.gauss(0, 1)) for x in shared]
+        _, low, high = stats.sd_ratio(first, second)
+        hits += low <= 2 <= high
+    assert 0.935 < hits / 2000 < 0.965
+
+
+def test_spreads_that_do_not_vary_or_of_few_pairs_have_no_ratio_or_no_ends():
+    for none in (([1.0], [1.0]), ([], []), ([1.0, 1.0, 1.0], [1.0, 2.0, 3.0])):
         assert all(map(math.isnan, stats.sd_ratio(*none)))
+    for first, second, ratio in (([1.0, 2.0], [2.0, 6.0], 4), ([1.0, 2.0, 3.0], [2.0] * 3, 0)):
+        found, *ends = stats.sd_ratio(first, second)
+        assert found == pytest.approx(ratio) and all(map(math.isnan, ends))
+    assert stats.sd_ratio([1.0, 2.0, 4.0], [2.0, 4.0, 8.0]) == pytest.approx((2, 2, 2))
