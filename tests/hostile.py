@@ -254,7 +254,8 @@ CLASHES = {
         / --n_pred_layer=0 --pred_width=8 / --objective=consistency --pool=masked
         / --objective=two_gradients --target=frozen / --lambda_jepa=0 --target=frozen
         / --objective=blockwise / --objective=blockwise --lambda_jepa=0 --masks=nested
-        / --objective=infonce --target=mean / --tau=0.2 / --objective=blockwise --lambda_jepa=0 --mask_scope=all / --objective=infonce --batch_size=1
+        / --objective=infonce --target=mean / --tau=0.2 / --objective=infonce --batch_size=1
+        / --objective=blockwise --lambda_jepa=0 --mask_scope=all
         / --lambda_jepa=0 --anchor=1e30 / --lr=3e38
         / --init_from= --preset=llada-8b --tokenizer=bytes / --n_pred_layer=9999999
         / --n_layer=2 / --init_from= --tokenizer=bytes --n_embd=33
