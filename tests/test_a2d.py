@@ -36,8 +36,8 @@ every_kind = pytest.mark.parametrize("kind", CLASSES)
 class Causal(Padded):
     """The attention that the weights were trained with."""
 
-    def attention(self, q, k, v):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    def attention(self, q, k, v, is_gqa):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=is_gqa)
 
 
 def causal_logits(model, ids):

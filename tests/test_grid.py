@@ -191,8 +191,8 @@ def test_a_seed_has_one_base_in_all_arms(cfg, monkeypatch):
 
 
 @pytest.mark.parametrize("settings, words", [
-    (dict(bases=("a/base1", "a/base2")), "but for their seed"),
-    (dict(bases=("a/base", "")), "but for their seed"),
+    (dict(bases=("a/base1", "a/base2")), "but for its seed"),
+    (dict(bases=("a/base", "")), "but for its seed"),
     (dict(bases=BASES, train="--init_from=x"), "leave out init_from"),
     (dict(splits=()), "splits is empty"),
     (dict(splits=("train",)), "'train'; there are validation, test"),

@@ -28,6 +28,7 @@ COMMANDS = [words for block in blocks(PAGE, "bash") for words in split_commands(
 HERE = dict(task="gsm8k", data_dir="data/gsm8k", variant="", max_length=64, batch_size=2,
             micro_batch_size=0, max_steps=2, eval_rows=2, eval_t=(0.2, 1.0), log_every=1,
             forget_task="", shard=False, compile=False, dtype="auto", device="cpu")
+MADE_BY_PAGE = Path("out/tiny_base"), Path("out/tiny_hot_base_seed1")
 DEFAULTS = vars(TrainConfig())
 NEW = dict(tokenizer="toy", n_layer=1, n_embd=32, n_head=2)     # a model from scratch
 FEW = " --limit=2 --gen_length=2 --block_length=2 --steps=1 --device=cpu"
@@ -89,7 +90,7 @@ def write_stand_in(path: str):
     settings = {**own, **HERE, **({} if own["init_from"] else NEW)}.items() - DEFAULTS.items()
     Path(path).write_text("".join(f"{name} = {value!r}\n" for name, value in settings))
     base = Path(own["init_from"] or "out/smollm2_nl_rx")    # what the front page's commands make
-    if not base.is_dir() and base != Path("out/tiny_base"):     # that one the page makes
+    if not base.is_dir() and base not in MADE_BY_PAGE:
         base.parent.mkdir(parents=True, exist_ok=True)
         write_checkpoint(base, toy_tokenizer())
 
