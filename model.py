@@ -251,7 +251,8 @@ class DLLM(nn.Module):
         return self.run(to_device(xt, device), layout)
 
     def run(self, xt, layout):
-        """What FSDP calls: it would wait for every input that is still on the CPU."""
+        """(B, T) ids on the device -> encode's states. Apart from encode because FSDP wraps it, and
+        would wait for every input that is still on the CPU."""
         xt, cos, sin = layout.enter(xt, *rope_table(xt.shape[1], self.config, xt.device))
         x = self.embed(xt).to(self.compute_dtype)
         every = {"none": 0, "selective": 2, "full": 1}[self.checkpoint_activations]

@@ -1,7 +1,7 @@
 """Differences between the arms of a study: paired by seed, and pooled over all arms and seeds.
 
-A block is a seed: all arms of a seed share its base, batches and context masks. The paired interval
-of two arms uses these two alone, by Student's t over the blocks that both have. The pooled analysis
+A block is a seed: all arms of a seed share its base and batches. The paired interval of two arms
+uses these two alone, by Student's t over the blocks that both have. The pooled analysis
 is that of randomised blocks, outcome = arm + block + noise, by least squares over all arms: where
 cells are missing it uses those that are there. It assumes one sd of the noise for all arms, which
 it then knows from far more runs: with ten arms and five seeds from 36 degrees of freedom and not 4.

@@ -1,10 +1,11 @@
 """The paper's situation, small: a practised base is tuned on its own task at t = 0.2, and loses.
 
-    python train.py config/tiny_hot_base.py --seed=1 --out_dir=out/tiny_hot_base_seed1
+    python train.py config/tiny_hot_base.py
     python train.py config/tiny_hot.py
 
 The rates, EMA and loss form are the paper's. There is something to keep: the base answers about
-90 %. config/tiny_warm.py and config/tiny_hotter.py have other learning rates.
+90 %. config/tiny_warm.py and config/tiny_hotter.py have other learning rates: a config each,
+because results go by its name.
 """
 
 init_from = "out/tiny_hot_base_seed1"

@@ -1,6 +1,7 @@
 """A practised base: plain diffusion at all rates, from scratch, on the task that is tuned next.
 
-    python train.py config/tiny_hot_base.py --seed=1 --out_dir=out/tiny_hot_base_seed1
+    python train.py config/tiny_hot_base.py
+    python train.py config/tiny_hot_base.py --seed=2 --out_dir=out/tiny_hot_base_seed2
 
 That is config/tiny.py without JEPA. The base answers about 90 % of the questions, so that
 config/tiny_hot.py has something to lose.
