@@ -313,9 +313,10 @@ class InfoNCE(Control):
 
     def infonce(self, z_hat, z_tgt):
         """(B, C), (B, C) -> (): cross-entropy of a row's own target among those of the step."""
-        own = F.cosine_similarity(z_hat.float(), z_tgt, dim=-1)             # apart: its column in
+        # apart, because its column in `every` depends on the rank and the micro-batch
+        own = F.cosine_similarity(z_hat.float(), z_tgt, dim=-1)             # (B,)
         every = F.normalize(z_hat.float(), dim=-1) @ F.normalize(self.every_target, dim=-1).T
-        return ((every / self.tau).logsumexp(dim=-1) - own / self.tau).mean()   # every is unknown
+        return ((every / self.tau).logsumexp(dim=-1) - own / self.tau).mean()
 
 
 class Blockwise(DLLMJEPA):
