@@ -23,7 +23,8 @@ def sharded(pack: bool, compiled: bool):
     from jepa import DLLMJEPA
     from model import DLLM, ModelConfig
     from training.sharding import shard
-    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    if not dist.is_initialized():
+        dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
     config = ModelConfig(vocab_size=64, mask_id=1, eos_id=0, n_layer=2, n_head=4, n_kv_head=2,
                          n_embd=32, n_hidden=48)
     model = DLLM(config).init_weights(torch.Generator().manual_seed(0))
@@ -45,13 +46,31 @@ def batch_of(T: int):
 
 
 def graphs(pack: str):
-    """Train over twelve lengths, compiled; print graphs after two lengths and at the end."""
+    """Train over twelve lengths, compiled; print graphs after each length, and breaks."""
     from torch._dynamo.utils import counters
+
+    from model import Packed
+    if pack == "packed":
+        give_varlen_a_kernel()
+        Packed.row_by_row = Packed.varlen           # as on a GPU
     objective, seen = sharded(pack == "packed", True), []
     for T in LENGTHS:
         objective(*batch_of(T))[0].backward()
         seen.append(counters["stats"]["unique_graphs"])
     print(json.dumps({"graphs": seen, "breaks": list(counters["graph_break"])}))
+
+
+def give_varlen_a_kernel():
+    """Let torch's attention over rows of any length run on a CPU: of the right shapes, no more."""
+    from torch.nn.attention import varlen
+
+    @varlen._varlen_attn.register_kernel("cpu")
+    def forward(q, k, v, *rest):
+        return torch.zeros_like(q), torch.zeros(q.shape[1::-1]), torch.zeros(2, dtype=torch.uint64)
+
+    @varlen._varlen_attn_backward.register_kernel("cpu")
+    def backward(grad, q, k, v, *rest):
+        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
 
 
 def inputs(pack: str):
@@ -90,8 +109,10 @@ def test_nothing_that_is_still_on_the_cpu_enters_fsdp(pack):
     assert found == {"ids": 2, "unmoved": 0, "masks": 0}    # one pass of each encoder
 
 
-def test_a_compiled_and_sharded_block_is_one_graph_for_all_lengths():
-    found = run_here("graphs", "padded")
+@pytest.mark.parametrize("pack", ["padded", "packed"])
+def test_a_compiled_and_sharded_block_is_one_graph_for_all_lengths(pack):
+    """One with gradient and one without; packed, attention is within it."""
+    found = run_here("graphs", pack)
     assert found["breaks"] == [] and found["graphs"][1] == found["graphs"][-1] == 2, found
 
 
