@@ -185,7 +185,8 @@ def test_a_config_can_be_predicted_from_rows_of_ones_own(tmp_path, capsys):
     (tmp_path / "train.jsonl").write_text((json.dumps(row) + "\n") * (256 + 640))
     predict.main(PredictConfig(config="config/llada8b_gsm8k.py", data_dir=str(tmp_path)))
     said = " ".join(capsys.readouterr().out.split())
-    length = len("Question : Ann has 1 2 apples . Answer : 1 2 + 3 = 1 5 # # # # 1 5 eos".split()) + 2
+    text = r"Question : Ann has 1 2 apples . \n Answer : 1 2 + 3 = 1 5 \n # # # # 1 5 <eos>"
+    length = len(text.split())
     assert "20 steps" in said and f" {length} tokens a row" in said
 
 
