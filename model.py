@@ -144,8 +144,8 @@ class Packed:
     def __init__(self, is_real, device):
         self.shape, self.lengths = is_real.shape, is_real.sum(dim=1).tolist()
         self.index = index_of(is_real, device)
-        ends = torch.tensor([0, *self.lengths]).cumsum(0).to(torch.int32)
-        self.ends = to_device(ends, device)                                 # (B + 1,)
+        ends = torch.tensor([0, *self.lengths]).cumsum(0).to(torch.int32)   # (B + 1,)
+        self.ends, self.longest = to_device(ends, device), max(self.lengths)
 
     def enter(self, xt, cos, sin):
         """(B, T) ids, (T, D/2) angles -> (1, N), (N, D/2): a token keeps its position's angle."""
@@ -155,21 +155,22 @@ class Packed:
         """(1, N, C) -> (B, T, C), zeros on padding."""
         return x.new_zeros(*self.shape, x.shape[-1]).index_put(self.index, x[0])
 
-    @torch.compiler.disable         # the lengths change with each batch and would be compiled in
     def attention(self, q, k, v, is_gqa: bool):
         """q (1, H, N, D), k and v with H or fewer heads -> (1, H, N, D), each row by itself."""
-        if q.is_cuda and q.dtype != torch.float32:          # the kernel has half precision only
-            return self.varlen(q, k, v)
+        half = q.is_cuda and q.dtype != torch.float32       # the kernel has half precision only
+        return self.varlen(q, k, v, is_gqa) if half else self.row_by_row(q, k, v, is_gqa)
+
+    @torch.compiler.disable         # the lengths change with each batch and would be compiled in
+    def row_by_row(self, q, k, v, is_gqa: bool):
         by_row = zip(*(x.split(self.lengths, dim=2) for x in (q, k, v)))
         return torch.cat([F.scaled_dot_product_attention(*row, enable_gqa=is_gqa)
                           for row in by_row], dim=2)
 
-    def varlen(self, q, k, v):
-        # repeat each key and value head for its group: torch 2.11 has no enable_gqa here
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-        longest = max(self.lengths)
+    def varlen(self, q, k, v, is_gqa: bool):
+        if is_gqa:                  # repeat each key and value: torch 2.11 has no enable_gqa here
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
         y = varlen_attn(*(x[0].transpose(0, 1) for x in (q, k, v)),             # (N, H, D)
-                        self.ends, self.ends, longest, longest)
+                        self.ends, self.ends, self.longest, self.longest)
         return y.transpose(0, 1)[None]
 
 

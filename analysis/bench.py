@@ -21,7 +21,6 @@ includes what all kinds share: model, moments, two copies.
 """
 import copy
 import json
-import re
 import statistics
 import sys
 import time
@@ -42,7 +41,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from analysis.console import print_table
-from analysis.predict import (check_ranges, head_flops, name_of, parameters, shape_of,
+from analysis.predict import (COUNT, check_ranges, head_flops, name_of, parameters, shape_of,
                               trunk_flops)
 from jepa import DLLMJEPA, pool
 from model import NLL_CHUNK, DLLM, ModelConfig, RMSNorm, forward_process, row_generators
@@ -141,8 +140,7 @@ def make_rows(cfg: BenchConfig, config: ModelConfig) -> list[Row]:
     """
     lengths = [(LENGTH // 3, LENGTH - LENGTH // 3 - 1)] * 256
     if cfg.data_dir:
-        count = re.compile(r"[A-Za-z]+|[0-9]|[^\sA-Za-z0-9]|\n").findall
-        lengths = [(len(count(row.prompt)), len(count(row.answer)))
+        lengths = [(len(COUNT(row.prompt)), len(COUNT(row.answer)))
                    for row in gsm8k.load("train", cfg.data_dir)]
     rows = random_rows(config, [pair for pair in lengths if sum(pair) < PAD_TO])
     if not rows:

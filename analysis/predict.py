@@ -2,27 +2,36 @@
 
     python analysis/predict.py                 LLaDA-8B: FLOPs of a step; memory, time and disk of
     python analysis/predict.py --length=228    four setups; rows padded, or packed end to end
+    python analysis/predict.py --config=config/llada8b_gsm8k.py     the sentence of its docstring
+    python analysis/predict.py --config=config/llada8b_gsm8k.py --data_dir=data/gsm8k    counts anew
 
 tests/test_bench.py holds parameters and FLOPs to what PyTorch counts, and bytes to what it keeps.
 What a GPU has measured beside it: docs/cost.md.
 """
+import re
 import sys
+import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the modules are one folder up
 
-from configurator import run  # first: it sets variables that torch reads
+from configurator import read_file, run  # first: it sets variables that torch reads
 
 import torch
 
 from analysis.console import print_table
 from model import NLL_CHUNK, PRESETS, ModelConfig
+from tasks.common import batch_at, collate, load_examples, tokenize
+from train import TrainConfig
 
 # bf16 FLOPs per second, from the data sheets
 PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "4090": 165e12}
 ROWS = 64      # of a training step
+MARGIN = 1.2   # tokens are an estimate: memory is predicted for a fifth more in the largest pass
 MFU = 0.35     # share of that peak in training; measured on an H200: 0.34 lean, 0.39 LoRA
 ANSWERS, MASKED = 0.59, 0.12    # shares of GSM8K's tokens: of answers, and masked at t = 0.2
 # passes over the rows, with gradient and without, and the share of tokens that get logits
@@ -33,28 +42,31 @@ STEPS = {"AR fine-tuning": (1, 0, ANSWERS), "LLM-JEPA, both views packed": (2, 0
 @dataclass
 class PredictConfig:
     length: int = 249                   # of a row, in tokens: GSM8K's, filled and padded
+    config: str = ""                    # of train.py: say in a sentence what it will take
+    data_dir: str = ""                  # folder with its task's rows, to count their tokens anew
 
     def __post_init__(self):
         check_ranges(self, length=(1, 1_000_000))
+        if self.data_dir and not self.config:
+            raise ValueError(f"data_dir={self.data_dir!r} is for the rows of a config; name it by "
+                             f"--config, such as --config=config/llada8b_gsm8k.py")
 
 
 def main(cfg: PredictConfig):
+    if cfg.config:
+        return print(textwrap.fill(describe(cfg.config, cfg.data_dir), 100))
     config = shape_of("llada-8b")
     print(f"A step of LLaDA-8B, {ROWS} rows of {cfg.length} tokens. F: the FLOPs of one forward "
           f"pass\nover the rows; a backward pass costs two. PFLOP: with the logits")
     print_table(step_table(config, cfg.length))
 
-    trunk = ROWS * trunk_flops(config, [cfg.length])
-    head = 3 * head_flops(config, round(MASKED * ROWS * cfg.length))
     rows = [["", "states", "predictor", "activations", "GB", "of", "plain", "jepa", "checkpoint"]]
     for setup in SETUPS:
         gb = memory(setup, config, cfg.length * setup.rows)
         states = sum(gb[key] for key in setup.bytes_of)
         kinds = [states, gb["predictor"], gb["in flight"] + gb["activations"], sum(gb.values())]
-        # a frozen base needs no gradients of weights: its backward costs one forward
-        passes = (2 if setup.lora_rank else 3) + setup.is_checkpointed
-        speed = setup.n_gpu * PEAKS[setup.gpu] * MFU
-        times = [f"{(n * trunk + head) / speed:.2f} s" for n in (passes, passes + 1)]
+        times = [f"{seconds(setup, config, cfg.length, with_jepa):.2f} s"
+                 for with_jepa in (False, True)]
         rows.append([setup.name, *(f"{value:.1f}" for value in kinds), f"{setup.gigabytes:.0f}",
                      *times, f"{disk(setup, config):.0f} GB"])
     print(f"\nPredicted: GB on a GPU, with 8 rows a pass (LoRA 16); a step at {MFU:.0%} of the "
@@ -152,6 +164,15 @@ def head_flops(config: ModelConfig, n: int) -> int:
     return 2 * config.vocab_size * config.n_embd * n
 
 
+def seconds(setup, config: ModelConfig, length: float, with_jepa: bool) -> float:
+    """Seconds of a step of ROWS rows of this many tokens on a Setup's GPUs."""
+    # a frozen base needs no gradients of weights: its backward costs one forward
+    passes = (2 if setup.lora_rank else 3) + setup.is_checkpointed + with_jepa
+    head = 3 * head_flops(config, round(MASKED * ROWS * length))
+    flops = passes * ROWS * trunk_flops(config, [length]) + head
+    return flops / (setup.n_gpu * PEAKS[setup.gpu] * MFU)
+
+
 # ----------------------------------------------------------------------------------------------
 # memory
 
@@ -209,7 +230,7 @@ def memory(setup: Setup, config: ModelConfig, tokens: int) -> dict:
 def disk(setup: Setup, config: ModelConfig, with_jepa: bool = True) -> float:
     """GB of a checkpoint: what memory holds between two steps but gradients, of all GPUs."""
     gb = memory(replace(setup, n_gpu=1), config, 0)
-    jepa = gb["ema"] + 12 / 16 * gb["predictor"]        # without the predictor's gradients
+    jepa = gb.get("ema", 0) + 12 / 16 * gb["predictor"]        # without the predictor's gradients
     return gb["weights"] + gb["moments"] + with_jepa * jepa
 
 
@@ -223,6 +244,87 @@ def activation_bytes(config: ModelConfig, size: int = 2) -> int:
     norms = 2 * (4 * C + 4 + 2 * size * C)
     attention = size * head_dim(config) * 2 * (config.n_head + config.n_kv_head)
     return norms + attention + 4 * config.n_head + 4 * size * config.n_hidden
+
+
+# ----------------------------------------------------------------------------------------------
+# a config of train.py
+
+
+class Tokens(NamedTuple):
+    """The tokens that a run computes on: with the fill of end-of-text, and padding unless packed."""
+    n_rows: int                     # rows of train that fit max_length
+    of_row: int                     # mean tokens of a row
+    most: int                       # tokens of the largest pass
+
+
+BASES = {"GSAI-ML/LLaDA-8B-Base": "llada-8b", "Dream-org/Dream-v0-Base-7B": "dream-7b"}
+# a word, a digit or a sign is a token, where no tokenizer is at hand
+COUNT = re.compile(r"[A-Za-z]+|[0-9]|[^\sA-Za-z0-9]|\n").findall
+# by task, max_length, rows of a pass, pack; each as `--config=... --data_dir=...` has counted it
+TOKENS = {
+    ("gsm8k", 256, 8, False): Tokens(6947, 249, 2048),
+    ("gsm8k", 256, 16, False): Tokens(6947, 253, 4096),
+    ("nl_rx", 128, 8, False): Tokens(7744, 61, 608),
+    ("django", 512, 8, True): Tokens(15995, 88, 3329),
+    ("spider", 2048, 8, True): Tokens(6043, 364, 6500),
+}
+
+
+def describe(path: str, data_dir: str = "") -> str:
+    """Return the sentence that a 7 or 8 B config has in its docstring: memory, time and disk.
+
+    data_dir: the folder with the task's rows; empty: their tokens are those of TOKENS. Raises
+    ValueError or OSError, one sentence, if the config or its rows do not fit.
+    """
+    cfg = TrainConfig(**read_file(path, TrainConfig))
+    if cfg.init_from not in BASES or cfg.batch_size != ROWS:
+        raise ValueError(f"{path} with init_from={cfg.init_from!r} and batch_size={cfg.batch_size} "
+                         f"is not predicted; {' and '.join(BASES)} in batches of {ROWS} rows are")
+    setup, config = setup_of(cfg), shape_of(BASES[cfg.init_from])
+    key = cfg.task, cfg.max_length, setup.rows, cfg.pack
+    if not data_dir and (key not in TOKENS or not cfg.eos_fill):
+        raise ValueError(f"the tokens of {path} are not known; give the folder with the rows of "
+                         f"task={cfg.task!r} as --data_dir")
+    tokens = count_tokens(cfg, setup.rows, data_dir) if data_dir else TOKENS[key]
+    n_steps = cfg.max_steps or max(1, round(cfg.epochs * tokens.n_rows / cfg.batch_size))
+    step = seconds(setup, config, tokens.of_row, cfg.lambda_jepa > 0)
+    most = min(round(MARGIN * tokens.most), setup.rows * cfg.max_length)
+    gb = sum(memory(setup, config, most).values())
+    return (f"Predicted for {setup.n_gpu} x {setup.gpu} {setup.gigabytes:.0f} GB: at most {gb:.0f} "
+            f"GB on each, {n_steps} steps of {step:.2f} s ({n_steps * step / 60:.0f} min) at "
+            f"{tokens.of_row} tokens a row, checkpoints of "
+            f"{disk(setup, config, cfg.lambda_jepa > 0):.0f} GB.")
+
+
+def setup_of(cfg: TrainConfig) -> Setup:
+    """Return the GPUs that a config of 7 or 8 B is made for, as its settings use them."""
+    eight, _, lean, lora = SETUPS
+    setup = lora if cfg.lora_rank else lean if cfg.optimizer == "lean" else eight
+    bytes_of = dict(setup.bytes_of)
+    if not cfg.lambda_jepa:
+        del bytes_of["ema"]
+    if cfg.anchor:
+        bytes_of["anchor"] = 4          # a copy of the base in fp32
+    return replace(setup, bytes_of=bytes_of, lora_rank=cfg.lora_rank,
+                   n_pred_layer=cfg.n_pred_layer if cfg.lambda_jepa else 0,
+                   rows=cfg.micro_batch_size or cfg.batch_size // setup.n_gpu,
+                   is_checkpointed=cfg.checkpoint_activations == "full")
+
+
+def count_tokens(cfg: TrainConfig, size: int, data_dir: str) -> Tokens:
+    """Count the tokens of all passes of a run over `size` rows each, batch by batch."""
+    def ids(text):
+        return [0] * len(COUNT(text))
+    examples = load_examples(cfg.task, "train", data_dir, cfg.variant)
+    rows = tokenize(examples, SimpleNamespace(prompt_ids=ids, answer_ids=ids), cfg.max_length,
+                    f"{cfg.task} train")
+    passes, n_parts = [], cfg.batch_size // size
+    for step in range(cfg.max_steps or max(1, round(cfg.epochs * len(rows) / cfg.batch_size))):
+        for part in range(n_parts):
+            some, fill = batch_at(step, rows, cfg.batch_size, cfg.seed, part, n_parts)
+            _, _, is_real = collate(some, fill if cfg.eos_fill else 0, cfg.max_length, 0)
+            passes.append(int(is_real.sum()) if cfg.pack else is_real.numel())
+    return Tokens(len(rows), round(sum(passes) / len(passes) / size), max(passes))
 
 
 if __name__ == "__main__":

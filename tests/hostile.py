@@ -233,7 +233,7 @@ COMMANDS = {
     BENCH: "data/train.jsonl",
     "analysis/bench_sampling.py --width=32 --prompt_length=4 --gen_length=4 --block_length=4 "
     "--blocks=1 --device=cpu": "",
-    "analysis/predict.py --length=9": "",
+    "analysis/predict.py --config=config/llada8b_gsm8k.py --data_dir=data": "data/train.jsonl",
     "analysis/gpu_check.py --dry --device=cpu --parts=environment --out_dir=new": "",
 }
 # settings that exclude each other, or do not fit what is there
@@ -316,7 +316,8 @@ CLASHES = {
         / --steps=0 / --data_dir=nope / --device=meta / --batch_size=99999 --data_dir=""",
     "analysis/bench_sampling.py": """--width=33 / --blocks=2 / --gen_length=5
         / --preset=llada-8b / --prompt_length=99999999 / --batch_size=99999999 / --device=nope""",
-    "analysis/predict.py": """--length=0 / --length=-1""",
+    "analysis/predict.py": """--length=0 / --length=-1 / --config= / --config=config/tiny.py
+        / --config=mine.py / --data_dir=data/wikitext / --config=config/llada8b_spider.py""",
     "analysis/gpu_check.py": """--parts=nope / --parts= / --parts=parity,nope / --minutes=0
         / --n_layer=0 / --device=meta / --device=cuda:99 / --out_dir=mine.py / --out_dir=full/x""",
 }

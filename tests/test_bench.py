@@ -1,5 +1,7 @@
 """Laws of bench.py and predict.py: the closed forms are what is counted, and ratios are printed."""
+import ast
 import json
+import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -132,13 +134,60 @@ def test_what_is_predicted_for_8_b_agrees_with_what_is_known_of_it(capsys):
 
 
 def test_the_setups_are_those_of_the_configs():
-    for setup, name, n_gpu in zip(predict.SETUPS, ("", "", "_1gpu", "_lora"), (8, 4, 1, 1)):
+    eight, four, lean, lora = predict.SETUPS
+    for setup, name in ((eight, ""), (lean, "_1gpu"), (lora, "_lora")):
         cfg = configure(TrainConfig, [f"config/llada8b_gsm8k{name}.py"])
-        rows = cfg.micro_batch_size or min(8, cfg.batch_size // n_gpu)  # of 4: --micro_batch_size=8
-        assert (setup.n_gpu, setup.rows) == (n_gpu, rows) and cfg.batch_size == predict.ROWS
-        assert (setup.n_pred_layer, setup.lora_rank) == (cfg.n_pred_layer, cfg.lora_rank)
-        assert setup.is_checkpointed == (cfg.checkpoint_activations == "full")
-        assert setup.bytes_of == (predict.LEAN if cfg.optimizer == "lean" else predict.FP32)
+        assert predict.setup_of(cfg) == setup and cfg.batch_size == predict.ROWS
+    assert four == replace(eight, name=four.name, n_gpu=4)          # by --micro_batch_size=8
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("config/*[78]b_*.py")), ids=lambda p: p.stem)
+def test_a_config_states_what_the_tool_predicts(path):
+    said = predict.describe(f"config/{path.name}")
+    assert said in " ".join(ast.get_docstring(ast.parse(path.read_text())).split())
+    gb, card = (int(re.search(pattern, said)[1]) for pattern in (r"most (\d+) GB", r"(\d+) GB: at"))
+    assert gb < 0.96 * card
+
+
+def test_what_is_predicted_follows_the_settings(tmp_path):
+    def said(more="", source="llada8b_gsm8k"):
+        path = tmp_path / "mine.py"
+        path.write_text((ROOT / f"config/{source}.py").read_text() + more)
+        return predict.describe(str(path))
+    least, most = ([float(x) for x in re.findall(r"\d[\d.]*", said(f"lambda_jepa = {weight}"))]
+                   for weight in (0.0, 1.0))
+    gpus, gb, steps, step, minutes, tokens, disk = slice(3), 3, 4, 5, 6, 7, 8
+    assert all(least[i] == most[i] for i in (gpus, steps, tokens))
+    assert all(least[i] < most[i] for i in (gb, step, minutes, disk))
+    assert "100 steps" in said("max_steps = 100")
+    for more in ("max_length = 300", "pack = True", "eos_fill = False", "micro_batch_size = 4"):
+        with pytest.raises(ValueError, match="task='gsm8k' as --data_dir"):
+            said(more)
+    for more in ("batch_size = 32", "init_from = 'gpt2'"):
+        with pytest.raises(ValueError, match=more.split()[0]):
+            said(more)
+
+
+@pytest.mark.parametrize("task, max_length, size, pack", [
+    pytest.param(*key, marks=[] if key[0] == "nl_rx" else pytest.mark.slow)
+    for key in predict.TOKENS])
+def test_the_tokens_are_those_of_the_rows(task, max_length, size, pack):
+    folder = ROOT.parent / "shared/data" / {"nl_rx": "nl_rx_synth"}.get(task, task)
+    if not folder.is_dir():
+        pytest.skip("the rows are not here")
+    cfg = TrainConfig(task=task, max_length=max_length, pack=pack)
+    counted = predict.count_tokens(cfg, size, str(folder))
+    assert counted == predict.TOKENS[task, max_length, size, pack]
+
+
+def test_a_config_can_be_predicted_from_rows_of_ones_own(tmp_path, capsys):
+    row = {"question": "Ann has 12 apples.", "answer": "12 + 3 = 15\n#### 15"}
+    (tmp_path / "train.jsonl").write_text((json.dumps(row) + "\n") * (256 + 640))
+    predict.main(PredictConfig(config="config/llada8b_gsm8k.py", data_dir=str(tmp_path)))
+    said = " ".join(capsys.readouterr().out.split())
+    text = r"Question : Ann has 1 2 apples . \n Answer : 1 2 + 3 = 1 5 \n # # # # 1 5 <eos>"
+    length = len(text.split())
+    assert "20 steps" in said and f" {length} tokens a row" in said
 
 
 @pytest.mark.parametrize("options", [["--lambda_jepa=0"], [], ["--optimizer=lean"]], ids=str)
@@ -231,7 +280,7 @@ def test_the_scripts_start_from_anywhere(script, tmp_path):
     (BenchConfig, "--width=-1"), (BenchConfig, "--width=2147483648"), (BenchConfig, "--steps=0"),
     (BenchConfig, "--n_layer=-1"), (BenchConfig, "--n_layer=1000000000"),
     (BenchConfig, "--batch_size=2147483648"), (BenchConfig, "--steps=2147483648"),
-    (PredictConfig, "--length=0"), (PredictConfig, "--length=-1"),
+    (PredictConfig, "--length=0"), (PredictConfig, "--length=-1"), (PredictConfig, "--data_dir=x"),
     (PredictConfig, "--length=2147483648")])
 def test_sizes_that_no_machine_has_are_told_at_once(cls, option):
     with pytest.raises(ValueError, match=option[2:].partition("=")[0]):

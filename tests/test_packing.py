@@ -110,7 +110,9 @@ def test_the_kernel_for_rows_of_any_length_is_called_as_it_wants(monkeypatch):
     is_real = torch.arange(9) < torch.tensor([[9], [2], [5]])
     rows = Packed(is_real, torch.device("cpu"))
     q, k, v = (torch.randn(1, H, 16, 8, generator=seeded(H)) for H in (4, 2, 2))
-    torch.testing.assert_close(rows.varlen(q, k, v), rows.attention(q, k, v, q.shape != k.shape))
+    for k, v in ((k, v), (q + 1, q - 1)):
+        is_gqa = k.shape != q.shape
+        torch.testing.assert_close(rows.varlen(q, k, v, is_gqa), rows.attention(q, k, v, is_gqa))
 
 
 def test_padding_costs_a_packed_model_nothing():

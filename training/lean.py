@@ -26,25 +26,30 @@ from pretrained.device import stream
 CHUNK = 1 << 24                 # weights updated at a time, which bounds the fp32 copies
 
 
-def split(full):
-    """Split fp32 into the nearest bf16 (ties away from zero) and its remaining bits, as int16."""
+def split(full, high=None, low=None):
+    """Split fp32 into the nearest bf16 (ties away from zero) and its remaining bits, as int16; into
+    the tensors that are given, or into new ones."""
     bits = full.view(torch.int32)
-    high = (bits + 0x8000) >> 16
-    low = bits - (high << 16)                               # -0x8000 .. 0x7fff
-    return high.to(torch.int16).view(torch.bfloat16), low.to(torch.int16)
+    high = torch.empty_like(full, dtype=torch.bfloat16) if high is None else high
+    low = torch.empty_like(full, dtype=torch.int16) if low is None else low
+    high.view(torch.int16).copy_((bits + 0x8000) >> 16)
+    return high, low.copy_(bits)        # the lower 16 bits, read with a sign
 
 
 def join(high, low):
     """Join bf16 and int16 into the fp32 they were split from, bit for bit."""
-    bits = high.view(torch.int16).to(torch.int32).bitwise_left_shift_(16).add_(low)
+    bits = torch.add(low, high.view(torch.int16).to(torch.int32), alpha=1 << 16)
     return bits.view(torch.float32)
 
 
-def round_at_random(x, generator):
-    """Round fp32 to the bf16 above or below, with probabilities such that the mean is x."""
+def round_at_random(x, generator, out=None):
+    """Round fp32 to the bf16 above or below, with probabilities such that the mean is x; into out,
+    if it is given."""
     noise = torch.randint(1 << 16, x.shape, generator=generator, device=x.device,
                           dtype=torch.int32)
-    return ((x.view(torch.int32) + noise) >> 16).to(torch.int16).view(torch.bfloat16)
+    out = torch.empty_like(x, dtype=torch.bfloat16) if out is None else out
+    out.view(torch.int16).copy_(noise.add_(x.view(torch.int32)) >> 16)
+    return out
 
 
 class Lean(torch.optim.Optimizer):
@@ -101,10 +106,11 @@ def update(grad, p, exp_avg, exp_avg_sq, low=None, *, step, generator, lr, betas
     m = exp_avg.float().lerp_(grad, 1 - betas[0])
     v = exp_avg_sq.float().mul_(betas[1]).addcmul_(grad, grad, value=1 - betas[1])
     denominator = v.sqrt().div_(math.sqrt(1 - betas[1] ** step)).add_(eps)
-    full.mul_(1 - lr * weight_decay).addcdiv_(m, denominator, value=-lr / (1 - betas[0] ** step))
+    if weight_decay:                                        # else a pass that changes nothing
+        full.mul_(1 - lr * weight_decay)
+    full.addcdiv_(m, denominator, value=-lr / (1 - betas[0] ** step))
     if low is None:                                         # m and v are the stored tensors
         return
     exp_avg.copy_(m)
-    exp_avg_sq.copy_(round_at_random(v, generator))
-    for stored, half in zip((p, low), split(full)):
-        stored.copy_(half)
+    round_at_random(v, generator, out=exp_avg_sq)
+    split(full, p, low)
