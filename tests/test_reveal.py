@@ -24,6 +24,12 @@ def tiny(bias=None, **config):
     return tiny_model(bias, **{"block_size": 96, **config})
 
 
+def reader_at(start, model, is_real, slots, s):
+    reader = Reader(model, s)
+    reader.begin(is_real, slots, start)
+    return reader
+
+
 # ---- LLaDA's sampler, whole batches, as published ----
 
 
@@ -366,7 +372,7 @@ def test_right_after_a_refresh_a_cached_pass_gives_the_same_logits(cache, more):
     for start in (0, 4, 8):
         where, places = slots[:, start:start + 4], torch.arange(4).expand(4, 4)
         with torch.no_grad():
-            reader = Reader(model, is_real, slots, start, s)
+            reader = reader_at(start, model, is_real, slots, s)
             full = reader.logits(x, where, places)
             again = reader.logits(x, where, places)
             some = reader.logits(x, where[:, [2, 0]], places[:, [2, 0]])
@@ -381,7 +387,7 @@ def test_a_cached_pass_sees_the_tokens_of_its_block_as_they_are_now():
     is_real, slots = torch.ones(1, 16, dtype=torch.bool), torch.arange(8, 16)[None]
     where, places = slots, torch.arange(8)[None]
     with torch.no_grad():
-        reader = Reader(model, is_real, slots, 0, s)
+        reader = reader_at(0, model, is_real, slots, s)
         reader.logits(x, where, places)
         x[0, 9] = 5                                     # in one layer keys depend on tokens alone
         assert torch.allclose(reader.logits(x, where, places), model(x)[:, 8:], atol=1e-5)

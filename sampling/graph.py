@@ -1,0 +1,49 @@
+"""CUDA graphs: the kernels of a function are recorded once, and then launched by one call.
+
+A pass over one block launches some two thousand kernels, and each is done before the host has
+launched the next. A graph is launched as a whole. In return its kernels read and write the same
+addresses each time: what changes is copied into the tensors that were there at the recording, and
+nothing in between may depend on a number that the host would have to read.
+"""
+import torch
+
+WARM_UPS = 3        # as many as torch.cuda.make_graphed_callables makes
+
+
+class Graph:
+    """Calls a function of tensors as a CUDA graph, captured anew whenever their shapes change.
+
+    Other tensors that the function reads must stay where they are; it may write to these in place,
+    if a second call with the same inputs writes the same.
+    """
+
+    def __init__(self, function, device):
+        """Raises ValueError if the device has no CUDA graphs."""
+        if device.type != "cuda":
+            raise ValueError(f"graphs=True needs a CUDA GPU, and the model is on {device.type}; "
+                             f"leave graphs out there")
+        self.function, self.device, self.inputs = function, device, []
+
+    def __call__(self, *inputs):
+        """Return what the function returns, a tensor; the next call overwrites it."""
+        if [x.shape for x in inputs] != [x.shape for x in self.inputs]:
+            self.capture(inputs)
+        for kept, new in zip(self.inputs, inputs):
+            kept.copy_(new)
+        self.graph.replay()
+        return self.output
+
+    def capture(self, inputs):
+        """Record the function on a side stream, after calls that set up libraries and kernels."""
+        self.graph = self.output = None         # an earlier graph gives its memory back first
+        self.inputs = [x.clone() for x in inputs]
+        with torch.cuda.device(self.device):
+            side, here = torch.cuda.Stream(), torch.cuda.current_stream()
+            side.wait_stream(here)
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UPS):
+                    self.function(*self.inputs)
+            here.wait_stream(side)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, stream=side):
+                self.output = self.function(*self.inputs)
