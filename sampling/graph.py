@@ -10,6 +10,13 @@ import torch
 WARM_UPS = 3        # as many as torch.cuda.make_graphed_callables makes
 
 
+def check_graphs(device):
+    """Raise ValueError unless the device has CUDA graphs."""
+    if device.type != "cuda":
+        raise ValueError(f"graphs=True needs a CUDA GPU, and the model is on device={device.type}; "
+                         f"graphs=False fits there")
+
+
 class Graph:
     """Calls a function of tensors as a CUDA graph, captured anew whenever their shapes change.
 
@@ -18,10 +25,6 @@ class Graph:
     """
 
     def __init__(self, function, device):
-        """Raises ValueError if the device has no CUDA graphs."""
-        if device.type != "cuda":
-            raise ValueError(f"graphs=True needs a CUDA GPU, and the model is on {device.type}; "
-                             f"leave graphs out there")
         self.function, self.device, self.inputs = function, device, []
 
     def __call__(self, *inputs):

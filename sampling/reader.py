@@ -3,7 +3,7 @@ import torch
 
 from model import Padded
 from sampling.cache import Cache
-from sampling.graph import Graph
+from sampling.graph import Graph, check_graphs
 from sampling.reveal import Sampling
 
 
@@ -15,17 +15,20 @@ class Reader:
     """
 
     def __init__(self, model, s: Sampling):
+        """Raises ValueError for graphs without a CUDA GPU."""
+        if s.graphs:
+            check_graphs(model.embed.weight.device)
         self.model, self.s, self.is_real = model, s, None
         self.copies = 2 if s.cfg_scale else 1   # guidance needs each text without its prompt, too
         self.shift = int(model.config.shift)    # Dream scores a token by the state before it
 
     def begin(self, is_real, slots, start: int):
         """Turn to the block that begins at slot `start`. is_real (B, T) on the CPU; slots (B, N):
-        the columns to fill, over all blocks. Raises ValueError for graphs without a CUDA GPU."""
+        the columns to fill, over all blocks."""
         s, N, end = self.s, slots.shape[1], start + self.s.block_length
-        if s.window:
-            slots = slots[:, :end + s.window]
-            is_real = is_real[:, N - slots.shape[1]:]   # padding is at the end: as many tokens less
+        if s.window:                    # a row's slots are its end: all rows lose as many tokens
+            slots = slots[:, :min(N, end + s.window)]
+            is_real = is_real[:, N - slots.shape[1]:]
         computed = slots[:, start:end if s.cache == "dual" else N]
         self.computed = torch.cat([computed[:, :self.shift] - 1, computed], dim=1)
         self.slots, self.is_first = slots, True
@@ -34,13 +37,16 @@ class Reader:
             self.set_up(None if is_real.all() else is_real.repeat(self.copies, 1))
 
     def set_up(self, attended):
-        """Make what stays from block to block until other rows, or another window, are read."""
+        """Make what stays from block to block, until other rows or fewer masks are left out.
+        attended (copies * B, T), on the CPU: where tokens are real; None: all."""
         device = self.model.embed.weight.device
         self.attended, self.layout, self.graph = attended, None, None
         if self.s.graphs:
-            self.layout, self.graph = Padded(attended, device), Graph(self.read, device)
+            self.graph = Graph(self.read, device)
         if self.s.cache != "none":
             self.layout = Cache(attended, device)
+        elif self.s.graphs:
+            self.layout = Padded(attended, device)
 
     def logits(self, x, columns, places):
         """x (B, T) -> logits (B, n, V) at n columns of each row; places (B, n) are the same
