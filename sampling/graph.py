@@ -10,33 +10,38 @@ import torch
 WARM_UPS = 3        # as many as torch.cuda.make_graphed_callables makes
 
 
+def has_graphs(device) -> bool:
+    return device.type == "cuda"
+
+
 def check_graphs(device):
     """Raise ValueError unless the device has CUDA graphs."""
-    if device.type != "cuda":
+    if not has_graphs(device):
         raise ValueError(f"graphs=True needs a CUDA GPU, and the model is on device={device.type}; "
                          f"graphs=False fits there")
 
 
 class Graph:
-    """Calls a function of tensors as a CUDA graph, captured anew whenever their shapes change.
+    """Calls a function of tensors as a CUDA graph, captured anew whenever their shapes change."""
 
-    Other tensors that the function reads must stay where they are; it may write to these in place,
-    if a second call with the same inputs writes the same.
-    """
+    def __init__(self, device):
+        self.device, self.inputs = device, []
 
-    def __init__(self, function, device):
-        self.function, self.device, self.inputs = function, device, []
+    def __call__(self, function, *inputs):
+        """Return what the function returns, a tensor; the next call overwrites it.
 
-    def __call__(self, *inputs):
-        """Return what the function returns, a tensor; the next call overwrites it."""
+        The function is the same in all calls. Tensors that it reads besides its inputs must stay
+        where they are. It may write to these in place, if a second call with the same inputs writes
+        the same.
+        """
         if [x.shape for x in inputs] != [x.shape for x in self.inputs]:
-            self.capture(inputs)
+            self.capture(function, inputs)
         for kept, new in zip(self.inputs, inputs):
             kept.copy_(new)
         self.graph.replay()
         return self.output
 
-    def capture(self, inputs):
+    def capture(self, function, inputs):
         """Record the function on a side stream, after calls that set up libraries and kernels."""
         self.graph = self.output = None         # an earlier graph gives its memory back first
         self.inputs = [x.clone() for x in inputs]
@@ -45,8 +50,8 @@ class Graph:
             side.wait_stream(here)
             with torch.cuda.stream(side):
                 for _ in range(WARM_UPS):
-                    self.function(*self.inputs)
+                    function(*self.inputs)
             here.wait_stream(side)
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph, stream=side):
-                self.output = self.function(*self.inputs)
+                self.output = function(*self.inputs)

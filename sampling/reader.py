@@ -42,7 +42,7 @@ class Reader:
         device = self.model.embed.weight.device
         self.attended, self.layout, self.graph = attended, None, None
         if self.s.graphs:
-            self.graph = Graph(self.read, device)
+            self.graph = Graph(device)
         if self.s.cache != "none":
             self.layout = Cache(attended, device)
         elif self.s.graphs:
@@ -53,11 +53,13 @@ class Reader:
         positions, counted from the start of the block."""
         x = x[:, :self.is_real.shape[1]]
         if self.s.cache == "none":
-            return (self.graph or self.read)(x, self.slots, columns)
-        if self.is_first:
+            inputs = x, self.slots, columns
+        elif self.is_first:
             self.is_first = False
             return self.read(x, self.slots, columns)
-        return (self.graph or self.read)(x, self.slots, places + self.shift, self.computed)
+        else:
+            inputs = x, self.slots, places + self.shift, self.computed
+        return self.graph(self.read, *inputs) if self.graph else self.read(*inputs)
 
     def read(self, x, slots, where, computed=None):
         """x (B, T), slots (B, N) -> logits (B, n, V) at n of the places that the pass computes,

@@ -5,6 +5,8 @@ function with its tensors, and a replay runs these operators again on the very s
 the host decided at the recording, it cannot decide anew.
 """
 import contextlib
+import gc
+import weakref
 
 import pytest
 import torch
@@ -12,14 +14,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import sample
+from analysis import gpu_speed
+from analysis.gpu_machine import Check
 from helpers import answer, seeded, tiny_model
 from model import DLLM
 from sample import infill
-from sampling import reader
+from sampling import graph, reader
 from sampling.graph import WARM_UPS, Graph
 from sampling.reveal import Sampling
 
 MASK = 39
+CPU = torch.device("cpu")
 PROMPTS = [[1], [2, 3, 4, 5, 6], [7] * 11, [8, 9]]
 
 
@@ -66,6 +71,12 @@ def place_of(x) -> int:
 class Watched(reader.Reader):
     """A Reader that checks, at every pass, that what a tape needs is still its own."""
 
+    living = weakref.WeakSet()
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.living.add(self)
+
     def logits(self, x, columns, places):
         found = super().logits(x, columns, places)
         if getattr(self.graph, "inputs", ()):
@@ -87,7 +98,7 @@ def on_tape(monkeypatch):
         def wait_stream(self, other):
             pass
     monkeypatch.setattr(Tape, "made", [])
-    monkeypatch.setattr(reader, "check_graphs", lambda device: None)
+    monkeypatch.setattr(graph, "has_graphs", lambda device: True)
     monkeypatch.setattr(sample, "Reader", Watched)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
     monkeypatch.setattr(torch.cuda, "graph", lambda tape, stream: tape)     # records within `with`
@@ -118,18 +129,18 @@ def test_a_tape_follows_its_inputs_and_not_what_the_host_decided():
     def function(x):
         total[1] = x.sum()              # in place
         return (x * weight).view(2, 1) + 1
-    graph = Graph(function, torch.device("cpu"))
+    replayed = Graph(CPU)
     for x in (torch.tensor([1.0, 1.0]), torch.tensor([5.0, -1.0])):
-        assert torch.equal(graph(x), (x * weight)[:, None] + 1) and total[1] == x.sum()
+        assert torch.equal(replayed(function, x), (x * weight)[:, None] + 1) and total[1] == x.sum()
     [tape] = Tape.made
     assert tape.n_replays == 2
-    assert tape.outside() == {place_of(x) for x in (weight, total, *graph.inputs)}
-    decided = Graph(lambda x: x + len(Tape.made), torch.device("cpu"))
-    decided(torch.ones(2))
-    Tape.made.append(None)
-    assert decided(torch.ones(2)).tolist() == [3, 3]
+    assert tape.outside() == {place_of(x) for x in (weight, total, *replayed.inputs)}
+    decided, added = Graph(CPU), [1]
+    for _ in range(2):
+        assert decided(lambda x: x + added[0], torch.ones(2)).tolist() == [2, 2]
+        added[0] = 5
     with pytest.raises(AssertionError, match="would wait"):
-        Graph(lambda x: x if x.sum() > 0 else -x, torch.device("cpu"))(torch.ones(2))
+        Graph(CPU)(lambda x: x if x.sum() > 0 else -x, torch.ones(2))
 
 
 # ---- the answers ----
@@ -188,6 +199,30 @@ def test_a_graph_serves_all_blocks_that_have_its_shapes(more, n_captures):
         assert sum(tape.n_replays for tape in Tape.made) == 12 - n_whole
 
 
+def test_keys_values_and_graphs_are_free_as_soon_as_an_answer_is_there():
+    gc.collect()
+    gc.disable()                        # a circle of references would wait for it
+    try:
+        answer(tiny_model(), PROMPTS, 12, 4, 12, cache="dual", graphs=True)
+        assert not Watched.living
+    finally:
+        gc.enable()
+
+
 def test_without_the_setting_nothing_is_captured():
     answer(tiny_model(), PROMPTS, 12, 4, 12, cache="dual")
     assert Tape.made == []
+
+
+# ---- what is timed ----
+
+
+def test_the_bench_and_the_check_of_a_gpu_time_graphs_where_there_are_some():
+    check = Check(CPU, 1, dry=True)
+    found = {figure.what: figure.value for figure in gpu_speed.sampler(check)}
+    for way in ("dual", "dual, 2.67 a pass"):
+        replayed = way.replace("dual", "dual, graphs")
+        [same], [expected] = ([value for what, value in found.items() if what == f"{one}: as exact"]
+                              for one in (replayed, way))
+        assert same == expected
+    assert "dual, graphs: the second block" in found and Tape.made
