@@ -5,6 +5,8 @@ launched the next. A graph is launched as a whole. In return its kernels read an
 addresses each time: what changes is copied into the tensors that were there at the recording, and
 nothing in between may depend on a number that the host would have to read.
 """
+import functools
+
 import torch
 
 WARM_UPS = 3        # as many as torch.cuda.make_graphed_callables makes
@@ -19,6 +21,11 @@ def check_graphs(device):
     if not has_graphs(device):
         raise ValueError(f"graphs=True needs a CUDA GPU, and the model is on device={device.type}; "
                          f"graphs=False fits there")
+
+
+@functools.cache                # one for all graphs: libraries keep memory for every stream
+def side_stream(device):
+    return torch.cuda.Stream(device)
 
 
 class Graph:
@@ -46,7 +53,7 @@ class Graph:
         self.graph = self.output = None         # an earlier graph gives its memory back first
         self.inputs = [x.clone() for x in inputs]
         with torch.cuda.device(self.device):
-            side, here = torch.cuda.Stream(), torch.cuda.current_stream()
+            side, here = side_stream(self.device), torch.cuda.current_stream()
             side.wait_stream(here)
             with torch.cuda.stream(side):
                 for _ in range(WARM_UPS):

@@ -95,6 +95,9 @@ def on_tape(monkeypatch):
         yield
 
     class Stream:
+        def __init__(self, device=None):
+            pass
+
         def wait_stream(self, other):
             pass
     monkeypatch.setattr(Tape, "made", [])
