@@ -49,7 +49,8 @@ class Graph:
         return self.output
 
     def capture(self, function, inputs):
-        """Record the function on a side stream, after calls that set up libraries and kernels."""
+        """Record the function on a side stream, after calls that set up libraries and kernels; this
+        synchronises."""
         self.graph = self.output = None         # an earlier graph gives its memory back first
         self.inputs = [x.clone() for x in inputs]
         with torch.cuda.device(self.device):
