@@ -41,6 +41,7 @@ from training.ranks import as_rank, start_ranks, wait_for_all
 UNSET = {"n_shot": -1, "gen_length": 0, "block_length": 0, "steps": 0}     # stands for the task's
 # settings that no answer depends on
 RUN_ONLY = "base", "limit", "out", "compare", "seeds", "batch_tokens"
+LATER = {"dtype": "auto", "window": 0, "graphs": False}     # answers without these settings count
 
 
 @dataclass
@@ -233,9 +234,8 @@ def default_out(cfg: EvalConfig) -> str:
 def identity(cfg: EvalConfig) -> dict:
     """Return what the answers depend on: settings, and a hash of the weights."""
     folder = find_weights(cfg.init_from, cfg.revision)
-    settings = {key: value for key, value in asdict(cfg).items() if key not in RUN_ONLY}
-    if cfg.dtype == "auto":             # answers from before this setting count
-        del settings["dtype"]
+    settings = {key: value for key, value in asdict(cfg).items() if key not in RUN_ONLY
+                and (key not in LATER or value != LATER[key])}
     return {**settings, "file": weights_file(folder), "weights_hash": fingerprint(folder)}
 
 

@@ -13,8 +13,8 @@ proposals with the highest confidence are revealed, and what is revealed stays. 
 (arXiv 2508.15487) measures confidence otherwise and reveals other numbers per pass: see
 sampling/reveal.py. Both are reproduced token for token, except that [MASK] is never revealed.
 
-Two shortcuts are faster and change the answer: `cache` reuses keys and values outside the block,
-`threshold` or `factor` reveal all tokens that are sure enough (Fast-dLLM, arXiv 2505.22618).
+Shortcuts are faster and change the answer: `cache` reuses keys and values outside the block,
+`window` reads few masks behind it, `threshold` or `factor` reveal all tokens that are sure enough.
 """
 import time
 from dataclasses import dataclass
@@ -102,19 +102,19 @@ def generate(model, prompt, s: Sampling, generator=None, on_step=None, is_real=N
 def fill(model, canvas: Canvas, s: Sampling, generator, stop: bool, cost: Cost):
     """Fill the gaps of a canvas in place, one block of slots after the other."""
     check_generator(s, generator, len(canvas.x))
-    began = time.perf_counter()
+    reader, began = Reader(model, s), time.perf_counter()
     canvas.show()
     for start in range(0, canvas.slots.shape[1], s.block_length):
         if stop and start:
             canvas.leave_ended(start)
         if not canvas.rows:
             break
-        fill_block(model, canvas, start, s, generator, cost)
+        fill_block(reader, canvas, start, s, generator, cost)
     cost.tokens += canvas.finish()
     cost.seconds += time.perf_counter() - began - canvas.seconds_shown
 
 
-def fill_block(model, canvas: Canvas, start: int, s: Sampling, generator, cost: Cost):
+def fill_block(reader: Reader, canvas: Canvas, start: int, s: Sampling, generator, cost: Cost):
     """Fill slots start .. start + block_length of the canvas's rows.
 
     slots (B, N): the columns of x to fill, over all blocks. places (B, n): the slots of this block
@@ -125,14 +125,14 @@ def fill_block(model, canvas: Canvas, start: int, s: Sampling, generator, cost: 
     is_real, is_open = canvas.is_real[canvas.rows], canvas.is_gap[canvas.rows, start:start + L]
 
     schedule = Schedule(s, is_open.sum(dim=1).tolist(), device)
-    reader, any_open = Reader(model, is_real, slots, start, s), DelayedFlag()
-    generator = generator_of_block(generator, canvas.rows, start, s)
+    generator, any_open = generator_of_block(generator, canvas.rows, start, s), DelayedFlag()
+    reader.begin(is_real, slots, start)
     n_padding = to_device((~is_real).sum(dim=1, keepdim=True), device)
     slots, is_open = slots[:, start:start + L], to_device(is_open, device)                  # (B, L)
 
     for step in range(schedule.n_passes):
         # 1 run the model: logits at the n places of the block where a mask may be left
-        n = schedule.most_left[step]
+        n = L if s.graphs else schedule.most_left[step]             # a graph's shapes are fixed
         places = is_open.int().argsort(dim=1, descending=True, stable=True)[:, :n]          # (B, n)
         columns, is_masked = slots.gather(1, places), is_open.gather(1, places)             # (B, n)
         logits = reader.logits(x, columns, places)                                       # (B, n, V)
@@ -150,7 +150,7 @@ def fill_block(model, canvas: Canvas, start: int, s: Sampling, generator, cost: 
         ranked, order = confidence.sort(dim=1, descending=True, stable=True)
         reveal = is_masked & (order.argsort(dim=1) < schedule.how_many(step, ranked))
         # add, not set: a row with fewer gaps repeats a column, with reveal False
-        x.scatter_add_(1, columns, (proposal - model.config.mask_id) * reveal)
+        x.scatter_add_(1, columns, (proposal - canvas.mask_id) * reveal)
         p.scatter_add_(1, columns, logp.exp() * reveal)
         is_open = is_open.scatter(1, places, is_masked & ~reveal)
         canvas.update(rows, x, p)

@@ -7,7 +7,10 @@
                      the vocabulary in fp64, a Python loop over the rows
     exact            sample.py without shortcuts: the same tokens
     prefix, dual     with a cache, as many tokens per pass as exact
-    dual, n a pass   the same with PER_PASS tokens per pass, as many as a threshold may reveal: a
+    ..., window      reading `window` masks behind the block, not all
+    ..., graphs      replaying the passes as CUDA graphs, where there is a CUDA GPU; capturing them
+                     is part of the time
+    ..., n a pass    the same with PER_PASS tokens per pass, as many as a threshold may reveal: a
                      random model is never sure, so here a fixed number is revealed
 
 `as exact` is the share of tokens equal to the exact sampler's. A random model has many near-ties,
@@ -36,11 +39,12 @@ from analysis.predict import check_ranges, name_of, shape_of
 from model import DLLM, ModelConfig
 from pretrained.device import pick_device, pick_dtype
 from sample import generate
+from sampling import graph
 from sampling.prompts import check_prompts
 from sampling.reveal import Sampling, check_lengths
 
 
-PER_PASS = 2.77     # tokens per pass of the last way: Fast-dLLM's on GSM8K
+PER_PASS = 2.77     # tokens per pass of the fastest ways: Fast-dLLM's on GSM8K
 SEED = 42           # of the weights and the prompts
 
 
@@ -52,7 +56,8 @@ class SamplingBenchConfig:
     prompt_length: int = 800            # tokens of each prompt
     gen_length: int = 256               # tokens to generate
     block_length: int = 32              # a block is finished before the next begins
-    blocks: int = 2                     # time only the first blocks; all cost the same
+    window: int = 96                    # masks behind the block that the ways with a window read
+    blocks: int = 2                     # time only the first blocks, where a window saves most
     runs: int = 1                       # runs of each way, in turns; medians are printed
     device: str = "auto"                # cpu, cuda, mps; auto takes a GPU if there is one
     json: bool = False                  # print all numbers as one line of JSON at the end
@@ -60,7 +65,7 @@ class SamplingBenchConfig:
     def __post_init__(self):
         check_lengths(self.gen_length, self.block_length, self.gen_length)
         check_ranges(self, width=(1, 1 << 16), batch_size=(1, 1 << 16), runs=(1, 1_000_000),
-                     prompt_length=(1, 1 << 62))        # its end is block_size
+                     window=(1, 1 << 62), prompt_length=(1, 1 << 62))        # its end is block_size
         most = self.gen_length // self.block_length
         if not 1 <= self.blocks <= most:
             raise ValueError(f"blocks={self.blocks} must lie in 1..{most}, the blocks of "
@@ -92,13 +97,9 @@ def main(cfg: SamplingBenchConfig):
 
 def measure(model, prompts, cfg: SamplingBenchConfig) -> dict:
     """Time all ways in turns -> {way: {passes, seconds, tokens_per_s, over_exact, as_exact}}."""
-    L, passes = cfg.block_length, max(1, round(cfg.block_length / PER_PASS))  # of a block
-    ways = {"straightforward": partial(straightforward, model, prompts, cfg),
-            "exact": partial(first_blocks, model, prompts, cfg, "none", L),
-            "prefix": partial(first_blocks, model, prompts, cfg, "prefix", L),
-            "dual": partial(first_blocks, model, prompts, cfg, "dual", L),
-            f"dual, {L / passes:.2f} a pass": partial(first_blocks, model, prompts, cfg, "dual",
-                                                      passes)}
+    L, ways = cfg.block_length, {"straightforward": partial(straightforward, model, prompts, cfg)}
+    for way, (passes, settings) in shortcuts(cfg, model.embed.weight.device).items():
+        ways[way] = partial(first_blocks, model, prompts, cfg, passes, **settings)
     generate(model, prompts, Sampling(L, L, min(2, L), cache="dual"))  # warm-up
     found, tokens = {way: {"runs": []} for way in ways}, {}
     for way in tqdm([*ways] * cfg.runs, unit="way"):
@@ -113,6 +114,21 @@ def measure(model, prompts, cfg: SamplingBenchConfig) -> dict:
         of["over_exact"] = exact / of["seconds"]
         of["as_exact"] = (tokens[way] == tokens["exact"]).float().mean().item()
     return found
+
+
+def shortcuts(cfg: SamplingBenchConfig, device) -> dict:
+    """Return {way: (passes of a block, settings of Sampling)} of all ways of sample.py."""
+    L, few = cfg.block_length, max(1, round(cfg.block_length / PER_PASS))
+    dual, windowed, n_a_pass = dict(cache="dual"), dict(window=cfg.window), f"{L / few:.2f} a pass"
+    ways = {"exact": (L, {}), "window": (L, windowed),
+            "prefix": (L, dict(cache="prefix")),
+            "prefix, window": (L, dict(cache="prefix") | windowed),
+            "dual": (L, dual), "dual, window": (L, dual | windowed),
+            f"dual, {n_a_pass}": (few, dual), f"dual, window, {n_a_pass}": (few, dual | windowed)}
+    if graph.has_graphs(device):
+        graphs = dual | dict(graphs=True)
+        ways |= {"dual, graphs": (L, graphs), f"dual, graphs, {n_a_pass}": (few, graphs)}
+    return ways
 
 
 def random_model(config: ModelConfig, device) -> DLLM:
@@ -131,8 +147,9 @@ def random_model(config: ModelConfig, device) -> DLLM:
     return model
 
 
-def first_blocks(model, prompts, cfg: SamplingBenchConfig, cache: str, passes: int):
-    """Generate the first blocks -> their tokens (B, blocks * block_length), number of passes.
+def first_blocks(model, prompts, cfg: SamplingBenchConfig, passes: int, **settings):
+    """Generate the first blocks, with this many passes in each -> their tokens (B, blocks *
+    block_length), number of passes.
 
     An exception ends `generate` after them, so that no more is computed.
     """
@@ -143,7 +160,7 @@ def first_blocks(model, prompts, cfg: SamplingBenchConfig, cache: str, passes: i
         if len(seen) > cfg.blocks * passes:  # the first call comes before any pass
             raise StopIteration
     steps = passes * (cfg.gen_length // cfg.block_length)
-    sampling = Sampling(cfg.gen_length, cfg.block_length, steps, cache=cache)
+    sampling = Sampling(cfg.gen_length, cfg.block_length, steps, **settings)
     with suppress(StopIteration):
         generate(model, prompts, sampling, on_step=on_step)
     return seen[-1][:, :cfg.blocks * cfg.block_length], len(seen) - 1

@@ -44,7 +44,7 @@ from tasks.files import write_json, write_text
 from training.log import git_commit
 
 SECONDS = {"environment": 5, "parity": 10, "attention": 12, "bench": 25, "memory": 35,
-           "sampler": 25, "waits": 15, "loop": 40, "compile": 70, "tests": 45}  # on an H200, about
+           "sampler": 35, "waits": 15, "loop": 40, "compile": 70, "tests": 45}  # on an H200, about
 PARTS = {"environment": gpu_speed.environment, "parity": gpu_same.parity,
          "attention": gpu_speed.attention, "bench": gpu_speed.bench_steps,
          "memory": gpu_speed.memory, "sampler": gpu_speed.sampler,

@@ -21,6 +21,7 @@ from configurator import configure
 from jepa import DLLMJEPA
 from pretrained.device import index_of
 from sample import complete, load_model
+from sampling import graph
 from sampling.reveal import Sampling
 from tasks import toy
 from train import TrainConfig
@@ -149,6 +150,11 @@ def runs_of_the_toy(check: Check, folder: Path, here: str):
                 same = sum(a == b for a, b in zip(answers[name, cache], answers["CPU", cache]))
                 yield Figure(f"answers of {name}, cache {cache}: equal to the CPU's", same, "",
                              len(prompts), "questions")
+                if graph.has_graphs(model.embed.weight.device):
+                    replayed = complete(model, tok, prompts, replace(s, graphs=True))
+                    same = sum(a == b for a, b in zip(replayed, answers[name, cache]))
+                    yield Figure(f"answers of {name}, cache {cache}, with graphs: equal to those "
+                                 f"without", same, "", len(prompts), "questions")
         yield from problem
 
 

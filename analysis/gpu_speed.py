@@ -21,6 +21,7 @@ from configurator import configure
 from model import Packed, Padded
 from pretrained.device import index_of
 from sample import generate
+from sampling import graph
 from sampling.reveal import Sampling
 from train import TrainConfig
 
@@ -247,20 +248,25 @@ def sampler(check: Check):
     prompts = torch.randint(2, config.vocab_size, (1, cfg.prompt_length),
                             generator=torch.Generator().manual_seed(SEED))
     found = bench_sampling.measure(model, prompts, cfg)
-    T, L = cfg.prompt_length + cfg.gen_length, cfg.block_length
-    whole = max(n_bytes / check.bandwidth, predict.trunk_flops(config, [T]) / check.matmul)
-    few = n_bytes / check.bandwidth         # a pass over one block reads all weights
+    P, L, ways = cfg.prompt_length, cfg.block_length, bench_sampling.shortcuts(cfg, check.device)
     for way, of in found.items():
-        if way in ("straightforward", "exact"):
-            floor = of["passes"] * whole
-        else:                               # the first pass of a block is over the whole text
-            rest = T - cfg.prompt_length if way == "prefix" else L
-            a_pass = max(few, predict.trunk_flops(config, [rest]) / check.matmul)
-            floor = whole + (of["passes"] - 1) * a_pass
+        _, settings = ways.get(way, (L, {}))        # straightforward has none
+        n_read = P + min(cfg.gen_length, L + settings.get("window", cfg.gen_length))
+        # with a cache the first pass of a block computes all that is read, the others less
+        n_computed = {"prefix": n_read - P, "dual": L}.get(settings.get("cache"), n_read)
+        first, other = (max(n_bytes / check.bandwidth,          # each pass reads all weights
+                            predict.trunk_flops(config, [n]) / check.matmul)
+                        for n in (n_read, n_computed))
+        floor = first + (of["passes"] - 1) * other
         yield Figure(f"{way}: {of['passes']} passes for {L} tokens", of["seconds"], "s", floor,
                      "floor of bandwidth and matrix products")
         yield Figure(f"{way}: tokens", of["tokens_per_s"], "/s", L / floor, "at the floor")
         yield Figure(f"{way}: as exact", 100 * of["as_exact"], "% of tokens")
+    if graph.has_graphs(check.device):        # the graph of the first block serves the second, too
+        one, two = (check.seconds(lambda n=n: bench_sampling.first_blocks(
+            model, prompts, replace(cfg, blocks=n), L, cache="dual", graphs=True), 2)
+            for n in (1, 2))
+        yield Figure("dual, graphs: the second block", two - one, "s", one, "the first, captured")
     for name, more in (("exact", {}), ("dual cache", {"cache": "dual"}),
                        ("dual cache, threshold", {"cache": "dual", "threshold": 0.9})):
         s = Sampling(2 * L, L, 2 * L, **more)

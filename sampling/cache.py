@@ -8,7 +8,8 @@ compute the tokens of the block and reuse what is stored (Fast-dLLM, arXiv 2505.
     dual     compute the block, reuse what precedes and what follows it
 
 For an autoregressive model this would be exact. Here every state depends on every token, so the
-stored keys and values go stale as the block fills; the next block's first pass renews them.
+stored keys and values go stale as the block fills; the next block's first pass renews them, in
+place, so that a CUDA graph finds them (sampling/graph.py).
 `Cache` takes the place of `Padded` in DLLM.encode.
 
 Fast-dLLM's sampler for Dream differs from ours: its first pass always reveals the block's first
@@ -26,10 +27,10 @@ class Cache:
         self.padded = Padded(is_real, device)
         self.layers, self.n_layers_read, self.columns = [], 0, None
 
-    def compute(self, columns):
-        """Compute only these columns (B, L) in the next pass; reuse the other tokens' entries."""
+    def compute(self, columns=None):
+        """Compute these columns (B, L) in the next pass and reuse the other tokens' entries; None:
+        compute all."""
         self.columns, self.n_layers_read = columns, 0
-        self.row_index = torch.arange(len(columns), device=columns.device)[:, None]
 
     def enter(self, xt, cos, sin):
         """(B, T) ids -> (B, L) ids, and the angles at their positions, (B, 1, L, D / 2)."""
@@ -43,11 +44,14 @@ class Cache:
     @torch.compiler.disable             # it counts the layers
     def attention(self, q, k, v, is_gqa: bool):
         """q, k, v (B, H, L, D) of the computed columns -> (B, H, L, D); attends to all T tokens."""
-        if self.columns is None:
+        if self.n_layers_read == len(self.layers):      # the first pass of all
             self.layers.append((k, v))
-            return self.padded.attention(q, k, v, is_gqa)
         stored = self.layers[self.n_layers_read]
         self.n_layers_read += 1
         for old, new in zip(stored, (k, v)):
-            old[self.row_index, :, self.columns] = new.transpose(1, 2)      # (B, L, H, D)
+            if self.columns is None:
+                old.copy_(new)
+            else:
+                rows = torch.arange(len(new), device=new.device)[:, None]
+                old[rows, :, self.columns] = new.transpose(1, 2)            # (B, L, H, D)
         return self.padded.attention(q, *stored, is_gqa)

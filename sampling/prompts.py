@@ -61,9 +61,9 @@ def check_text(text: str):
 
 def check_gaps(config, gaps, s: Sampling):
     """Raise ValueError if texts have no gaps to fill, or if the settings cannot fill them."""
-    if s.cache != "none":
-        raise ValueError(f"cache={s.cache} reuses what lies around one run of masks; gaps anywhere "
-                         f"need cache=none")
+    if s.cache != "none" or s.window:
+        raise ValueError(f"cache={s.cache} and window={s.window} need one run of masks at the end "
+                         f"of a text; gaps anywhere need cache=none and window=0")
     if s.block_length > config.block_size:
         raise ValueError(f"block_length={s.block_length} exceeds block_size={config.block_size}, "
                          f"the most tokens that the model reads")

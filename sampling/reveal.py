@@ -42,6 +42,8 @@ class Sampling:
     cfg_scale: float = 0.0              # classifier-free guidance: away from the unprompted answer
     end_tokens: EndTokens = "allowed"   # last: revealed after all others; never: forbidden
     cache: CacheKind = "none"           # reuse keys and values of the prefix, or around the block
+    window: int = 0                     # read only so many masks behind the block; 0: all
+    graphs: bool = False                # launch the passes as CUDA graphs; needs a CUDA GPU
     threshold: float = 0.0              # reveal every token with this p, whatever steps is; 0: off
     factor: float = 0.0  # Fast-dLLM: reveal the n surest while (n + 1)(1 - p_n) < factor; 0: off
     seed: int = 42                      # for temperature, alg_temp, random and origin
@@ -53,7 +55,8 @@ class Sampling:
             if get_origin(field.type) is Literal and value not in get_args(field.type):
                 raise ValueError(f"{field.name}={value!r} is not one of "
                                  f"{', '.join(get_args(field.type))}")
-        for name in ("temperature", "top_k", "alg_temp", "cfg_scale", "threshold", "factor"):
+        for name in ("temperature", "top_k", "alg_temp", "cfg_scale", "window", "threshold",
+                     "factor"):
             if not 0 <= getattr(self, name) < float("inf"):             # also refuses NaN
                 raise ValueError(f"{name}={getattr(self, name)} must be a finite number from 0 up")
         for name in ("temperature", "alg_temp", "cfg_scale", "factor"):

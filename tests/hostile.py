@@ -273,14 +273,15 @@ CLASHES = {
     "sample.py": """--raw --chat / --infill=x --prompt=y / --infill=x / --chat
         / --chat --prompt= / --gen_length=10 --block_length=4 / --gen_length=600
         / --steps=1 --block_length=1 / --threshold=0.5 --factor=1 / --alg_temp=1
-        / --factor=1 --remasking=random / --html=full / --html=model / --svg=full / --svg=model
+        / --factor=1 --remasking=random / --graphs / --window=2 --prompt= --infill=x[MASK]
+        / --html=full / --html=model / --svg=full / --svg=model
         / --html=same --svg=same / --task=toy --raw / --task=toy --infill=x[MASK] / --task=common
         / --task=nl_rx --prompt= / --task=spider / --task=toy --chat --prompt=
         / --init_from=data / --init_from=mine.py""",
     "eval_gsm8k.py": """--compare=A.jsonl / --compare=A.jsonl,A.jsonl
         / --compare=A.jsonl,B.jsonl,A.jsonl / --compare=A.jsonl,data/train.jsonl
         / --compare=A.jsonl,nope --seeds=B.jsonl / --seeds=A.jsonl / --seeds=A.jsonl,A.jsonl
-        / --weights=ema / --out=data/test.jsonl / --out=mine.py / --out=model
+        / --weights=ema / --graphs / --out=data/test.jsonl / --out=mine.py / --out=model
         / --split=nope / --split=../x / --n_shot=400 / --n_shot=9999999
         / --task=toy --variant=zz / --task=spider / --task=nl_rx / --task=mmlu / --task=wikitext
         / --task=jsonl --data_dir= / --task=jsonl --data_dir=data/mmlu / --task=jsonl --variant=x
@@ -314,7 +315,7 @@ CLASHES = {
         / --grid=study --models= --base=""",
     "analysis/bench.py": """--width=33 / --preset=llada-8b --n_layer=0 / --n_layer=-1
         / --steps=0 / --data_dir=nope / --device=meta / --batch_size=99999 --data_dir=""",
-    "analysis/bench_sampling.py": """--width=33 / --blocks=2 / --gen_length=5
+    "analysis/bench_sampling.py": """--width=33 / --blocks=2 / --gen_length=5 / --window=0
         / --preset=llada-8b / --prompt_length=99999999 / --batch_size=99999999 / --device=nope""",
     "analysis/predict.py": """--length=0 / --length=-1 / --config= / --config=config/tiny.py
         / --config=mine.py / --data_dir=data/wikitext / --config=config/llada8b_spider.py""",

@@ -56,6 +56,7 @@ ALLOWED = {
     r"\w+=-?0(\.0)?$": "0 turns it off, or stands for the default",
     r"--(keep|\w+_every|eval_rows|max_length|limit|top_k|n_rows|n_windows|n_questions)=\d{5,19}$":
         "more than there are is all, or never",
+    r"(sample|eval_gsm8k|bench_sampling).py: --window=\d{5,19}$": "more than there are is all",
     r"--(factor|lr|epochs|lora_alpha)=1e308$": "a large number is a number",
     r"--seeds?=2147483648$|(sample|eval_gsm8k).py: --seed=-": "generators take any number",
     r"--(lora_targets|lora_alpha)=": "unused without lora_rank",

@@ -30,9 +30,11 @@ def numbers(cfg, capsys):
 @pytest.mark.parametrize("blocks", [1, 2, 3])
 def test_the_straightforward_loop_has_the_tokens_of_the_exact_sampler(blocks, capsys):
     ways = numbers(replace(SMALL, blocks=blocks), capsys)["ways"]
-    assert list(ways) == ["straightforward", "exact", "prefix", "dual", "dual, 2.67 a pass"]
+    assert list(ways) == ["straightforward", "exact", "window", "prefix", "prefix, window", "dual",
+                          "dual, window", "dual, 2.67 a pass", "dual, window, 2.67 a pass"]
     assert ways["straightforward"]["as_exact"] == ways["exact"]["as_exact"] == 1
-    assert [of["passes"] for of in ways.values()] == [8 * blocks] * 4 + [3 * blocks]
+    assert ways["window"]["as_exact"] == 1          # it reads all that follows
+    assert [of["passes"] for of in ways.values()] == [8 * blocks] * 7 + [3 * blocks] * 2
     for of in ways.values():            # the same tokens in each way, none of them of the prompt
         assert of["tokens_per_s"] * of["seconds"] == pytest.approx(2 * 8 * blocks)
 
@@ -54,7 +56,8 @@ def test_blocks_of_one_token_are_timed_too(capsys):
     ("--device=cuda:77", "cuda:77"), ("--width=33", "n_head=4"), ("--width=-4", "width=-4"),
     ("--width=2147483648", "too large"), ("--batch_size=2147483648", "too large"),
     ("--runs=2147483648", "too large"), ("--gen_length=2147483648", "block_size=4096"),
-    ("--block_length=0", "block_length=0"), ("--batch_size=0", "at least 1")])
+    ("--block_length=0", "block_length=0"), ("--batch_size=0", "at least 1"),
+    ("--window=0", "window=0")])
 def test_a_setting_that_does_not_fit_is_one_sentence(option, words, monkeypatch):
     small = [f"--{key}={getattr(SMALL, key)}" for key in (
         "width", "gen_length", "block_length", "device")]

@@ -24,6 +24,12 @@ def tiny(bias=None, **config):
     return tiny_model(bias, **{"block_size": 96, **config})
 
 
+def reader_at(start, model, is_real, slots, s):
+    reader = Reader(model, s)
+    reader.begin(is_real, slots, start)
+    return reader
+
+
 # ---- LLaDA's sampler, whole batches, as published ----
 
 
@@ -351,12 +357,13 @@ def test_with_one_pass_a_block_a_cache_changes_nothing(cache, shift):
 
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
 @pytest.mark.parametrize("more", [dict(), dict(cfg_scale=1.5), dict(shift=True, qkv_bias=True),
-                                  dict(n_kv_head=4, qk_norm=True), dict(shift=True, cfg_scale=1.0)],
+                                  dict(n_kv_head=4, qk_norm=True), dict(shift=True, cfg_scale=1.0),
+                                  dict(window=3), dict(shift=True, cfg_scale=1.0, window=1)],
                          ids=str)
 def test_right_after_a_refresh_a_cached_pass_gives_the_same_logits(cache, more):
-    cfg_scale = more.get("cfg_scale", 0.0)
-    model = tiny(peaked=1.0, **{key: value for key, value in more.items() if key != "cfg_scale"})
-    s = Sampling(12, 4, 12, cache=cache, cfg_scale=cfg_scale)
+    settings = {key: more[key] for key in ("cfg_scale", "window") if key in more}
+    model = tiny(peaked=1.0, **{key: more[key] for key in more.keys() - settings.keys()})
+    s = Sampling(12, 4, 12, cache=cache, **settings)
     texts = [prompt + [MASK] * 12 for prompt in PROMPTS]
     T = max(map(len, texts))
     x = torch.tensor([text + [MASK] * (T - len(text)) for text in texts])
@@ -366,7 +373,7 @@ def test_right_after_a_refresh_a_cached_pass_gives_the_same_logits(cache, more):
     for start in (0, 4, 8):
         where, places = slots[:, start:start + 4], torch.arange(4).expand(4, 4)
         with torch.no_grad():
-            reader = Reader(model, is_real, slots, start, s)
+            reader = reader_at(start, model, is_real, slots, s)
             full = reader.logits(x, where, places)
             again = reader.logits(x, where, places)
             some = reader.logits(x, where[:, [2, 0]], places[:, [2, 0]])
@@ -381,7 +388,7 @@ def test_a_cached_pass_sees_the_tokens_of_its_block_as_they_are_now():
     is_real, slots = torch.ones(1, 16, dtype=torch.bool), torch.arange(8, 16)[None]
     where, places = slots, torch.arange(8)[None]
     with torch.no_grad():
-        reader = Reader(model, is_real, slots, 0, s)
+        reader = reader_at(0, model, is_real, slots, s)
         reader.logits(x, where, places)
         x[0, 9] = 5                                     # in one layer keys depend on tokens alone
         assert torch.allclose(reader.logits(x, where, places), model(x)[:, 8:], atol=1e-5)
@@ -411,6 +418,81 @@ def test_rows_with_a_cache_come_out_as_they_would_alone(cache):
                 alone = answer(model, [prompt], 12, 4, 12, cache=cache,
                                  generator=[generators[1][b]], **more)
                 assert torch.equal(x[b:b + 1], alone)
+
+
+# ---- a window ----
+
+
+@torch.no_grad()
+def windowed(model, prompt, n, block_length, window):
+    """Reveal one token a pass, greedily, from a text cut `window` masks behind the block."""
+    x = torch.tensor([prompt + [MASK] * n])
+    for start in range(len(prompt), len(prompt) + n, block_length):
+        end = start + block_length
+        for _ in range(block_length):
+            logits = model(x[:, :end + window])[0, start:end]
+            logits[:, MASK] = -math.inf
+            p, token = logits.softmax(dim=-1).max(dim=-1)
+            p[x[0, start:end] != MASK] = -1.0
+            x[0, start + p.argmax()] = token[p.argmax()]
+    return x[0, len(prompt):].tolist()
+
+
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize("window", [1, 3, 4, 7])
+def test_a_window_is_a_text_cut_behind_the_block_and_its_masks(window, shift):
+    n_differ = 0
+    for seed in range(3):
+        model = tiny(seed=seed, peaked=2.0, shift=shift)
+        x = answer(model, PROMPTS, 12, 4, 12, window=window)
+        for b, prompt in enumerate(PROMPTS):
+            assert x[b].tolist() == windowed(model, prompt, 12, 4, window)
+        n_differ += not torch.equal(x, answer(model, PROMPTS, 12, 4, 12))
+    assert n_differ
+
+
+@pytest.mark.parametrize("more", [dict(), dict(cfg_scale=1.0), dict(temperature=1.0)], ids=str)
+def test_a_window_over_all_that_follows_changes_nothing(more):
+    model = tiny(peaked=5.0)
+    for cache in ("none", "prefix", "dual"):
+        for block_length, windows in ((4, (8, 9, 2 ** 63)), (12, (1,))):
+            def answers(cache=cache, block_length=block_length, **window):
+                return answer(model, PROMPTS, 12, block_length, 12, cache=cache, **more, **window,
+                              generator=[seeded(b) for b in range(4)])
+            assert all(torch.equal(answers(window=n), answers()) for n in windows)
+
+
+@pytest.mark.parametrize("more", [
+    dict(cache="prefix"), dict(cache="dual", shift=True), dict(cfg_scale=1.0), dict(threshold=0.3),
+    dict(cache="dual", cfg_scale=1.0, threshold=0.3, temperature=1.0),
+    dict(stop=True, temperature=1.0, ends=(EOS, 6))], ids=str)
+def test_rows_with_a_window_come_out_as_they_would_alone(more):
+    model, more = tiny(peaked=5.0, shift=more.get("shift", False)), dict(more)
+    more.pop("shift", None)
+    def answers(prompts, first=0):
+        generator = [seeded(first + b) for b in range(len(prompts))]
+        return answer(model, prompts, 12, 4, 12, window=2, generator=generator, **more)
+    together = answers(PROMPTS)
+    for b, prompt in enumerate(PROMPTS):
+        assert torch.equal(answers([prompt], first=b)[0], together[b])
+
+
+@pytest.mark.parametrize("cache, widths", [
+    ("none", [14] * 4 + [18] * 4 + [20] * 4), ("dual", [14, 4, 4, 4, 18, 4, 4, 4, 20, 4, 4, 4]),
+    ("prefix", [14, 6, 6, 6, 18, 6, 6, 6, 20, 4, 4, 4])])
+def test_a_pass_with_a_window_computes_no_more_than_that(cache, widths):
+    model, found = tiny(), []
+    block = model.blocks[0].forward
+    model.blocks[0].forward = lambda x, *rest: found.append(x.shape[1]) or block(x, *rest)
+    answer(model, [PROMPT], 12, 4, 12, cache=cache, window=2)
+    assert found == widths
+
+
+@pytest.mark.parametrize("more", [dict(window=2), dict(cache="dual")], ids=str)
+def test_gaps_anywhere_go_without_what_needs_one_run_of_masks(more):
+    [(name, value)] = more.items()
+    with pytest.raises(ValueError, match=f"{name}={value}.* gaps anywhere need cache=none and win"):
+        infill(tiny(), [[1, MASK, 2]], Sampling(4, 4, 4, **more))
 
 
 # ---- what is sure ----
@@ -632,6 +714,7 @@ def test_the_ends_of_what_settings_allow_give_tokens_and_probabilities(more, pea
 
 @pytest.mark.parametrize("settings, named", [
     (dict(temperature=-1.0), "temperature=-1.0"), (dict(top_p=0.0), "top_p=0.0"),
+    (dict(window=-1), "window=-1"), (dict(graphs=True), "graphs=True needs a CUDA GPU"),
     (dict(temperature=1e308), "temperature=1e+308"), (dict(cfg_scale=1e308), "cfg_scale=1e+308"),
     (dict(temperature=1e-320), "temperature=1e-320"), (dict(factor=1e20), "factor=1e+20"),
     (dict(alg_temp=1e-10, remasking="entropy"), "alg_temp=1e-10"), (dict(top_p=math.nan), "top_p"),

@@ -473,12 +473,18 @@ def test_completions_with_strange_line_ends_survive_an_interruption(cfg, monkeyp
 
 @pytest.mark.parametrize("change", [{"n_shot": 1}, {"split": "validation"}, {"gen_length": 16},
                                     {"steps": 8}, {"temperature": 0.5}, {"remasking": "random"},
-                                    {"seed": 1}])
+                                    {"seed": 1}, {"window": 2}])
 def test_other_settings_refuse_to_go_on_with_the_same_file(cfg, change):
     scored(replace(cfg, limit=2))
     [[name, value]] = change.items()
     sentence = refusal(replace(cfg, **change))
     assert cfg.out in sentence and name in sentence and str(value) in sentence
+
+
+def test_answers_from_before_a_setting_count_where_it_is_off(cfg):
+    scored(replace(cfg, limit=2))
+    saved = scores_of(cfg)["settings"]
+    assert not {"dtype", "window", "graphs"} & saved.keys() and "cache" in saved
 
 
 def test_another_checkpoint_refuses_to_go_on_with_the_same_file(cfg, tmp_path):
