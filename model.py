@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
 from pretrained import weights
@@ -160,13 +159,13 @@ class Packed:
         half = q.is_cuda and q.dtype != torch.float32       # the kernel has half precision only
         return self.varlen(q, k, v, is_gqa) if half else self.row_by_row(q, k, v, is_gqa)
 
-    @torch.compiler.disable         # the lengths change with each batch and would be compiled in
-    def row_by_row(self, q, k, v, is_gqa: bool):
+    def row_by_row(self, q, k, v, is_gqa: bool):        # not compiled: see training/setup.py
         by_row = zip(*(x.split(self.lengths, dim=2) for x in (q, k, v)))
         return torch.cat([F.scaled_dot_product_attention(*row, enable_gqa=is_gqa)
                           for row in by_row], dim=2)
 
     def varlen(self, q, k, v, is_gqa: bool):
+        from torch.nn.attention.varlen import varlen_attn       # loads the compiler: a second
         if is_gqa:                  # repeat each key and value: torch 2.11 has no enable_gqa here
             k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
         y = varlen_attn(*(x[0].transpose(0, 1) for x in (q, k, v)),             # (N, H, D)

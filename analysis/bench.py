@@ -48,6 +48,7 @@ from model import NLL_CHUNK, DLLM, ModelConfig, RMSNorm, forward_process, row_ge
 from pretrained.device import pick_device, pick_dtype, to_device
 from tasks import gsm8k
 from tasks.common import Row, batch_at, collate
+from training.setup import compile_blocks
 
 SEED = 42                   # of the weights, the batches and the masks
 LENGTH = 166                # tokens of every row without data_dir: GSM8K's mean
@@ -91,7 +92,7 @@ def main(cfg: BenchConfig):
                     "closed_form": step_flops(kind, cfg, config, rows)}
              for kind, step in steps.items()}
     if cfg.compile:
-        compile_blocks(steps)
+        compile_steps(steps)
     measure(cfg, rows, steps, found, device)
 
     table = [["", "ms", "/ plain", "tokens/s", "peak GB", "GFLOP", "closed form", "of peak"]]
@@ -126,11 +127,9 @@ def random_model(config: ModelConfig, device, dtype=torch.float32) -> DLLM:
     return model.init_weights(torch.Generator(device).manual_seed(SEED))
 
 
-def compile_blocks(steps: dict):
+def compile_steps(steps: dict):
     """Compile each block of all networks, as train.py does."""
-    for network in {net for step in steps.values() for net in step.networks()}:
-        for block in network.blocks:
-            block.compile(dynamic=True)
+    compile_blocks(*{net for step in steps.values() for net in step.networks()})
 
 
 def make_rows(cfg: BenchConfig, config: ModelConfig) -> list[Row]:

@@ -131,7 +131,7 @@ def compiled_steps(check: Check):
     kinds = ("plain",) if check.dry else ("plain", "jepa", "jepa packed")   # a CPU takes long
     steps = {kind: steps[kind] for kind in kinds}
     yield from timed_steps(check, cfg, config, rows, steps)     # the same on this machine, eager
-    bench.compile_blocks(steps)
+    bench.compile_steps(steps)
     began = time.perf_counter()
     for step in steps.values():
         step(*bench.batch_of(cfg, rows, 0))

@@ -41,7 +41,6 @@ class Cache:
     def leave(self, x):
         return x
 
-    @torch.compiler.disable             # it counts the layers
     def attention(self, q, k, v, is_gqa: bool):
         """q, k, v (B, H, L, D) of the computed columns -> (B, H, L, D); attends to all T tokens."""
         if self.n_layers_read == len(self.layers):      # the first pass of all

@@ -10,6 +10,7 @@ from helpers import flops_of, seeded
 from jepa import DLLMJEPA, ema_update, make_target
 from model import DLLM, ModelConfig, Packed, row_generators
 from tasks.common import Row, collate
+from training.setup import compile_blocks
 
 LLADA = ModelConfig(vocab_size=40, mask_id=39, eos_id=38, block_size=64, n_layer=3, n_head=4,
                     n_kv_head=4, n_embd=32, n_hidden=48)
@@ -106,7 +107,7 @@ def test_the_kernel_for_rows_of_any_length_is_called_as_it_wants(monkeypatch):
             weights = torch.einsum("ihd,jhd->hij", q[a:b], k[a:b]) * q.shape[-1] ** -0.5
             y[a:b] = torch.einsum("hij,jhd->ihd", weights.softmax(dim=-1), v[a:b])
         return y
-    monkeypatch.setattr(model_module, "varlen_attn", varlen_attn)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
     is_real = torch.arange(9) < torch.tensor([[9], [2], [5]])
     rows = Packed(is_real, torch.device("cpu"))
     q, k, v = (torch.randn(1, H, 16, 8, generator=seeded(H)) for H in (4, 2, 2))
@@ -228,8 +229,7 @@ def test_compiled_blocks_meet_new_lengths_without_compiling_again(checkpoint_act
         model.pack, model.checkpoint_activations = pack, checkpoint_activations
         objective = DLLMJEPA(model, 0.7)
         if is_compiled:
-            for block in [*model.blocks, *objective.target.blocks]:
-                block.compile(dynamic=True, backend=backend)    # as in train.py
+            compile_blocks(model, objective.target, backend=backend)
         graphs = []
         for i in range(12):
             ids = torch.randint(38, (40,), generator=seeded(i)).tolist()

@@ -113,6 +113,14 @@ def test_the_law_of_arrows_sees_what_is_started_and_what_is_imported_late(code, 
     assert arrows_of(ast.parse(code)) == {room}
 
 
+def test_a_script_starts_without_what_few_runs_need():
+    """torch.compile takes a second to import, FSDP and the hub half of one."""
+    rare = "torch._dynamo", "torch.distributed.fsdp", "datasets", "huggingface_hub", "pandas"
+    code = f"import sys, train\nprint([name for name in {rare} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
 def test_the_core_stays_short_enough_for_an_evening():
     for name, most in LINES.items():
         n = len((ROOT / name).read_text().splitlines())

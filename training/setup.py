@@ -18,7 +18,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from jepa import DLLMJEPA
-from model import DLLM, PRESETS, ModelConfig
+from model import DLLM, PRESETS, ModelConfig, Packed
 from pretrained.device import pick_dtype
 from pretrained.tokenizer import load_tokenizer
 from pretrained.weights import find_weights
@@ -262,12 +262,19 @@ def make_objective(model, cfg, folder, device):
     if not cfg.shard:
         objective.to(device)
     if cfg.compile:
-        target = getattr(objective, "target", None)
-        for block in [*model.blocks, *getattr(target, "blocks", ())]:
-            block.compile(dynamic=True)
+        compile_blocks(*filter(None, (model, getattr(objective, "target", None))))
     if cfg.shard:
         shard(objective, device, folder, cfg.shard_over, cfg.gather_once)
     return objective
+
+
+def compile_blocks(*encoders, **options):
+    """Compile each block, for batches of any shape. options: torch.compile's."""
+    # the lengths of rows would be compiled in; a decorator would import the compiler with model.py
+    Packed.row_by_row = torch.compiler.disable(Packed.row_by_row)
+    for encoder in encoders:
+        for block in encoder.blocks:
+            block.compile(dynamic=True, **options)
 
 
 def make_optimizer(objective, cfg):

@@ -13,8 +13,6 @@ import os
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from pretrained.weights import Stored, check_names_and_shapes, read_model
 
@@ -25,6 +23,10 @@ def shard(objective, device, folder=None, over: int = 0, gather_once: bool = Fal
     over: consecutive ranks that share one copy; 0: all. gather_once: the online blocks stay
     gathered from forward to backward: one gather less, for 2 bytes a parameter on each rank.
     """
+    # half a second of imports, which only sharded runs need
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import (MixedPrecisionPolicy, fully_shard,
+                                        register_fsdp_forward_method)
     world = dist.get_world_size()
     shape = (world,) if over in (0, world) else (world // over, over)   # the last one is sharded
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=("copies", "parts")[-len(shape):])
