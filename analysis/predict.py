@@ -251,7 +251,7 @@ def activation_bytes(config: ModelConfig, size: int = 2) -> int:
 
 
 class Tokens(NamedTuple):
-    """The tokens that a run computes on: with the fill of end-of-text, and padding unless packed."""
+    """The tokens that a run computes on: with the fill of end-of-text; packed, without padding."""
     n_rows: int                     # rows of train that fit max_length
     of_row: int                     # mean tokens of a row
     most: int                       # tokens of the largest pass
