@@ -21,7 +21,7 @@ import time
 import traceback
 import weakref
 from collections import Counter, defaultdict
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -44,11 +44,13 @@ from torch.utils._python_dispatch import TorchDispatchMode              # noqa: 
 from torch.utils._pytree import tree_leaves                             # noqa: E402
 
 
+import sample                           # noqa: E402
 import train                            # noqa: E402
 import training.setup                   # noqa: E402
 from model import DLLM, PRESETS, ModelConfig        # noqa: E402
 from sampling.reveal import Sampling    # noqa: E402
 from tasks.common import Row            # noqa: E402
+from training.checkpoint import training_state      # noqa: E402
 
 aten = torch.ops.aten
 GPU = torch.device("cuda", 0)
@@ -97,8 +99,9 @@ class FakeGPU(TorchDispatchMode):
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         if any(type(x).__name__ == "DTensor" for x in tensors):
             return NotImplemented       # its operations on local parts come here again
-        on_gpu = [x for x in tensors if is_on_gpu(x)]
-        to = kwargs.get("device")
+        if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE):
+            return function(*args, **kwargs)            # DTensor asks for shapes, in a mode of its
+        on_gpu, to = any(map(is_on_gpu, tensors)), kwargs.get("device")
         if not on_gpu and (to is None or torch.device(to).type != "cuda"):
             return function(*args, **kwargs)
         name = function.overloadpacket.__name__
@@ -351,7 +354,8 @@ def install():
     torch.Tensor.record_stream = lambda *_: None
     torch.UntypedStorage.resize_ = resize_storage
     torch.nn.Module.to = move_module
-    torch.nn.init.normal_ = lambda x, *_, **__: x           # a predictor of 8 B takes 3 s
+    for name in ("normal_", "kaiming_uniform_", "uniform_"):    # seconds, for a predictor of 8 B
+        setattr(torch.nn.init, name, lambda x, *_, **__: x)
     F.scaled_dot_product_attention = attention
     torch.backends.cudnn.version = lambda: 91900
     torch.Generator = Generator
@@ -395,40 +399,74 @@ class Enough(Exception):
     """Raised when a run has shown what it is run for."""
 
 
-def train_case(folder: Path, card, config, preset, n_layer, lengths, steps, world=1, options=()):
-    """Run train.main on a config until `steps` are done. lengths: tokens of each row. Phases:
-    start (loading and the held-out loss), then each step with what follows it up to the next."""
+@contextmanager
+def replaced(place, name: str, value):
+    """Have a function or attribute of a module or class be another for a while."""
+    real = getattr(place, name)
+    setattr(place, name, value)
+    try:
+        yield
+    finally:
+        setattr(place, name, real)
+
+
+def train_case(folder: Path, card, config, preset, n_layer, lengths, world=1, options=()):
+    """Run train.main on a config for one step, without a log line, with AdamW's moments as later
+    steps find them. lengths: tokens of each row. Phases: load, then step."""
     shape = ModelConfig(**{**PRESETS[preset], "n_layer": n_layer})
     weights = folder / f"{preset}-{n_layer}"
     if not weights.exists():
         write_hole(weights, shape)
     rows = [Row(i, [5] * (n - round(0.59 * n)), [6] * (round(0.59 * n) - 1))
             for i, n in enumerate(lengths)]
-    train.load_rows = lambda *_: rows
-    training.setup.load_tokenizer = lambda *_, **__: SimpleNamespace(
-        eos_id=shape.eos_id, check_fits=lambda config: None)
-    step_of = train.Log.step
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE=str(world), MASTER_ADDR="nowhere")
+    tok = SimpleNamespace(eos_id=shape.eos_id, check_fits=lambda config: None)
 
-    def step(log, number, *rest):
-        step_of(log, number, *rest)
-        gpu.phase = f"step {number + 1}"
-        gpu.peak[gpu.phase] = gpu.bytes
-        if number == steps:
-            raise Enough
-    train.Log.step = step
+    def with_moments(objective, cfg):
+        optimizer = training.setup.make_optimizer(objective, cfg)
+        training_state(objective, optimizer)
+        return optimizer
+
+    def not_due(*_):
+        gpu.phase = "step"
+        return False
+
+    def check(guard, is_due, world):
+        assert train_check(guard, is_due, world) == ""
+        raise Enough
+    train_check = train.Guard.check
     cfg = configure(train.TrainConfig, [
         config, f"--init_from={weights}", f"--out_dir={folder / 'run'}", "--overwrite",
-        "--data_dir=", f"--max_steps={steps + 1}", "--log_every=1000", "--eval_t=0.2",
-        "--eval_rows=8", *options])
-    fake = FakeGPU(card)
-    try:
-        with suppress(Enough), fake:
-            train.main(cfg)
-    finally:
-        train.Log.step = step_of
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        "--data_dir=", *options])
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE=str(world), MASTER_ADDR="nowhere")
+    with (FakeGPU(card) as fake, suppress(Enough), replaced(train, "load_rows", lambda *_: rows),
+          replaced(training.setup, "load_tokenizer", lambda *_, **__: tok),
+          replaced(train, "make_optimizer", with_moments),
+          replaced(train, "held_out_loss", lambda *_: {}),
+          replaced(train.Log, "is_due", not_due), replaced(train.Guard, "check", check)):
+        train.main(cfg)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return fake
+
+
+def sample_case(folder: Path, card, preset, n_layer, settings):
+    """Fill two blocks of three prompts' answers. Phases: start, block (inside of one), between."""
+    with torch.device("meta"):
+        model = DLLM(ModelConfig(**{**PRESETS[preset], "n_layer": n_layer}))
+    fill_block = sample.fill_block
+
+    def in_phase(*args):
+        gpu.phase = "block"
+        fill_block(*args)
+        gpu.phase = "between"
+    with FakeGPU(card) as fake, replaced(sample, "fill_block", in_phase), torch.no_grad():
+        for module in model.modules():
+            for name, p in module.named_parameters(recurse=False):
+                module._parameters[name] = torch.empty(p.shape, dtype=torch.bfloat16, device=GPU)
+        model.compute_dtype = torch.bfloat16
+        prompts = [[5] * n for n in (70, 100, 30)]
+        generators = [torch.Generator(GPU) for _ in prompts]
+        sample.generate(model, prompts, Sampling(**settings), generators, stop=True)
     return fake
 
 
@@ -436,7 +474,7 @@ def main(folder: Path, cases):
     install()
     for name, case in cases.items():
         began = time.perf_counter()
-        fake = {"train": train_case}[case.pop("kind")](folder, **case)
+        fake = {"train": train_case, "sample": sample_case}[case.pop("kind")](folder, **case)
         print(json.dumps({"case": name, "seconds": round(time.perf_counter() - began, 1),
                           **{book: getattr(fake, book) for book in ("waits", "mixed", "kernels",
                                                                     "peak")}}), flush=True)
