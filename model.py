@@ -128,11 +128,11 @@ class Padded:
         return x
 
     def attention(self, q, k, v, is_gqa: bool):         # a flag: shapes are symbols when compiled
-        shape = q.shape
         if is_gqa and self.folds:       # the queries of a group end to end: they see the same keys
-            q, is_gqa = q.reshape(*k.shape[:2], -1, k.shape[3]), False
+            folded = q.reshape(*k.shape[:2], -1, k.shape[3])
+            return self.attention(folded, k, v, False).reshape(q.shape)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=self.attend,   # not causal
-                                              enable_gqa=is_gqa).reshape(shape)
+                                              enable_gqa=is_gqa)
 
 
 class Packed:
@@ -318,8 +318,7 @@ class DLLM(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name_or_dir, dtype=torch.float32, revision: str = "", device="cpu"):
-        """Load a folder, or a hub name such as GSAI-ML/LLaDA-8B-Base; `revision` pins its branch,
-        tag or commit. Errors as from_checkpoint."""
+        """Load a folder, or a hub name at its branch, tag or commit; errors as from_checkpoint."""
         return cls.from_checkpoint(weights.find_weights(name_or_dir, revision), dtype, device)
 
     @classmethod
