@@ -108,8 +108,11 @@ class FakeGPU(TorchDispatchMode):
         if name == "_local_scalar_dense":
             self.wait("item")
             return self.number_of(args[0])
-        if name in ("_to_copy", "copy_") and (out := self.copy_to_cpu(name, args, kwargs)) is not None:
+        is_copy = name in ("_to_copy", "copy_")
+        if is_copy and (out := self.copy_to_cpu(name, args, kwargs)) is not None:
             return out
+        if name == "_varlen_attn":
+            self.kernels[self.phase]["varlen"] += 1
         self.look_at(name, args, kwargs, tensors)
         out = self.copy_from_cpu(name, args, kwargs)
         if out is None:
