@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrained import weights
 from pretrained.config import MODEL_TYPE, check_sizes
-from pretrained.device import index_of, stream, to_device
+from pretrained.device import index_of, stream, takes_masked_groups, to_device
 
 NLL_CHUNK = 1024                 # tokens whose logits exist at once: 0.5 GB in fp32 at V = 126k
 
@@ -56,8 +56,7 @@ class ModelConfig:
 PRESETS = {
     # learns word problems in minutes on two CPU cores; the tokenizer gives vocabulary and ids
     "tiny": dict(n_layer=4, n_head=4, n_kv_head=4, n_embd=128, n_hidden=352),
-    # 8,015,581,184 parameters
-    "llada-8b": dict(vocab_size=126464, mask_id=126336, eos_id=126081),
+    "llada-8b": dict(vocab_size=126464, mask_id=126336, eos_id=126081),  # 8,015,581,184 parameters
     # 7,615,616,512 parameters; its config file says 131072 positions, its authors say 2048
     "dream-7b": dict(vocab_size=152064, mask_id=151666, eos_id=151643, block_size=2048, n_layer=28,
                      n_head=28, n_kv_head=4, n_embd=3584, n_hidden=18944, norm_eps=1e-6,
@@ -115,12 +114,11 @@ def rotate(x, cos, sin):
 # first reading take Padded, whose enter and leave do nothing. A third is in sampling/cache.py.
 class Padded:
     """The layout of rows padded to one length: a token attends to the real tokens of its row.
-
-    is_real (B, T) is False on padding, on any device; None: all tokens are real.
-    """
+    is_real (B, T) is False on padding, on any device; None: all tokens are real."""
 
     def __init__(self, is_real, device):
         self.attend = None if is_real is None else to_device(is_real[:, None, None, :], device)
+        self.folds = is_real is not None and not takes_masked_groups(device)
 
     def enter(self, xt, cos, sin):
         return xt, cos, sin
@@ -129,6 +127,9 @@ class Padded:
         return x
 
     def attention(self, q, k, v, is_gqa: bool):         # a flag: shapes are symbols when compiled
+        if is_gqa and self.folds:       # the queries of a group end to end: they see the same keys
+            folded = q.reshape(*k.shape[:2], -1, k.shape[3])
+            return self.attention(folded, k, v, False).reshape(q.shape)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=self.attend,   # not causal
                                               enable_gqa=is_gqa)
 
@@ -317,8 +318,7 @@ class DLLM(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name_or_dir, dtype=torch.float32, revision: str = "", device="cpu"):
-        """Load a folder, or a hub name such as GSAI-ML/LLaDA-8B-Base; `revision` pins its branch,
-        tag or commit. Errors as from_checkpoint."""
+        """Load a folder, or a hub name at its branch, tag or commit; errors as from_checkpoint."""
         return cls.from_checkpoint(weights.find_weights(name_or_dir, revision), dtype, device)
 
     @classmethod

@@ -189,6 +189,7 @@ class Setup:
     rows: int = 8                   # of a pass on one GPU: micro_batch_size
     is_checkpointed: bool = False   # all activations are recomputed
     lora_rank: int = 0              # of adapters on every matrix of a layer; 0: none
+    is_packed: bool = False         # rows end to end
 
 
 FP32 = {"weights": 4, "grads": 4, "moments": 8, "ema": 4}
@@ -204,8 +205,10 @@ SETUPS = [
 def memory(setup: Setup, config: ModelConfig, tokens: int) -> dict:
     """Predict GB per GPU: {weights, grads, moments, ema, predictor, in flight, activations}.
 
-    tokens: of one pass on one GPU. `in flight` is what sharding gathers in bf16: two layers,
-    embedding and head. The EMA has no head. The loss holds its logits three times in fp32.
+    tokens: of one pass on one GPU. The EMA has no head. The loss holds its logits three times in
+    fp32. `in flight` is what a sharded run holds whole at its peak, where the backward pass begins:
+    in bf16 two layers, embedding, head and the gradient of the head, in fp32 the predictor, and a
+    layer's gradient in both. If it has one pass a step, it holds no other gradients then.
     """
     n, C = parameters(config), config.n_embd
     trained = sum(n.values())
@@ -217,10 +220,13 @@ def memory(setup: Setup, config: ModelConfig, tokens: int) -> dict:
           for key, size in setup.bytes_of.items()}
     if setup.lora_rank:
         gb["weights"] += 2 * sum(n.values())  # the frozen base, in bf16
-    gb["predictor"] = 16 * predictor_parameters(config, setup.n_pred_layer) / setup.n_gpu
-    gathered = 2 * (2 * n["layers"] / config.n_layer + n["embed"] + n["head"])
-    gb["in flight"] = gathered if setup.n_gpu > 1 else 0
-    layer = activation_bytes(config)
+    predictor = predictor_parameters(config, setup.n_pred_layer)
+    gb["predictor"] = 16 * predictor / setup.n_gpu
+    whole = 10 * n["layers"] / config.n_layer + 2 * n["embed"] + 4 * n["head"] + 4 * predictor
+    gb["in flight"] = whole if setup.n_gpu > 1 else 0
+    if setup.n_gpu > 1 and setup.n_gpu * setup.rows >= ROWS:
+        gb["grads"] = 0
+    layer = activation_bytes(config, is_packed=setup.is_packed)
     kept = 2 * C * config.n_layer + layer if setup.is_checkpointed else config.n_layer * layer
     logits = 3 * 4 * config.vocab_size * min(round(MASKED * tokens), NLL_CHUNK)
     gb["activations"] = tokens * kept + logits
@@ -234,15 +240,17 @@ def disk(setup: Setup, config: ModelConfig, with_jepa: bool = True) -> float:
     return gb["weights"] + gb["moments"] + with_jepa * jepa
 
 
-def activation_bytes(config: ModelConfig, size: int = 2) -> int:
+def activation_bytes(config: ModelConfig, size: int = 2, is_packed: bool = False) -> int:
     """Bytes that autograd keeps per layer and token, with `size` bytes per activation.
 
     Each of two norms keeps its input in fp32, 1 / rms, the normed and the weighted; attention q, k,
-    v, its output and log-sum-exp; the MLP gate, silu(gate), up and their product.
+    v, its output and log-sum-exp; the MLP gate, silu(gate), up and their product. Packed rows have
+    k and v repeated for all heads of q.
     """
     C = config.n_embd
     norms = 2 * (4 * C + 4 + 2 * size * C)
-    attention = size * head_dim(config) * 2 * (config.n_head + config.n_kv_head)
+    n_kv_head = config.n_head if is_packed else config.n_kv_head
+    attention = size * head_dim(config) * 2 * (config.n_head + n_kv_head)
     return norms + attention + 4 * config.n_head + 4 * size * config.n_hidden
 
 

@@ -1,4 +1,5 @@
 """Laws of what saves work: packed rows, chunks, recomputed blocks, fewer JEPA steps, one graph."""
+import inspect
 from dataclasses import replace
 
 import pytest
@@ -98,8 +99,13 @@ def test_a_packed_row_does_not_see_its_neighbours():
 
 
 def test_the_kernel_for_rows_of_any_length_is_called_as_it_wants(monkeypatch):
-    """torch's varlen_attn has no CPU form; one written after its documentation stands in for it."""
-    def varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k):
+    """torch's varlen_attn has no CPU form; one written after its documentation stands in for it.
+    On the meta device it has one, which takes and returns the same shapes."""
+    real = model_module.varlen_attn
+
+    def varlen_attn(*given):
+        q, k, v, cu_q, cu_k, max_q, max_k = inspect.signature(real).bind(*given).args
+        assert real(*(x.to("meta") if torch.is_tensor(x) else x for x in given)).shape == q.shape
         assert cu_q.dtype == cu_k.dtype == torch.int32 and q.shape == k.shape == v.shape
         assert max_q == max_k == cu_q.diff().max() and cu_q[0] == 0 and cu_q[-1] == len(q)
         y = torch.zeros_like(q)                                 # (N, H, D)

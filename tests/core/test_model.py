@@ -177,6 +177,28 @@ def test_grouped_query_attention_repeats_each_kv_head_for_its_group():
     torch.testing.assert_close(grouped(text), full(text), atol=1e-5, rtol=0)
 
 
+def test_queries_of_a_group_laid_end_to_end_attend_as_before(monkeypatch):
+    """Padded does so on GPUs where no fused kernel takes a mask and grouped heads."""
+    model, text = random_model(DREAM).requires_grad_(), random_ids(3, 10)
+    is_real = torch.arange(10) < torch.tensor([[10], [7], [3]])
+
+    def states_and_gradient():
+        h = model.encode(text, is_real)[is_real]
+        h.square().sum().backward()
+        return h, *(p.grad for p in model.blocks.parameters())
+    before = [x.clone() for x in states_and_gradient()]
+    model.zero_grad()
+    monkeypatch.setattr("model.takes_masked_groups", lambda device: False)
+    seen, attention = [], F.scaled_dot_product_attention
+
+    def spy(q, k, v, **options):
+        seen.append((q.shape, k.shape, options["enable_gqa"]))
+        return attention(q, k, v, **options)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    torch.testing.assert_close(states_and_gradient(), (*before,), atol=1e-5, rtol=1e-5)
+    assert seen == [((3, 2, 20, 8), (3, 2, 10, 8), False)] * 2
+
+
 def test_qkv_bias_adds_a_bias_to_q_k_and_v_alone():
     plain, biased = random_model(LLADA), DLLM(replace(LLADA, qkv_bias=True))
     biases = set(biased.state_dict()) - set(plain.state_dict())
