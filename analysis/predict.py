@@ -316,7 +316,7 @@ def setup_of(cfg: TrainConfig) -> Setup:
     return replace(setup, bytes_of=bytes_of, lora_rank=cfg.lora_rank,
                    n_pred_layer=cfg.n_pred_layer if cfg.lambda_jepa else 0,
                    rows=cfg.micro_batch_size or cfg.batch_size // setup.n_gpu,
-                   is_checkpointed=cfg.checkpoint_activations == "full")
+                   is_checkpointed=cfg.checkpoint_activations == "full", is_packed=cfg.pack)
 
 
 def count_tokens(cfg: TrainConfig, size: int, data_dir: str) -> Tokens:

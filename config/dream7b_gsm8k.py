@@ -1,6 +1,6 @@
 """Dream-7B on GSM8K, the paper's aggressive configuration: 34.87 -> 46.25, 4-shot in its main
 table. Rates (0.2, 0.7), lr 1e-5 and two epochs are the defaults. Predicted for 8 x A100 80 GB: at
-most 36 GB on each, 217 steps of 0.97 s (3 min) at 249 tokens a row, checkpoints of 123 GB.
+most 35 GB on each, 217 steps of 0.97 s (3 min) at 249 tokens a row, checkpoints of 123 GB.
     torchrun --nproc_per_node=8 train.py config/dream7b_gsm8k.py
 """
 

@@ -1,7 +1,7 @@
 """Dream-7B on Spider, the paper's aggressive configuration: 20.89 -> 25.15 exec match, 4-shot in
 its main table. As dream7b_gsm8k.py but for the task, whose files are not on the hub: docs/tasks.md
 says where they are. Lengths vary, so rows are packed: half the tokens. Predicted for 8 x A100 80
-GB: at most 73 GB on each, 189 steps of 1.42 s (4 min) at 364 tokens a row, checkpoints of 123 GB.
+GB: at most 76 GB on each, 189 steps of 1.42 s (4 min) at 364 tokens a row, checkpoints of 123 GB.
 Padded they would not fit.
     torchrun --nproc_per_node=8 train.py config/dream7b_spider.py
 """

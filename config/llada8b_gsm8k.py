@@ -2,7 +2,7 @@
 
 Its main table has 42.61 -> 61.33 (4-shot) for it. All parameters are trained, with an EMA copy in
 fp32: 20 bytes a parameter, which `shard` spreads over the GPUs. Predicted for 8 x A100 80 GB: at
-most 37 GB on each, 217 steps of 1.03 s (4 min) at 249 tokens a row, checkpoints of 130 GB. The
+most 36 GB on each, 217 steps of 1.03 s (4 min) at 249 tokens a row, checkpoints of 130 GB. The
 paper took 45 minutes on 8 A100. Batch size, warm-up, AdamW's betas, and whether the base is Base or
 Instruct, are not stated.
     torchrun --nproc_per_node=8 train.py config/llada8b_gsm8k.py

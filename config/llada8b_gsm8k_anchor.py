@@ -3,7 +3,7 @@
 Its Table 3 has 65.18 +- 0.87 for it (plain: 65.23 +- 0.93), 0-shot, three seeds: 42, 123, 777. The
 strength 1e-4 is the paper's; that it multiplies the summed square of theta - base is our guess, and
 `anchor_ratio` in the log says how much of the gradient it is. The base's copy is another 4 bytes a
-parameter, 20 in all as with JEPA's EMA. Predicted for 8 x A100 80 GB: at most 36 GB on each, 217
+parameter, 20 in all as with JEPA's EMA. Predicted for 8 x A100 80 GB: at most 35 GB on each, 217
 steps of 0.78 s (3 min) at 249 tokens a row, checkpoints of 96 GB.
     torchrun --nproc_per_node=8 train.py config/llada8b_gsm8k_anchor.py --seed=123
 """
