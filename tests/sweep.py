@@ -60,7 +60,7 @@ ALLOWED = {
     r"--(factor|lr|epochs|lora_alpha)=1e308$": "a large number is a number",
     r"--seeds?=2147483648$|(sample|eval_gsm8k).py: --seed=-": "generators take any number",
     r"--(lora_targets|lora_alpha)=": "unused without lora_rank",
-    r"sample.py: --(infill|task)=$|pr\w+.py: --grid=$": "it is the default",
+    r"sample.py: --(infill|task)=$|pr\w+.py: --(grid|data_dir)=$": "it is the default",
     r"--revision=": "a folder has no revisions",
     r"^setting.*--(title|prompt)=": "any text will do",
     r"^setting.*--(out|out_dir|export_dir|html|svg)=": "what can be written may have any name",
