@@ -8,7 +8,9 @@ import itertools
 import re
 import subprocess
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -67,6 +69,10 @@ def here(tmp_path, monkeypatch):
                         lambda jobs, n: [run_here(command) for _, command in jobs])
     monkeypatch.setattr("analysis.grid.PAUSE", 0, raising=False)
     monkeypatch.setattr("signal.signal", lambda *args: None)
+    # what takes long when it is asked for at each of two hundred runs
+    monkeypatch.setattr("configurator.get_type_hints", cache(get_type_hints))
+    for module in ("training.log", "analysis.grid"):
+        monkeypatch.setattr(f"{module}.git_commit", lambda: "0123abc")
     Path("results").symlink_to(ROOT / "results")
     Path("config").mkdir()
     for path in sorted(ROOT.glob("config/*.py")):
