@@ -99,17 +99,20 @@ def steps(guard, tmp_path_factory):
     return run_cases(guard, tmp_path_factory.mktemp("steps"), STEPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", STEPS)
 def test_a_step_without_a_log_line_waits_for_the_gpu_nowhere_or_once_with_lean(steps, case):
     waits = without_line_numbers(steps[case]["waits"].get("step", {}))
     assert waits == (LEAN_WAIT if case == "lean" else {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", STEPS)
 def test_no_tensor_of_the_cpu_gets_into_an_operation_on_the_gpu(steps, case):
     assert steps[case]["mixed"] == {} and steps[case]["peak"]["step"] > 1e9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", STEPS)
 def test_attention_has_a_fused_kernel(steps, case):
     kernels = steps[case]["kernels"]["step"]
@@ -193,6 +196,7 @@ def samples(guard, tmp_path_factory):
     return run_cases(guard, tmp_path_factory.mktemp("samples"), SAMPLES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SAMPLES)
 def test_the_sampler_waits_within_a_block_for_nothing_but_the_flag_of_the_pass_before(
         samples, case):
@@ -204,6 +208,7 @@ def test_the_sampler_waits_within_a_block_for_nothing_but_the_flag_of_the_pass_b
     assert found["kernels"]["block"].keys() == {"cudnn" if "H200" in case else "efficient"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SAMPLES)
 def test_between_blocks_it_waits_for_what_decides_whether_to_go_on(samples, case):
     places = {place.split(" at ")[1] for place in without_line_numbers(
