@@ -1,8 +1,8 @@
 """Laws of the steps at 8 B and of the sampler on a fake GPU (fake_cuda.py): waits, kernels, bytes.
 
 docs/cost.md states what is held here: the host waits nowhere in a step without a log line, or once
-with `lean`. Numbers of layers are small where only waits are counted. All layers are there where
-bytes are compared, because with few of them another moment of the step has the peak.
+with `lean`. Two layers are enough where waits are counted. Where bytes are, there are more: a
+sharded model of few layers has its peak at the end of the backward pass, at 8 B at the beginning.
 """
 import json
 import subprocess
@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from torch.utils.cpp_extension import include_paths
 
 from analysis import predict
@@ -28,6 +29,8 @@ SPIDER = [975] * 8                                  # the largest pass: 7,800 to
 @pytest.fixture(scope="session")
 def guard(tmp_path_factory):
     """Build the device guard of fake_cuda.cpp -> its path."""
+    if sys.platform != "linux" or torch.version.cuda or torch.version.hip:
+        pytest.skip("needs a torch for CPUs on Linux: elsewhere the guard is a real GPU's")
     out = tmp_path_factory.mktemp("guard") / "guard.so"
     words = ["g++", "-std=c++20", "-O0", "-shared", "-fPIC", str(HERE / "fake_cuda.cpp"), "-o",
              str(out), *(f"-I{path}" for path in include_paths())]
@@ -96,17 +99,20 @@ def steps(guard, tmp_path_factory):
     return run_cases(guard, tmp_path_factory.mktemp("steps"), STEPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", STEPS)
 def test_a_step_without_a_log_line_waits_for_the_gpu_nowhere_or_once_with_lean(steps, case):
     waits = without_line_numbers(steps[case]["waits"].get("step", {}))
     assert waits == (LEAN_WAIT if case == "lean" else {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", STEPS)
 def test_no_tensor_of_the_cpu_gets_into_an_operation_on_the_gpu(steps, case):
     assert steps[case]["mixed"] == {} and steps[case]["peak"]["step"] > 1e9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", STEPS)
 def test_attention_has_a_fused_kernel(steps, case):
     kernels = steps[case]["kernels"]["step"]
@@ -123,18 +129,18 @@ def test_attention_has_a_fused_kernel(steps, case):
 EIGHT, FOUR, H200, SMALL = predict.SETUPS
 BYTES = {
     "8 GPUs": (EIGHT, training("llada8b_gsm8k", GSM8K, 32)),
-    "4 GPUs": (FOUR, training("llada8b_gsm8k", GSM8K, 32, world=4, options=[
+    "4 GPUs": (FOUR, training("llada8b_gsm8k", GSM8K, 12, world=4, options=[
         "--micro_batch_size=8"])),
     "anchor": (replace(EIGHT, n_pred_layer=0, bytes_of={**FP32, "ema": 0, "anchor": 4}),
                training("llada8b_gsm8k_anchor", GSM8K, 12)),
-    "lean": (H200, training("llada8b_gsm8k_1gpu", GSM8K, 32, world=1, card="H200", options=[
+    "lean": (H200, training("llada8b_gsm8k_1gpu", GSM8K, 12, world=1, card="H200", options=[
         "--batch_size=16"])),
-    "LoRA": (SMALL, training("llada8b_gsm8k_lora", GSM8K, 32, world=1, card="4090", options=[
+    "LoRA": (SMALL, training("llada8b_gsm8k_lora", GSM8K, 8, world=1, card="4090", options=[
         "--batch_size=32"])),
     "long rows, packed": (replace(EIGHT, is_packed=True), training("llada8b_spider", SPIDER, 8)),
     "Dream": (EIGHT, training("dream7b_gsm8k", GSM8K, 12)),
     "Dream, long rows, packed": (replace(EIGHT, is_packed=True),
-                                 training("dream7b_spider", SPIDER, 28)),
+                                 training("dream7b_spider", SPIDER, 8)),
 }
 
 
@@ -150,9 +156,10 @@ def peaks(guard, tmp_path_factory):
 def test_the_peak_of_a_step_is_within_5_percent_of_the_prediction_and_under_the_card(peaks, name):
     setup, case = BYTES[name]
     tokens = sum(case["lengths"]) * setup.rows // len(case["lengths"])
-    gb = predict.memory(setup, shape_of(case["preset"], case["n_layer"]), tokens)
-    assert peaks[name]["step"] / 1e9 == pytest.approx(sum(gb.values()), rel=0.05)
-    assert max(peaks[name].values()) < 0.96e9 * setup.gigabytes
+    here, whole = (sum(predict.memory(setup, shape_of(case["preset"], n_layer), tokens).values())
+                   for n_layer in (case["n_layer"], 0))
+    assert max(peaks[name].values()) / 1e9 == pytest.approx(here, rel=0.05)
+    assert whole < 0.96 * setup.gigabytes
 
 
 def test_every_config_of_7_or_8_b_has_a_case_with_its_way_to_use_memory():
@@ -189,6 +196,7 @@ def samples(guard, tmp_path_factory):
     return run_cases(guard, tmp_path_factory.mktemp("samples"), SAMPLES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SAMPLES)
 def test_the_sampler_waits_within_a_block_for_nothing_but_the_flag_of_the_pass_before(
         samples, case):
@@ -200,6 +208,7 @@ def test_the_sampler_waits_within_a_block_for_nothing_but_the_flag_of_the_pass_b
     assert found["kernels"]["block"].keys() == {"cudnn" if "H200" in case else "efficient"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SAMPLES)
 def test_between_blocks_it_waits_for_what_decides_whether_to_go_on(samples, case):
     places = {place.split(" at ")[1] for place in without_line_numbers(
