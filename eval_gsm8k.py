@@ -26,11 +26,13 @@ from configurator import run            # before torch: it sets how OpenMP's thr
 
 from tqdm import tqdm
 
+from pretrained.device import pick_device
 from pretrained.fingerprint import fingerprint
 from pretrained.weights import find_weights, weights_file
 from sample import complete, load_model
 from sampling.cost import Cost
 from sampling.prompts import check_prompts
+from sampling.graph import check_graphs
 from sampling.reveal import Sampling
 from tasks import answers, stats
 from tasks.common import check_extra, check_verdict, few_shot, load_examples, load_task
@@ -40,8 +42,8 @@ from training.ranks import as_rank, start_ranks, wait_for_all
 
 UNSET = {"n_shot": -1, "gen_length": 0, "block_length": 0, "steps": 0}     # stands for the task's
 # settings that no answer depends on
-RUN_ONLY = "base", "limit", "out", "compare", "seeds", "batch_tokens"
-LATER = {"dtype": "auto", "window": 0, "graphs": False}     # answers without these settings count
+RUN_ONLY = "base", "limit", "out", "compare", "seeds", "batch_tokens", "graphs"
+LATER = {"dtype": "auto", "window": 0}          # answers from before these settings count
 
 
 @dataclass
@@ -118,6 +120,8 @@ def evaluate(cfg: EvalConfig, rank: int = 0, world: int = 1) -> tuple[dict, list
     With several processes each calls it and answers its share. Raises ValueError, one sentence, if
     the questions do not fit the model or the file has answers made with other settings.
     """
+    if cfg.graphs:
+        check_graphs(pick_device(cfg.device))
     task, examples = load_task(cfg.task), questions(cfg)
     out, settings = cfg.out or default_out(cfg), identity(cfg)
     answers.check_settings(out, settings)       # a mistake so far is told before the model is read

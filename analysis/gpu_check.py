@@ -1,6 +1,6 @@
 """The first minutes on a GPU: run there what tests on a CPU cannot see, and write it on one page.
 
-    python analysis/gpu_check.py                            one GPU, about four minutes
+    python analysis/gpu_check.py                            one GPU, about five minutes
     python analysis/gpu_check.py --parts=memory,sampler     these alone; others on file stay
     python analysis/gpu_check.py --device=cpu --dry         seconds: does the check itself run?
 
@@ -56,7 +56,7 @@ PARTS = {"environment": gpu_speed.environment, "parity": gpu_same.parity,
 class GPUCheckConfig:
     out_dir: str = "out/gpu_check"      # page.md and figures.json go here
     parts: tuple[str, ...] = tuple(SECONDS)  # which to run, in this order
-    minutes: float = 5.0                # a part that would end later is left out, and named
+    minutes: float = 6.0                # a part that would end later is left out, and named
     n_layer: int = 4                    # of the bench; fewer if the GPU's memory asks for it
     device: str = "auto"                # cpu, cuda, mps; auto takes a GPU if there is one
     dry: bool = False                   # tiny shapes everywhere: does the check itself run?

@@ -27,6 +27,7 @@ from analysis.console import print_table
 from model import NLL_CHUNK, PRESETS, ModelConfig
 from tasks.common import batch_at, collate, load_examples, tokenize
 from train import TrainConfig
+from training.setup import count_micro_batches
 
 # bf16 FLOPs per second, from the data sheets
 PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "4090": 165e12}
@@ -265,6 +266,9 @@ class Tokens(NamedTuple):
     most: int                       # tokens of the largest pass
 
 
+# settings that are predicted as they are by default
+AS_USUAL = ("gather_once", "shard_over", "pred_width", "chat", "variant", "dtype",
+            "lora_targets")
 BASES = {"GSAI-ML/LLaDA-8B-Base": "llada-8b", "Dream-org/Dream-v0-Base-7B": "dream-7b"}
 # a word, a digit or a sign is a token, where no tokenizer is at hand
 COUNT = re.compile(r"[A-Za-z]+|[0-9]|[^\sA-Za-z0-9]|\n").findall
@@ -288,7 +292,16 @@ def describe(path: str, data_dir: str = "") -> str:
     if cfg.init_from not in BASES or cfg.batch_size != ROWS:
         raise ValueError(f"{path} with init_from={cfg.init_from!r} and batch_size={cfg.batch_size} "
                          f"is not predicted; {' and '.join(BASES)} in batches of {ROWS} rows are")
+    usual = TrainConfig()
+    for name in AS_USUAL:
+        if getattr(cfg, name) != getattr(usual, name):
+            raise ValueError(f"{path} with {name}={getattr(cfg, name)!r} is not predicted; "
+                             f"{name}={getattr(usual, name)!r} is")
+    if not (cfg.shard or cfg.lora_rank or cfg.optimizer == "lean"):
+        raise ValueError(f"{path} trains all weights on one GPU; that is predicted with shard=True "
+                         f"or optimizer='lean'")
     setup, config = setup_of(cfg), shape_of(BASES[cfg.init_from])
+    count_micro_batches(cfg, setup.n_gpu)
     key = cfg.task, cfg.max_length, setup.rows, cfg.pack
     if not data_dir and (key not in TOKENS or not cfg.eos_fill):
         raise ValueError(f"the tokens of {path} are not known; give the folder with the rows of "
@@ -298,8 +311,8 @@ def describe(path: str, data_dir: str = "") -> str:
     step = seconds(setup, config, tokens.of_row, cfg.lambda_jepa > 0)
     most = min(round(MARGIN * tokens.most), setup.rows * cfg.max_length)
     gb = sum(memory(setup, config, most).values())
-    return (f"Predicted for {setup.n_gpu} x {setup.gpu} {setup.gigabytes:.0f} GB: at most {gb:.0f} "
-            f"GB on each, {n_steps} steps of {step:.2f} s ({n_steps * step / 60:.0f} min) at "
+    return (f"Predicted for {setup.n_gpu} x {setup.gpu} {setup.gigabytes:.0f} GB: {gb:.0f} GB in "
+            f"the largest pass, {n_steps} steps of {step:.2f} s ({n_steps * step / 60:.0f} min) at "
             f"{tokens.of_row} tokens a row, checkpoints of "
             f"{disk(setup, config, cfg.lambda_jepa > 0):.0f} GB.")
 

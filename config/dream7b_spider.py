@@ -1,8 +1,8 @@
 """Dream-7B on Spider, the paper's aggressive configuration: 20.89 -> 25.15 exec match, 4-shot in
 its main table. As dream7b_gsm8k.py but for the task, whose files are not on the hub: docs/tasks.md
 says where they are. Lengths vary, so rows are packed: half the tokens. Predicted for 8 x A100 80
-GB: at most 76 GB on each, 189 steps of 1.42 s (4 min) at 364 tokens a row, checkpoints of 123 GB.
-Padded they would not fit.
+GB: 76 GB in the largest pass, 189 steps of 1.42 s (4 min) at 364 tokens a row, checkpoints of 123
+GB. Padded they would not fit.
     torchrun --nproc_per_node=8 train.py config/dream7b_spider.py
 """
 
@@ -13,4 +13,4 @@ data_dir = "data/spider"
 max_length = 2048
 shard = True
 pack = True
-save_every = 100    # the next checkpoint is written beside the last one
+save_every = 100    # two checkpoints must fit on the disk: the next is written beside the last

@@ -1,7 +1,7 @@
 """LLaDA-8B on Django, the paper's aggressive configuration: 74.40 -> 75.40 ws-prefix match, 4-shot
 in its main table. As llada8b_gsm8k.py but for the task. Lengths vary, so rows are packed: a sixth
-fewer tokens. Predicted for 8 x A100 80 GB: at most 49 GB on each, 500 steps of 0.36 s (3 min) at 88
-tokens a row, checkpoints of 130 GB.
+fewer tokens. Predicted for 8 x A100 80 GB: 49 GB in the largest pass, 500 steps of 0.36 s (3 min)
+at 88 tokens a row, checkpoints of 130 GB.
     torchrun --nproc_per_node=8 train.py config/llada8b_django.py
 """
 
@@ -11,4 +11,4 @@ task = "django"
 max_length = 512
 shard = True
 pack = True
-save_every = 100    # the next checkpoint is written beside the last one
+save_every = 100    # two checkpoints must fit on the disk: the next is written beside the last

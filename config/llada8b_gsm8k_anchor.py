@@ -3,8 +3,8 @@
 Its Table 3 has 65.18 +- 0.87 for it (plain: 65.23 +- 0.93), 0-shot, three seeds: 42, 123, 777. The
 strength 1e-4 is the paper's; that it multiplies the summed square of theta - base is our guess, and
 `anchor_ratio` in the log says how much of the gradient it is. The base's copy is another 4 bytes a
-parameter, 20 in all as with JEPA's EMA. Predicted for 8 x A100 80 GB: at most 35 GB on each, 217
-steps of 0.78 s (3 min) at 249 tokens a row, checkpoints of 96 GB.
+parameter, 20 in all as with JEPA's EMA. Predicted for 8 x A100 80 GB: 35 GB in the largest pass,
+217 steps of 0.78 s (3 min) at 249 tokens a row, checkpoints of 96 GB.
     torchrun --nproc_per_node=8 train.py config/llada8b_gsm8k_anchor.py --seed=123
 """
 
@@ -21,4 +21,4 @@ lambda_jepa = 0.0
 anchor = 1e-4
 shard = True
 diffusion_t = "context"
-save_every = 100    # the next checkpoint is written beside the last one
+save_every = 100    # two checkpoints must fit on the disk: the next is written beside the last

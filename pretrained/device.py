@@ -49,14 +49,15 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def takes_masked_groups(device) -> bool:
-    """Return whether a fused attention kernel takes a mask and fewer heads of keys than of queries.
+    """Return whether a fused attention kernel for half precision takes a mask and fewer heads of
+    keys than of queries.
 
     Of CUDA's, in torch 2.11 to 2.13, only cuDNN's does, which torch tries first on Hopper and
     Blackwell, from cuDNN 9.15.1 on. Elsewhere torch would form all T x T scores.
     """
     if device.type != "cuda":
         return True
-    is_first = torch.cuda.get_device_capability(device)[0] in (9, 10)
+    is_first = torch.cuda.get_device_capability(device) in ((9, 0), (10, 0))
     return is_first and (torch.backends.cudnn.version() or 0) > 91500
 
 

@@ -3,7 +3,9 @@ import os
 import re
 from pathlib import Path
 
+from pretrained.device import pick_device
 from pretrained.weights import newest_checkpoint
+from sampling.graph import check_graphs
 from sampling.prompts import check_text
 from tasks.common import question_prompt, task_prompt
 from tasks.files import read_json
@@ -14,6 +16,8 @@ QUESTION = "Finn has 7 pens, Carl has 5 and they share equally. How many pens do
 def check_asked(s):
     """Raise ValueError unless the settings that say what is asked fit together. s: SampleConfig."""
     check_text(s.prompt + s.infill)
+    if s.graphs:
+        check_graphs(pick_device(s.device))
     if s.is_conversation and (s.html or s.svg):
         raise ValueError("html and svg show one answer, not a conversation: give a prompt, too")
     if s.html and s.svg and os.path.realpath(s.html) == os.path.realpath(s.svg):

@@ -1,7 +1,7 @@
 """CUDA graphs: the kernels of a function are recorded once, and then launched by one call.
 
-A pass over one block launches some two thousand kernels, and each is done before the host has
-launched the next. A graph is launched as a whole. In return its kernels read and write the same
+At 8 B a pass over one block launches some two thousand kernels, and the GPU seems to wait for the
+host between them. A graph is launched as a whole. In return its kernels read and write the same
 addresses each time: what changes is copied into the tensors that were there at the recording, and
 nothing in between may depend on a number that the host would have to read.
 """
@@ -52,14 +52,15 @@ class Graph:
         """Record the function on a side stream, after calls that set up libraries and kernels; this
         synchronises."""
         self.graph = self.output = None         # an earlier graph gives its memory back first
-        self.inputs = [x.clone() for x in inputs]
+        self.inputs, inputs = [], [x.clone() for x in inputs]
         with torch.cuda.device(self.device):
             side, here = side_stream(self.device), torch.cuda.current_stream()
             side.wait_stream(here)
             with torch.cuda.stream(side):
                 for _ in range(WARM_UPS):
-                    function(*self.inputs)
+                    function(*inputs)
             here.wait_stream(side)
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph, stream=side):
-                self.output = function(*self.inputs)
+                self.output = function(*inputs)
+        self.inputs = inputs

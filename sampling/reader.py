@@ -37,7 +37,7 @@ class Reader:
             self.set_up(None if is_real.all() else is_real.repeat(self.copies, 1))
 
     def set_up(self, attended):
-        """Make what stays from block to block, until other rows or fewer masks are left out.
+        """Make layout and graph, which stay until the rows or columns that are read change.
         attended (copies * B, T), on the CPU: where tokens are real; None: all."""
         device = self.model.embed.weight.device
         self.attended, self.layout, self.graph = attended, None, None

@@ -3,8 +3,9 @@
 On it train.py and the sampler run unedited at 8 B on a laptop. It shows where the host waits for
 the GPU, copies that are not pinned, CPU tensors that get into operations on the GPU, which kernel
 torch would choose for attention, and how many bytes live at the peak. It cannot show numbers,
-times, fragmentation of memory, or the buffers of NCCL and cuBLAS. What is read back says that all
-is well: `any` is False, `all` True, a float 0, an integer -1.
+times, fragmentation of memory, the buffers of NCCL and cuBLAS, the order of streams, or CUDA
+graphs. What is read back says that all is well: `any` is False, `all` True, a float 0, an integer
+-1.
 
     python tests/fake_cuda.py GUARD.so FOLDER CASE ...      prints a line of JSON for each case
 
@@ -185,11 +186,12 @@ class FakeGPU(TorchDispatchMode):
         if name.startswith("index") and any(is_on_gpu(x) and x.dtype == torch.bool
                                             for x in tree_leaves(args[1:2])):
             self.wait("index by bools")
-        cpu = [x for x in tensors if not is_on_gpu(x) and x.device.type == "cpu" and x.dim()]
+        cpu = [x for x in tensors if not is_on_gpu(x) and x.device.type == "cpu"]
         if not cpu:
             return
         if name not in ("_to_copy", "copy_"):
-            self.mixed[self.phase][f"{name} at {place()}"] += 1
+            if any(x.dim() for x in cpu):           # a number of the CPU goes along as an argument
+                self.mixed[self.phase][f"{name} at {place()}"] += 1
         elif not (getattr(cpu[0], "is_pinned_here", False) and (
                 kwargs.get("non_blocking") or args[2:3] == (True,))):
             self.wait("pageable copy")
@@ -221,7 +223,7 @@ def place() -> str:
     """Return the innermost line of the project that runs now."""
     for frame, line in traceback.walk_stack(None):
         path = Path(frame.f_code.co_filename)
-        if ROOT in path.parents and path != Path(__file__) and ".venv" not in path.parts:
+        if ROOT in path.parents and path != Path(__file__) and "site-packages" not in path.parts:
             return f"{path.relative_to(ROOT)}:{line}"
     return "?"
 

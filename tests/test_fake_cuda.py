@@ -184,6 +184,7 @@ def sampling(preset, card="A100", **settings):
 SAMPLES = {
     "exact": sampling("llada-8b"),
     "threshold, dual cache": sampling("llada-8b", threshold=0.9, cache="dual"),
+    "window, prefix cache": sampling("llada-8b", window=4, cache="prefix"),
     "guided, random": sampling("llada-8b", cfg_scale=1.0, temperature=0.5),
     "Dream's entropy, prefix cache": sampling("dream-7b", remasking="entropy", cache="prefix"),
     "Dream's entropy, dual cache, H200": sampling("dream-7b", "H200", remasking="entropy",

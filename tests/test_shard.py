@@ -22,6 +22,7 @@ def sharded(pack: bool = False, compiled: bool = False, gather_once: bool = Fals
 
     from jepa import DLLMJEPA
     from model import DLLM, ModelConfig
+    from training.setup import compile_blocks
     from training.sharding import shard
     if not dist.is_initialized():
         dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
@@ -31,8 +32,7 @@ def sharded(pack: bool = False, compiled: bool = False, gather_once: bool = Fals
     model.pack = pack
     objective = DLLMJEPA(model)
     if compiled:
-        for block in [*model.blocks, *objective.target.blocks]:
-            block.compile(dynamic=True, backend="aot_eager")
+        compile_blocks(model, objective.target, backend="aot_eager")
     shard(objective, torch.device("cpu"), gather_once=gather_once)
     return objective
 
@@ -52,8 +52,9 @@ def graphs(pack: str):
     from model import Packed
     if pack == "packed":
         give_varlen_a_kernel()
-        Packed.row_by_row = Packed.varlen           # as on a GPU
     objective, seen = sharded(pack == "packed", True), []
+    if pack == "packed":
+        Packed.row_by_row = Packed.varlen           # as on a GPU; after what is not compiled
     for T in LENGTHS:
         if pack == "packed":
             objective.embed_targets([batch_of(T)])
