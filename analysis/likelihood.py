@@ -80,9 +80,12 @@ def losses_of_rows(model, rows, rates, seed: int = 0, batch_tokens: int = BATCH_
 
 
 def check_rates(rates):
-    """Raise ValueError unless there are masking rates, all in (0, 1]."""
+    """Raise ValueError unless there are masking rates, all in (0, 1], each once."""
     if not rates or not all(0 < t <= 1 for t in rates):
         raise ValueError(f"rates={rates} must be one or more numbers above 0 and up to 1")
+    if len({f"{t:g}" for t in rates}) < len(rates):
+        raise ValueError(f"rates={','.join(f'{t:g}' for t in rates[:9])}{'...' * (len(rates) > 9)} "
+                         f"has a rate twice")
 
 
 @torch.no_grad()
