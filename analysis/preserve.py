@@ -161,6 +161,8 @@ def check_measured(measured: dict, n_windows: int, n_rates: int, n_questions: in
     """Raise an error unless the numbers have these sizes and are numbers."""
     check_text("tokens", measured["tokens"])
     check_count("fewer_shots", measured["fewer_shots"])
+    if not isinstance(measured["tasks"], dict) or measured["tasks"].keys() != rows.keys():
+        raise ValueError(f"tasks are not {', '.join(rows) or 'none'}")
     tables = [("losses", measured["losses"], n_windows, n_rates),
               ("log_p", measured["log_p"], n_questions, 4),
               *((task, measured["tasks"][task], len(some), n_rates) for task, some in rows.items())]
