@@ -425,8 +425,7 @@ def count_in(out):
 
 
 @pytest.mark.parametrize("n_kills, worlds, n_each", [
-    (4, [1], 20), pytest.param(20, [1], 40, marks=pytest.mark.slow),
-    pytest.param(20, [1, 3, 2], 40, marks=pytest.mark.slow)])
+    (4, [1], 20), pytest.param(16, [1, 3, 2], 32, marks=pytest.mark.slow)])
 def test_kills_at_random_moments_lose_no_id_and_double_none(cfg, tmp_path, n_kills, worlds, n_each):
     """kill -9, on other numbers of processes each time; the last run's file equals, byte by byte,
     that of a run left in peace."""
