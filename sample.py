@@ -14,7 +14,7 @@ proposals with the highest confidence are revealed, and what is revealed stays. 
 sampling/reveal.py. Both are reproduced token for token, except that [MASK] is never revealed.
 
 Shortcuts are faster and change the answer: `cache` reuses keys and values outside the block,
-`window` reads few masks behind it, `threshold` or `factor` reveal all tokens that are sure enough.
+`window` reads few masks after it, `threshold` or `factor` reveal all tokens that are sure enough.
 """
 import time
 from dataclasses import dataclass

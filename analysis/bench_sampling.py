@@ -7,7 +7,7 @@
                      the vocabulary in fp64, a Python loop over the rows
     exact            sample.py without shortcuts: the same tokens
     prefix, dual     with a cache, as many tokens per pass as exact
-    ..., window      reading `window` masks behind the block, not all
+    ..., window      reading `window` masks after the block, not all
     ..., graphs      replaying the passes as CUDA graphs, where there is a CUDA GPU; capturing them
                      is part of the time
     ..., n a pass    the same with PER_PASS tokens per pass, as many as a threshold may reveal: a
@@ -56,7 +56,7 @@ class SamplingBenchConfig:
     prompt_length: int = 800            # tokens of each prompt
     gen_length: int = 256               # tokens to generate
     block_length: int = 32              # a block is finished before the next begins
-    window: int = 96                    # masks behind the block that the ways with a window read
+    window: int = 96                    # masks after the block that the ways with a window read
     blocks: int = 2                     # time only the first blocks, where a window saves most
     runs: int = 1                       # runs of each way, in turns; medians are printed
     device: str = "auto"                # cpu, cuda, mps; auto takes a GPU if there is one

@@ -10,7 +10,7 @@ from sampling.reveal import Sampling
 class Reader:
     """Runs the model over the texts of a canvas, in one block after the other.
 
-    Without shortcuts every pass reads and computes all tokens. A window leaves out masks far behind
+    Without shortcuts every pass reads and computes all tokens. A window leaves out masks far after
     the block; with a cache only the first pass of a block computes all that is read.
     """
 

@@ -42,7 +42,7 @@ class Sampling:
     cfg_scale: float = 0.0              # classifier-free guidance: away from the unprompted answer
     end_tokens: EndTokens = "allowed"   # last: revealed after all others; never: forbidden
     cache: CacheKind = "none"           # reuse keys and values of the prefix, or around the block
-    window: int = 0                     # read only so many masks behind the block; 0: all
+    window: int = 0                     # read only this many masks after the block; 0: all
     graphs: bool = False                # launch the passes as CUDA graphs; needs a CUDA GPU
     threshold: float = 0.0              # reveal every token with this p, whatever steps is; 0: off
     factor: float = 0.0  # Fast-dLLM: reveal the n surest while (n + 1)(1 - p_n) < factor; 0: off

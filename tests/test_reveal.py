@@ -425,7 +425,7 @@ def test_rows_with_a_cache_come_out_as_they_would_alone(cache):
 
 @torch.no_grad()
 def windowed(model, prompt, n, block_length, window):
-    """Reveal one token a pass, greedily, from a text cut `window` masks behind the block."""
+    """Reveal one token a pass, greedily, from a text cut `window` masks after the block."""
     x = torch.tensor([prompt + [MASK] * n])
     for start in range(len(prompt), len(prompt) + n, block_length):
         end = start + block_length
