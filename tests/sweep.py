@@ -42,7 +42,7 @@ ALONE = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "
          "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}   # no network
 CPU_SECONDS, WALL_SECONDS, MEMORY = 30, 600, 3 * 2 ** 30    # MEMORY: beyond what imports take
 
-BAR = re.compile(r"[^\r\n]*?\d+%\|[^\r\n]*?\[[^\r\n\]]*\]")     # tqdm's
+BAR = re.compile(r"(?:^|(?<=[\r\n]))[^\r\n]*?\b\d{1,3}%\|[^\r\n]*?\[[^\r\n\]]*\]")  # tqdm's
 # not tried with large counts, which are no mistake: they would only take long
 ENDLESS = "train.py --max_steps", "analysis/bench.py --steps", "analysis/bench_sampling.py --runs"
 TURNS = "setting", "file", "clash", "setting", "file", "typing"
@@ -72,6 +72,7 @@ ALLOWED = {
     r"eval_gsm8k.py: --n_shot=-1": "it is the default: as many as the task says",
     r"published/\S+ without /(padding|truncation)": "what is not read may be missing",
     r"mmlu/dev\.jsonl half": "there are shots enough",
+    r"mmlu/\S+ /answer is [0-3], line": "0 to 3 are its answers",
     r" A\.jsonl empty": "no answer is given yet",
     r"(results|log)\.jsonl half": "a last line without its end is one that is being written",
     r"--inputs=\.\.$": "the folder above holds the study, too",
