@@ -30,9 +30,9 @@ from pretrained.weights import newest_checkpoint
 from tasks.answers import read_answers
 
 N_QUESTIONS = 600
-TRAIN = ["train.py", "--tokenizer=toy", "--task=toy", "--max_length=64", "--batch_size=8",
-         "--lr=1e-3", "--save_every=2", "--keep=2", "--log_every=1", "--eval_every=9",
-         "--eval_rows=8", "--eval_t=0.5", "--device=cpu"]
+TRAIN = ["train.py", "--tokenizer=toy", "--task=gsm8k", "--data_dir={rows}", "--max_length=64",
+         "--batch_size=8", "--lr=1e-3", "--save_every=2", "--keep=2", "--log_every=1",
+         "--eval_every=9", "--eval_rows=8", "--eval_t=0.5", "--device=cpu"]
 TUNE = ["--tokenizer=", "--init_from={base}"]
 EVALUATE = ["eval_gsm8k.py", "--init_from={base}", "--task=toy", f"--limit={N_QUESTIONS}",
             "--batch_tokens=150", "--device=cpu"]
@@ -76,12 +76,17 @@ def check(name: str, n: int, seed: int, folder: Path) -> tuple[list[str], str]:
     run fails, or ends before it is killed.
     """
     n_processes, command = RUNS[name]
-    base, rng = folder / "base", random.Random(f"{seed} {name}")
+    base, rows, rng = folder / "base", folder / "rows", random.Random(f"{seed} {name}")
+
+    def filled(words):
+        return [word.format(base=base, rows=rows) for word in words]
     if not base.exists():
-        finish([*TRAIN, "--max_steps=20", "--lambda_jepa=0", f"--out_dir={base}"])
+        rows.mkdir()
+        helpers.write_gsm8k(rows)
+        finish(filled([*TRAIN, "--max_steps=4", "--lambda_jepa=0", f"--out_dir={base}"]))
     is_training = command[0] == "train.py"
     moments = MOMENTS if is_training else MOMENTS[1:]
-    command = [word.format(base=base) for word in command]
+    command = filled(command)
     command += [f"--max_steps={20 + 16 * n}"] if is_training else []
     peace, killed, met = folder / f"{name}_in_peace", folder / f"{name}_killed", []
 

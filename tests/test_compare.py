@@ -25,7 +25,7 @@ def command(tmp_path, *options):
     """A comparison of a few steps, in tmp_path/out."""
     base = tmp_path / "base.py"
     base.write_text((ROOT / "config/tiny_base.py").read_text()
-                    + "\nmax_steps = 20\neval_rows = 64\n")
+                    + "\nmax_steps = 8\neval_rows = 64\n")
     return [sys.executable, "analysis/compare.py", f"--base={base}", f"--out_dir={tmp_path}/out",
             "--seed=7", "--device=cpu", *options]
 
@@ -47,7 +47,7 @@ def test_a_base_two_arms_and_a_table(tmp_path):
         path.parent.mkdir(parents=True)
         path.write_text("precious")
     (old.parent / compare.MARKER).touch()
-    done = run(tmp_path, "--train=--max_steps=30 --eval_rows=64", "--limit=100")
+    done = run(tmp_path, "--train=--max_steps=10 --eval_rows=64", "--limit=40")
     assert done.returncode == 0, done.stderr
     assert other.read_text() == "precious" and not old.exists()
 
@@ -58,7 +58,7 @@ def test_a_base_two_arms_and_a_table(tmp_path):
     for arm in summary["arms"].values():
         assert list(arm) == ["accuracy", "stderr", "n", "held_out_loss", "base_corpus_loss",
                              "seconds", "ms_per_step"]
-        assert 0 <= arm["accuracy"] <= 1 and arm["n"] == 100
+        assert 0 <= arm["accuracy"] <= 1 and arm["n"] == 40
         assert arm["stderr"] == pytest.approx((arm["accuracy"] * (1 - arm["accuracy"])
                                                / arm["n"]) ** 0.5)
         assert len(arm["held_out_loss"]) == 4 and len(arm["base_corpus_loss"]) == 4
@@ -76,7 +76,7 @@ def test_a_base_two_arms_and_a_table(tmp_path):
     # every line says whose it is, and no bar is drawn where there is no terminal
     shown, _, table = done.stdout.partition("scoring base, plain, jepa on unseen questions\n")
     assert {line.split("|")[0] for line in shown.splitlines()} == {"base  ", "plain ", "jepa  "}
-    assert "plain | step 30: held-out loss" in shown and "\r" not in done.stdout
+    assert "plain | step 10: held-out loss" in shown and "\r" not in done.stdout
     assert done.stderr == ""
     assert "jepa - plain = " in table and "seed 7, step time " in table
     assert all(len(line) <= 100 for line in table.splitlines())

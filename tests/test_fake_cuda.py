@@ -128,7 +128,7 @@ def test_attention_has_a_fused_kernel(steps, case):
 
 EIGHT, FOUR, H200, SMALL = predict.SETUPS
 BYTES = {
-    "8 GPUs": (EIGHT, training("llada8b_gsm8k", GSM8K, 32)),
+    "8 GPUs": (EIGHT, training("llada8b_gsm8k", GSM8K, 12)),
     "4 GPUs": (FOUR, training("llada8b_gsm8k", GSM8K, 12, world=4, options=[
         "--micro_batch_size=8"])),
     "anchor": (replace(EIGHT, n_pred_layer=0, bytes_of={**FP32, "ema": 0, "anchor": 4}),

@@ -580,27 +580,28 @@ def test_without_matplotlib_it_says_how_to_get_it(study, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_every_figure_of_real_runs_is_written(tmp_path):
+def test_every_figure_of_real_runs_is_written(tmp_path, data_dir):
     """A base, three arms with three seeds, their probe and scores: no loss is made up."""
     def call(*command):
         done = script(*command)
         assert done.returncode == 0, done.stderr
-    small = ["--device=cpu", "--eval_rows=8", "--eval_every=4", "--log_every=2", "--batch_size=4"]
+    small = ["--device=cpu", "--eval_rows=8", "--eval_every=2", "--log_every=1", "--batch_size=4"]
     call("train.py", "config/tiny_base.py", f"--out_dir={tmp_path}/base", "--max_steps=3", *small)
     models, results = [], []
     for seed in (1, 2, 3):
         for arm, weight, t_tgt in (("plain", 0, 0.7), ("jepa", 1, 0.7), ("rates_0.2_0.5", 1, 0.5)):
             out = f"{tmp_path}/{arm}_seed{seed}"
             call("train.py", "config/tiny_tune.py", f"--init_from={tmp_path}/base",
-                 f"--seed={seed}", f"--lambda_jepa={weight}", f"--t_tgt={t_tgt}",
-                 f"--out_dir={out}", "--max_steps=8", *small)
+                 "--task=gsm8k", f"--data_dir={data_dir}", f"--seed={seed}",
+                 f"--lambda_jepa={weight}", f"--t_tgt={t_tgt}", f"--out_dir={out}", "--max_steps=4",
+                 *small)
             models.append(out)
             more = [(0.5, "validation")] * (arm == "jepa")      # scores alone are made up
             results += [{"config": "tiny_tune", "arm": arm, "lambda": lamb, "depth": 2,
-                         "init_from": f"{tmp_path}/base", "seed": seed, "task": "toy",
+                         "init_from": f"{tmp_path}/base", "seed": seed, "task": "gsm8k",
                          "split": split, "n_shot": 0, "t_ctx": 0.2, "t_tgt": t_tgt,
                          "answers": f"{arm}_seed{seed}" + "_other" * (lamb == 0.5) + "/none.jsonl",
-                         "held_out": {"toy": {"1": [4.0, 3.0 + seed]}},
+                         "held_out": {"gsm8k": {"1": [4.0, 3.0 + seed]}},
                          "metrics": {"accuracy": 0.1 * lamb + 0.01 * seed, "n": 8}}
                         for lamb, split in [(weight, "validation"), (weight, "test"), *more]]
     results.append(results[1] | {"arm": "base", "lambda": 0, "seed": None, "answers": "base/x",
