@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from configurator import configure
+from helpers import write_checkpoint
+from pretrained.tokenizer import byte_tokenizer
 from tasks.common import load_task
 from train import TrainConfig
 
@@ -113,10 +115,12 @@ def test_the_law_of_arrows_sees_what_is_started_and_what_is_imported_late(code, 
     assert arrows_of(ast.parse(code)) == {room}
 
 
-def test_a_script_starts_without_what_few_runs_need():
+def test_a_script_starts_and_loads_weights_without_what_few_runs_need(tmp_path):
     """torch.compile takes a second to import, FSDP and the hub half of one."""
+    folder = write_checkpoint(tmp_path / "model", byte_tokenizer())
     rare = "torch._dynamo", "torch.distributed.fsdp", "datasets", "huggingface_hub", "pandas"
-    code = f"import sys, train\nprint([name for name in {rare} if name in sys.modules])"
+    code = (f"import sys, train, model\nmodel.DLLM.from_pretrained({str(folder)!r})\n"
+            f"print([name for name in {rare} if name in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stdout + done.stderr
 
