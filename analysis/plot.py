@@ -240,7 +240,9 @@ def kept(study: Study):
     for ax in grid[0]:
         line_at(ax, vertical=True)
         line_at(ax, paper, vertical=True, linestyle=":", color=style_of("jepa")["color"])
-        ax.set_xlim(max(SHARES[0], ax.get_xlim()[0]), min(SHARES[1], ax.get_xlim()[1]))
+    lows, highs = zip(*(ax.get_xlim() for ax in grid[0]))
+    for ax in grid[0]:
+        ax.set_xlim(max(SHARES[0], min(lows)), min(SHARES[1], max(highs)))
     name_axes(figure, "share kept of what plain loses, %")
     others = (f" Left out, because their interval has no two ends or their share lies beyond: "
               f"{', '.join(left_out)}." if left_out else "")
