@@ -51,19 +51,24 @@ def read_lines(path, what: str, check):
 
 
 def read_results(paths) -> list[dict]:
-    """Read results.jsonl files; the paths of answers in them start at the file's folder.
+    """Read results.jsonl files, or all in folders; paths of answers start at the file's folder.
 
     Raises FileNotFoundError, or ValueError naming a line that is not a result, is there twice, or
     is of a run that differs from the others of its arm.
     """
-    lines, records = {}, []
-    for path in paths:
-        if not Path(path).exists():
-            raise FileNotFoundError(f"there is no file {path}; analysis/grid.py writes one")
+    lines, records, files = {}, [], []
+    for given in paths:
+        is_folder = os.path.isdir(given)        # "" is none
+        found = sorted(Path(given).rglob("results.jsonl")) if is_folder else [Path(given)]
+        if not found or not os.path.exists(given):
+            raise FileNotFoundError(f"there is no file {given}{'/results.jsonl' * is_folder}; "
+                                    f"analysis/grid.py writes one")
+        files += found
+    for path in files:
         for line, where in read_lines(path, "a result", check_result):
             if key_of(line) in lines:
                 raise ValueError(f"{where} is a result for the second time")
-            line["answers"] = str(Path(path).parent / line["answers"])
+            line["answers"] = str(path.parent / line["answers"])
             lines[key_of(line)] = line
             records += records_of_result(line, where.rstrip(","))
     check_alike(records)

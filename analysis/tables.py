@@ -45,7 +45,7 @@ MEANING = __doc__.split("\n\n")[2].strip()
 
 @dataclass
 class TablesConfig:
-    results: tuple[str, ...] = ("out/grid/results.jsonl",)  # of grid.py, separated by commas
+    results: tuple[str, ...] = ("out/grid/results.jsonl",)  # files of grid.py, or folders of them
     preserve: tuple[str, ...] = ()      # summary.json files of preserve.py
     logs: tuple[str, ...] = ()          # folders with log.jsonl and probe.json: drift, views
     arms: tuple[str, ...] = ()          # only these, as grid.py names them; empty: all

@@ -354,6 +354,7 @@ def test_several_files_are_one_table_in_any_order(tmp_path):
     write(tmp_path / "one", one)
     assert render(read_results(paths[::-1])) == together
     assert f"+20.00 +- {half_95([10, 20, 30]):.2f} (n = 3)" in together
+    assert render(read_results([tmp_path])) == together     # a folder is all that it holds
 
 
 def test_bad_files_are_told_in_one_sentence(tmp_path):
@@ -361,6 +362,10 @@ def test_bad_files_are_told_in_one_sentence(tmp_path):
     good = path.read_text()
     with pytest.raises(FileNotFoundError, match="grid.py"):
         read_results([tmp_path / "none.jsonl"])
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "empty", ""):
+        with pytest.raises(FileNotFoundError, match="grid.py"):
+            read_results([path, folder])
     for bad in (good + good, good + "{}\n", good + "[1]\n", good + "\0\n", good + "x\n" + good,
                 good.replace("0.5", '"0.5"'), good.replace("0.5", "NaN")):
         path.write_text(bad)
