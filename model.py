@@ -223,8 +223,8 @@ class DLLM(nn.Module):
         self.compute_dtype = torch.float32      # of the activations; bf16 on GPUs that have it
         self.pack = False                       # True: no computation on padding, see Packed
         self.checkpoint_activations = "none"    # selective (every 2nd block) or full: less memory
-        empty = torch.zeros(config.vocab_size, config.n_embd)   # for init_weights, or a file
-        self.embed = nn.Embedding.from_pretrained(empty, freeze=False)
+        zeros = torch.zeros(config.vocab_size, config.n_embd)   # init_weights or a file fills them
+        self.embed = nn.Embedding.from_pretrained(zeros, freeze=False)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = RMSNorm(config.n_embd, config.norm_eps)
         self.head = Linear(config.n_embd, config.vocab_size, bias=False)

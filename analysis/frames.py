@@ -50,6 +50,11 @@ def read_lines(path, what: str, check):
         yield line, where
 
 
+def files_at(path, pattern: str) -> list[Path]:
+    """Return the files in a folder and below it whose names fit, in order, or the file itself."""
+    return sorted(Path(path).rglob(pattern)) if os.path.isdir(path) else [Path(path)]
+
+
 def read_results(paths) -> list[dict]:
     """Read results.jsonl files, or all in folders; paths of answers start at the file's folder.
 
@@ -58,10 +63,9 @@ def read_results(paths) -> list[dict]:
     """
     lines, records, files = {}, [], []
     for given in paths:
-        is_folder = os.path.isdir(given)        # "" is none
-        found = sorted(Path(given).rglob("results.jsonl")) if is_folder else [Path(given)]
+        found = files_at(given, "results.jsonl")
         if not found or not os.path.exists(given):
-            raise FileNotFoundError(f"there is no file {given}{'/results.jsonl' * is_folder}; "
+            raise FileNotFoundError(f"there is no file {given}{'/results.jsonl' * (not found)}; "
                                     f"analysis/grid.py writes one")
         files += found
     for path in files:
@@ -218,7 +222,7 @@ def read_study(inputs, arms=()) -> Study:
     for given in map(Path, inputs):
         if not given.exists():
             raise FileNotFoundError(f"there is no file or folder {given}")
-        found += sorted(given.rglob("*.json*")) if given.is_dir() else [given]
+        found += files_at(given, "*.json*")
     found = {os.path.realpath(path): path for path in found}.values()       # each file once
     paths = {name: [path for path in found if path.name == name]
              for name in ("log.jsonl", "probe.json", "summary.json", "results.jsonl")}

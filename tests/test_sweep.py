@@ -1,5 +1,6 @@
 """Laws of bad invocations: a short part of sweep.py, and what it takes for a fault."""
 import re
+import time
 
 import pytest
 
@@ -43,6 +44,12 @@ def test_what_the_sweep_takes_for_a_fault(code, said, changed, fault):
 def test_a_sentence_below_a_progress_bar_is_no_fault():
     said = "\rnew:   0%|          | 0/3 [00:00<?, ?step/s]\r\nlr=x is not a finite float\n"
     assert faults_of(CASE, 1, "step 0: held-out loss\n", said, []) == []
+
+
+def test_a_long_number_in_a_message_is_read_at_once():
+    began = time.process_time()
+    assert faults_of(CASE, 1, "", f"lr={'9' * 5000} is not a finite float\n", []) == []
+    assert time.process_time() - began < 5
 
 
 def test_every_script_has_commands_settings_and_clashes():
